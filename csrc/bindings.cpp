@@ -1,0 +1,8 @@
+// The extension module sparsekern._C. Tensors are handed over as addresses with element counts, so that the
+// module depends on no version of torch.
+#include "bindings.h"
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Native kernels of sparsekern";
+    bind_pattern(module);
+}

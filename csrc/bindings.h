@@ -1,0 +1,7 @@
+// The parts of the extension module; each adds its functions to `module`.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_pattern(pybind11::module_& module);
+void bind_compute(pybind11::module_& module);

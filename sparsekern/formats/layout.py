@@ -1,0 +1,146 @@
+"""Where a packed pattern keeps what: its header, its sections, and the size of its tiles.
+
+The same layout is in ``csrc/include/sparsekern/pattern.h``; the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+__all__ = ["TILE_SIZES", "Layout", "check_tile_size", "default_tile_size", "value_positions"]
+
+TILE_SIZES = (64, 32, 16, 8)
+HEADER_WORDS = 16
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _align(words: int) -> int:
+    return _ceil_div(words, 4) * 4
+
+
+def default_tile_size(rows: int, cols: int) -> int:
+    """Largest tile size that pads the matrix by at most a quarter.
+
+    ``max {T in (64, 32, 16, 8): ceil(rows / T) * T * ceil(cols / T) * T <= 1.25 * rows * cols}``, and where
+    no T meets that, the one that pads least. Large tiles decode faster and need less index; but the bits of a
+    tile are stored whole, so LeNet-5's first layer (6 x 25) gets 8 rather than 64.
+
+    Parameters
+    ----------
+    rows, cols : int
+        Shape of the weight matrix.
+
+    Returns
+    -------
+    int
+        64, 32, 16 or 8.
+    """
+
+    def padded(tile_size: int) -> int:
+        return _ceil_div(rows, tile_size) * _ceil_div(cols, tile_size) * tile_size**2
+
+    for tile_size in TILE_SIZES:
+        if 4 * padded(tile_size) <= 5 * rows * cols:
+            return tile_size
+    return min(TILE_SIZES, key=padded)
+
+
+def check_tile_size(tile_size: int) -> int:
+    """Return `tile_size` as an int when it is 8, 16, 32 or 64; ValueError or TypeError otherwise."""
+    if isinstance(tile_size, bool) or not isinstance(tile_size, Integral):
+        raise TypeError(f"tile_size must be 8, 16, 32 or 64, got {tile_size!r}")
+    if tile_size not in TILE_SIZES:
+        raise ValueError(f"tile_size must be 8, 16, 32 or 64, got {tile_size}")
+    return int(tile_size)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes a header states, and the first word of every section."""
+
+    shape: tuple[int, ...]
+    rows: int
+    cols: int
+    tile_size: int
+    tile_rows: int
+    tile_cols: int
+    tiles: int
+    nnz: int
+    tile_start: int
+    tile_row_ptr: int
+    tile_col: int
+    tile_ptr_t: int
+    tile_order_t: int
+    row_offset: int
+    bits: int
+
+    @classmethod
+    def from_header(cls, header: Sequence[int]) -> Layout:
+        """Read the 16 header words of a pattern that has been validated."""
+        tile_size, rows, cols, tile_rows, tile_cols, tiles = header[1:7]
+        nnz = (header[8] & 0xFFFFFFFF) | header[9] << 32
+        dims, cin, kh, kw = header[10:14]
+        tile_start = HEADER_WORDS
+        tile_row_ptr = tile_start + _align(2 * (tiles + 1))
+        tile_col = tile_row_ptr + _align(tile_rows + 1)
+        tile_ptr_t = tile_col + _align(tiles)
+        tile_order_t = tile_ptr_t + _align(tile_cols + 1)
+        row_offset = tile_order_t + _align(tiles)
+        return cls(
+            shape=(rows, cols) if dims == 2 else (rows, cin, kh, kw),
+            rows=rows,
+            cols=cols,
+            tile_size=tile_size,
+            tile_rows=tile_rows,
+            tile_cols=tile_cols,
+            tiles=tiles,
+            nnz=nnz,
+            tile_start=tile_start,
+            tile_row_ptr=tile_row_ptr,
+            tile_col=tile_col,
+            tile_ptr_t=tile_ptr_t,
+            tile_order_t=tile_order_t,
+            row_offset=row_offset,
+            bits=row_offset + _align(tiles * tile_size // 2),
+        )
+
+    def section(self, data: Tensor, first_word: int, count: int, dtype: torch.dtype) -> Tensor:
+        """View of `count` elements of type `dtype` that begin at word `first_word` of `data`."""
+        words = count * dtype.itemsize // 4
+        return data[first_word : first_word + words].view(dtype)
+
+
+def value_positions(data: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Matrix row and column of every value, by tensor operations on whichever device `data` is.
+
+    Expands each stored bit to a byte. CPU patterns have native code instead.
+
+    Parameters
+    ----------
+    data : Tensor
+        int32, the packed pattern.
+    layout : Layout
+        What its header says.
+
+    Returns
+    -------
+    rows, cols : Tensor
+        int64, each ``(nnz,)``, in the order of the values.
+    """
+    t = layout.tile_size
+    bytes_ = layout.section(data, layout.bits, layout.tiles * t * t // 8, torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
+    active = ((bytes_.unsqueeze(1) >> shifts) & 1).view(layout.tiles, t, t)
+    tile, row, col = active.nonzero(as_tuple=True)
+    row_ptr = layout.section(data, layout.tile_row_ptr, layout.tile_rows + 1, torch.int32).long()
+    tile_row = torch.repeat_interleave(row_ptr.diff(), output_size=layout.tiles)
+    tile_col = layout.section(data, layout.tile_col, layout.tiles, torch.int32).long()
+    return tile_row[tile] * t + row, tile_col[tile] * t + col
