@@ -1,0 +1,369 @@
+"""What every sparse layer shares: its pattern, its one stored weight, and how the two travel together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from sparsekern import ops
+from sparsekern.formats.pattern import Pattern
+from sparsekern.init import INITIALIZERS
+from sparsekern.nn.checks import STORAGES, as_pattern, check_choice, check_pattern, choose_pattern, describe
+
+
+class Topology:
+    """Holds the pattern that a weight is stored in.
+
+    Layers that share one weight share one of these, so that moving the weight to another pattern through any
+    of them moves them all. `copy.deepcopy` and pickle keep the sharing, as they do for the Parameter itself.
+    """
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+
+class SparseLayer(nn.Module):
+    """Base of `SparseLinear` and `SparseConv2d`.
+
+    The weight is one Parameter: ``values`` (nnz,) for ``storage="compact"``, ``weight`` (dense shape) for
+    ``storage="masked"``. The pattern is not a buffer: it has no gradient, never changes dtype, and a tensor
+    that differs per layer in size would stop EMA copies and DDP from treating buffers alike. It follows the
+    layer to another device and is saved in the state dict under the key ``pattern``.
+    """
+
+    dense_type: ClassVar[type[nn.Module]]
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        bias: bool,
+        *,
+        sparsity: float | None,
+        mask: Tensor | None,
+        pattern: Pattern | None,
+        storage: str,
+        init: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        generator: torch.Generator | None,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        check_choice(storage, STORAGES, "storage")
+        if init is not None:
+            check_choice(init, tuple(INITIALIZERS), "init")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+        chosen = choose_pattern(shape, sparsity, mask, pattern, generator)
+
+        self.storage = storage
+        self.init = init
+        self.groups = groups
+        stored_shape = (chosen.nnz,) if storage == "compact" else shape
+        weight = nn.Parameter(torch.empty(stored_shape, device=device, dtype=dtype))
+        self.register_parameter(self.weight_name, weight)
+        self._topology = Topology(_on_device_of(chosen, weight.device))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        if init is not None:
+            self.reset_parameters(generator)
+
+    # ---- the weight and its pattern ----
+
+    @property
+    def weight_name(self) -> str:
+        """Name of the weight's Parameter: ``"values"`` for compact storage, ``"weight"`` for masked."""
+        return "values" if self.storage == "compact" else "weight"
+
+    @property
+    def stored_weight(self) -> nn.Parameter:
+        """The weight's Parameter, whatever the storage."""
+        return self._parameters[self.weight_name]
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which positions are active; see :meth:`set_pattern` to change it."""
+        return self._topology.pattern
+
+    @property
+    def mask(self) -> Tensor:
+        """The pattern as a new bool tensor of the dense weight's shape."""
+        return self.pattern.to_mask()
+
+    def to_dense(self) -> Tensor:
+        """The dense weight, 0 at inactive positions; differentiable with respect to the stored weight."""
+        if self.storage == "compact":
+            return ops.unpack(self.values, self.pattern)
+        return torch.where(self.mask, self.weight, 0)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the weight again with the layer's ``init`` (per neuron when it has none); the bias becomes
+        0."""
+        INITIALIZERS[self.init or "per_neuron"](self, generator=generator)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def set_pattern(self, pattern: Pattern, *, resize: bool = False) -> None:
+        """Moves the weight to another pattern of the same shape; the Parameter object stays the same one.
+
+        Compact storage: the values of positions active in both patterns move along, new positions get 0, and
+        so for the gradient when there is one. Masked storage: the dense weight is left as it is, whatever its
+        inactive positions hold; write 0 there first if newly active positions are to start from 0. Layers
+        tied with :meth:`tie_weight` follow.
+
+        Parameters
+        ----------
+        pattern : Pattern
+            Of this weight's shape; moved to this layer's device.
+        resize : bool
+            Lets the number of values change (compact storage). Optimizer states, DDP buckets and EMA copies
+            hold vectors of the old length, so resize before they are made, and otherwise keep nnz.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another shape, or another nnz without `resize`; nothing is changed.
+        """
+        check_pattern(pattern, tuple(self.pattern.shape))
+        old, new = self.pattern, _on_device_of(pattern, self.stored_weight.device)
+        if self.storage == "compact":
+            if new.nnz != old.nnz and not resize:
+                raise ValueError(
+                    f"pattern: expected {old.nnz} active positions, one per value, got {new.nnz}; optimizer"
+                    " states have that length too: pass resize=True if none has been made yet"
+                )
+            values, grad = self.values, self.values.grad
+            moved = _transfer(values.detach(), old, new)
+            moved_grad = None if grad is None else _transfer(grad, old, new)
+            if new.nnz == old.nnz:
+                values.copy_(moved)
+                if grad is not None:
+                    grad.copy_(moved_grad)
+            else:
+                values.grad = None
+                values.data = moved
+                values.grad = moved_grad
+        self._topology.pattern = new
+
+    def tie_weight(self, other: SparseLayer) -> None:
+        """Makes this layer use the other's weight Parameter and pattern; topology changes reach both.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When the two differ in class, storage or shape; nothing is changed.
+        """
+        if type(other) is not type(self):
+            raise TypeError(f"other: expected a {type(self).__name__}, got {type(other).__name__}")
+        mine, theirs = (self.storage, *self.pattern.shape), (other.storage, *other.pattern.shape)
+        if mine != theirs:
+            raise ValueError(f"other: expected storage and weight shape {mine}, got {theirs}")
+        self._parameters[self.weight_name] = other.stored_weight
+        self._topology = other._topology
+
+    # ---- to and from dense modules ----
+
+    @classmethod
+    def dense_arguments(cls, module: nn.Module) -> dict[str, Any]:
+        """The positional and shape arguments that `module`, sparse or dense, was built with."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(
+        cls, module: nn.Module, mask: Tensor | Pattern, *, storage: str = "compact"
+    ) -> SparseLayer:
+        """A sparse layer with the weights of a dense one at the mask's positions.
+
+        Parameters
+        ----------
+        module : torch.nn.Linear or torch.nn.Conv2d
+            The dense module that this class stands for; it is left unchanged and shares no memory with the
+            result.
+        mask : bool tensor or Pattern
+            True where a position is active; of the weight's shape.
+        storage : str
+            ``"compact"`` or ``"masked"``; inactive positions of a masked weight are 0.
+
+        Returns
+        -------
+        SparseLayer
+            With the module's bias, device, dtype, ``requires_grad`` and training mode.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another module type, padding mode, mask dtype or mask shape.
+        """
+        if isinstance(module, SparseLayer):
+            raise TypeError(
+                f"module: expected a {_class_name(cls.dense_type)}, got a layer that is already sparse"
+            )
+        if not isinstance(module, cls.dense_type):
+            raise TypeError(f"module: expected a {_class_name(cls.dense_type)}, got {describe(module)}")
+        if torch.nn.parameter.is_lazy(module.weight):
+            raise ValueError("module: expected initialized weights, got a lazy module that has not run yet")
+        pattern = as_pattern(mask, tuple(module.weight.shape))
+        layer = cls.like(module, pattern, storage=storage)
+        layer.write_dense(module.weight)
+        if module.bias is not None:
+            layer.bias.data.copy_(module.bias.data)
+            layer.bias.requires_grad_(module.bias.requires_grad)
+        return layer
+
+    @classmethod
+    def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:
+        """A layer with the dense module's arguments, dtype, device, flags and the pattern; weights
+        uninitialized."""
+        weight = module.weight
+        layer = cls(
+            **cls.dense_arguments(module),
+            pattern=pattern,
+            storage=storage,
+            init=None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.stored_weight.requires_grad_(weight.requires_grad)
+        return layer.train(module.training)
+
+    @torch.no_grad()
+    def write_dense(self, dense: Tensor) -> None:
+        """Writes the active positions of a dense tensor of the weight's shape; masked storage gets 0
+        elsewhere."""
+        weight = self.stored_weight
+        if weight.is_meta:
+            return
+        if self.storage == "compact":
+            weight.copy_(self.pattern.pack(dense.detach()))
+        else:
+            weight.copy_(torch.where(self.mask, dense.detach(), 0))
+
+    def to_dense_module(self) -> nn.Module:
+        """The `torch.nn` module that computes the same: a new weight, 0 at inactive positions, and a copied
+        bias."""
+        weight = self.stored_weight
+        module = skip_init(
+            self.dense_type, **self.dense_arguments(self), device=weight.device, dtype=weight.dtype
+        )
+        with torch.no_grad():
+            module.weight.requires_grad_(weight.requires_grad)
+            if self.bias is not None:
+                module.bias.copy_(self.bias)
+                module.bias.requires_grad_(self.bias.requires_grad)
+            if not weight.is_meta:
+                module.weight.copy_(self.to_dense())
+        return module.train(self.training)
+
+    # ---- what nn.Module does, extended to the pattern ----
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
+        super()._apply(fn, recurse)
+        # An empty tensor tells where `fn` sends things; its dtype is of no interest, the pattern stays int32.
+        target = fn(torch.empty(0, dtype=torch.int32, device=self.pattern.device)).device
+        self._topology.pattern = _on_device_of(self.pattern, target)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        data = self.pattern.data
+        # Layers may share one pattern, and safetensors refuses tensors that share memory.
+        if any(saved is data for saved in destination.values()):
+            data = data.clone()
+        destination[prefix + "pattern"] = data
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "pattern"
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        if key in state_dict:
+            pattern, problem = self._read_pattern(state_dict, prefix)
+            if problem:
+                error_msgs.append(problem)
+                return
+            self._adopt(pattern, assign)
+        elif strict:
+            # Values without their pattern could land at other positions, so none of this layer is loaded.
+            wanted = ["pattern", *(name for name, param in self._parameters.items() if param is not None)]
+            missing_keys.extend(prefix + name for name in wanted if prefix + name not in state_dict)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+
+    def _read_pattern(self, state_dict: Mapping[str, Any], prefix: str) -> tuple[Pattern | None, str | None]:
+        """The state dict's pattern, or what is wrong with it or with the tensors that go with it."""
+        key, data = prefix + "pattern", state_dict[prefix + "pattern"]
+        if not isinstance(data, Tensor) or data.is_meta:
+            return None, f"{key}: expected a pattern's int32 data with contents, got {describe(data)}"
+        try:
+            pattern = Pattern(data)
+        except (TypeError, ValueError, RuntimeError) as error:
+            return None, f"{key}: not a valid pattern: {error}"
+        shape = tuple(self.pattern.shape)
+        if tuple(pattern.shape) != shape:
+            return None, f"{key}: expected a pattern of shape {shape}, got {tuple(pattern.shape)}"
+        pattern = _on_device_of(pattern, self.stored_weight.device)
+        expected = {self.weight_name: (pattern.nnz,) if self.storage == "compact" else shape}
+        if self.bias is not None:
+            expected["bias"] = (shape[0],)
+        for name, size in expected.items():
+            value = state_dict.get(prefix + name)
+            if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != size):
+                return None, f"{prefix}{name}: expected shape {size}, got {describe(value)}"
+        changed = pattern != self.pattern
+        if changed and prefix + self.weight_name not in state_dict:
+            return None, (
+                f"{prefix}{self.weight_name}: missing, and the state dict's pattern differs from the layer's"
+                f" (storage={self.storage!r}): a pattern is loaded together with its weight"
+            )
+        return (pattern if changed else self.pattern), None
+
+    def _adopt(self, pattern: Pattern, assign: bool) -> None:
+        """Takes a checked pattern; compact values get its length, uninitialized, in the same Parameter
+        object."""
+        if assign:
+            # assign=True gives every layer its own Parameter, which unties it from the layers it was tied
+            # with.
+            self._topology = Topology(self._topology.pattern)
+        if pattern is self.pattern:
+            return
+        if self.storage == "compact":
+            # Gradients of the old positions say nothing about the new ones.
+            self.values.grad = None
+            self.values.data = self.values.data.new_empty(pattern.nnz)
+        self._topology.pattern = pattern
+
+    def _repr_tail(self) -> str:
+        return f"sparsity={self.pattern.sparsity:.4f}, nnz={self.pattern.nnz}, storage={self.storage}"
+
+
+def _on_device_of(pattern: Pattern, device: torch.device) -> Pattern:
+    """The pattern on a weight's device. It has no meta form: without its bits it has no shape and no nnz."""
+    return pattern if device.type == "meta" else pattern.to(device)
+
+
+def _transfer(values: Tensor, old: Pattern, new: Pattern) -> Tensor:
+    return values.new_empty(new.nnz) if values.is_meta else old.transfer(values, new)
+
+
+def _class_name(cls: type) -> str:
+    return f"torch.nn.{cls.__name__}"

@@ -1,0 +1,210 @@
+"""Which layers of a model can be made sparse, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from sparsekern.nn.base import SparseLayer
+from sparsekern.nn.checks import describe, near_names
+from sparsekern.nn.conv import SparseConv2d
+from sparsekern.nn.linear import SparseLinear
+
+SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+STATE_DICT_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+@dataclass
+class Found:
+    """One weight-bearing module, every name it has in the model, and why it stays as it is (None: it
+    converts)."""
+
+    module: nn.Module
+    names: list[str] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The weight's shape, without computing a parametrized weight; None when it is not known yet."""
+        module = self.module
+        if isinstance(module, SparseLayer):
+            return tuple(module.pattern.shape)
+        if any(is_lazy(parameter) for parameter in module._parameters.values()):
+            return None
+        if isinstance(module, nn.Linear):
+            return (module.out_features, module.in_features)
+        if isinstance(module, nn.Conv2d):
+            return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        return max((tuple(p.shape) for p in _matrices(module)), key=lambda shape: torch.Size(shape).numel())
+
+
+def survey(
+    model: nn.Module, exclude: Iterable[str], filter_fn: FilterFn | None, only: Collection[str] | None
+) -> list[Found]:
+    """Every module with a weight of two or more dimensions, in module order, each once.
+
+    `only` holds the names that masks are given for; None means that all convertible layers are meant.
+    """
+    found = _weight_bearing(model)
+    patterns = _check_exclude(
+        exclude, [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    )
+    for entry in found:
+        entry.reason = (
+            _already_sparse(entry.module)
+            or _excluded(entry.names, patterns)
+            or why_dense(entry.module)
+            or (
+                "filter_fn returned False"
+                if filter_fn is not None and not filter_fn(entry.module, entry.name)
+                else None
+            )
+        )
+    _check_masked_names(found, only)
+    _settle_ties(model, found, only)
+    return found
+
+
+def why_dense(module: nn.Module) -> str | None:
+    """Why this module cannot become a sparse layer, None if it can."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        return f"parametrized: its {' and '.join(module.parametrizations)} is computed, not a Parameter"
+    if kind not in SPARSE_TYPES:
+        for base in SPARSE_TYPES:
+            if isinstance(module, base):
+                return (
+                    f"{kind.__name__} is a subclass of nn.{base.__name__}; only the exact type is converted"
+                )
+        return f"{kind.__name__} is not nn.Linear or nn.Conv2d"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by a hook (weight_norm, pruning), not a Parameter"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}, not a plain Parameter"
+    if weight.dtype not in DTYPES:
+        return f"dtype {weight.dtype} is not supported"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={module.padding_mode!r} is not supported"
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return "it holds parameters, buffers or modules of its own besides weight and bias"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if any(vars(module).get(name) for name in STATE_DICT_HOOKS):
+        return "it has state-dict hooks, which would see values in place of a dense weight"
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return "its weight has gradient hooks"
+    return None
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    parameters = module._parameters.values()
+    return [p for p in parameters if p is not None and not is_lazy(p) and p.dim() >= 2]
+
+
+def _weight_bearing(model: nn.Module) -> list[Found]:
+    found: dict[int, Found] = {}
+    inside = tuple(
+        f"{name}.parametrizations."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if parametrize.is_parametrized(module)
+    )
+    for name, module in model.named_modules(remove_duplicate=False):
+        bears = isinstance(module, (nn.Linear, nn.Conv2d, SparseLayer)) or _matrices(module)
+        bears = bears or any(is_lazy(parameter) for parameter in module._parameters.values())
+        if bears and not name.startswith(inside):
+            # The root's own parameters are listed under its class, it has no name.
+            found.setdefault(id(module), Found(module)).names.append(name or type(module).__name__)
+    return list(found.values())
+
+
+def _already_sparse(module: nn.Module) -> str | None:
+    return "already sparse" if isinstance(module, SparseLayer) else None
+
+
+def _check_exclude(exclude: Iterable[str], names: list[str]) -> list[str]:
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude: expected module names or glob patterns, got {describe(pattern)}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"exclude: expected names or glob patterns of modules, {pattern!r} matches none"
+                + near_names(pattern, names)
+            )
+    return patterns
+
+
+def _excluded(names: list[str], patterns: list[str]) -> str | None:
+    """A pattern that names a module excludes everything inside it too."""
+    for name in names:
+        parts = name.split(".")
+        enclosing = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        for pattern in patterns:
+            if any(fnmatchcase(part, pattern) for part in enclosing):
+                return f"excluded by {pattern!r}"
+    return None
+
+
+def _check_masked_names(found: list[Found], only: Collection[str] | None) -> None:
+    by_name = {name: entry for entry in found for name in entry.names}
+    for name in only or ():
+        if name not in by_name:
+            convertible = [n for n, entry in by_name.items() if entry.reason is None]
+            raise ValueError(
+                f"masks: expected names of layers, {name!r} is none" + near_names(str(name), convertible)
+            )
+        if by_name[name].reason is not None:
+            raise ValueError(f"masks: {name!r} cannot be converted: {by_name[name].reason}")
+
+
+def _settle_ties(model: nn.Module, found: list[Found], only: Collection[str] | None) -> None:
+    """Layers without a mask stay dense, and so do layers whose weight something that stays dense uses too."""
+    owners = _owners(model)
+    by_module = {id(entry.module): entry for entry in found}
+    for entry in found:
+        if entry.reason is not None or only is None:
+            continue
+        users = [
+            by_module[id(module)] for module, _ in owners[id(entry.module.weight)] if id(module) in by_module
+        ]
+        if not any(name in only for user in users for name in user.names):
+            entry.reason = "no mask given"
+    for entry in found:
+        if entry.reason is not None:
+            continue
+        for module, name in owners[id(entry.module.weight)]:
+            other = by_module.get(id(module))
+            if other is None or type(module) is not type(entry.module) or other.reason is not None:
+                entry.reason = f"its weight is tied to {name}, which stays dense"
+                if only is not None and any(n in only for n in entry.names):
+                    raise ValueError(f"masks: {entry.name!r} cannot be converted: {entry.reason}")
+                break
+
+
+def _owners(model: nn.Module) -> Mapping[int, list[tuple[nn.Module, str]]]:
+    """For every Parameter, by identity, the modules that hold it and its name there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                full = f"{prefix}.{name}" if prefix else name
+                owners.setdefault(id(parameter), []).append((module, full))
+    return owners
