@@ -21,6 +21,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -47,7 +48,7 @@ CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fopenm
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {message}")
 
 
@@ -79,7 +80,7 @@ def find_cxx() -> list[str]:
     found = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
     if found is None:
         fail(
-            "sparsekern is compiled on installation and there is no C++ compiler on PATH (g++, c++ or clang++). "
+            "sparsekern is compiled on installation, and there is no C++ compiler on PATH (g++, c++, clang++). "
             "Install one, for example with `apt-get install g++`, or name it in CXX"
         )
     return [found]
@@ -108,7 +109,7 @@ def cuda_archs(nvcc: str) -> tuple[str, ...]:
     if text is None:
         return tuple(arch for arch in DEFAULT_CUDA_ARCHS if arch in known)
     archs = tuple(part.strip() for part in text.split(";"))
-    unknown = [arch for arch in archs if arch not in known]
+    unknown = [arch for arch in archs if arch.rstrip("af") not in known]
     if unknown:
         fail(
             f"SPARSEKERN_CUDA_ARCHS={text!r}: {unknown[0]!r} is not one of this nvcc's architectures "
@@ -183,10 +184,10 @@ def run(command: list[str], output: Path, what: str) -> None:
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     result = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
-    sys.stderr.write(result.stderr)
     if result.returncode != 0:
         partial.unlink(missing_ok=True)
         fail(f"could not {what}:\n  {shlex.join(command)}\n{result.stdout}{result.stderr}")
+    sys.stderr.write(result.stderr)
     os.replace(partial, output)
 
 
@@ -225,9 +226,13 @@ class BuildNative(build_ext):
 
 os.chdir(ROOT)
 setup(
-    packages=[*find_packages(include=["sparsekern", "sparsekern.*"]), "sparsekern.kernels"],
+    packages=[
+        *find_packages(include=["sparsekern", "sparsekern.*"]),
+        "sparsekern.experiments.recipes",
+        "sparsekern.kernels",
+    ],
     package_dir={"sparsekern.kernels": "kernels"},
-    package_data={"sparsekern": ["py.typed", "experiments/recipes/*.yaml"]},
+    package_data={"sparsekern": ["py.typed"], "sparsekern.experiments.recipes": ["*.yaml"]},
     ext_modules=[Extension("sparsekern._C", [str(source) for source in cpp_sources()])],
     cmdclass={"build_ext": BuildNative},
 )

@@ -1,0 +1,34 @@
+// The text of every status that a GPU launcher returns.
+#include <cuda_runtime.h>
+
+#include "sparsekern/cuda_status.h"
+
+namespace sparsekern::cuda {
+
+const char* status_message(Status status) {
+    switch (status) {
+        case Status::ok:
+            return "success";
+        case Status::bad_element_size:
+            return "element_size: expected 2, 4 or 8 bytes";
+        case Status::bad_pattern_sizes:
+            return "sizes: expected those of a valid pattern (tile size 8, 16, 32 or 64, counts in range)";
+        case Status::different_shapes:
+            return "from, to: expected two patterns of the same rows and columns";
+        case Status::different_tile_sizes:
+            return "from, to: expected two patterns of the same tile size";
+        case Status::null_pointer:
+            return "expected a pointer where there is data, got null";
+        case Status::misaligned_pointer:
+            return "expected pattern data aligned to 16 bytes and values aligned to their element size";
+        case Status::not_device_memory:
+            return "expected pointers to memory of a CUDA device";
+        case Status::different_devices:
+            return "expected all pointers on one CUDA device";
+        case Status::overlapping_buffers:
+            return "expected an output that is no part of the input";
+    }
+    return cudaGetErrorString(static_cast<cudaError_t>(status));
+}
+
+}  // namespace sparsekern::cuda

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as `sparsekern.kernels`. Import the one you need: none is imported here."""

@@ -1,0 +1,81 @@
+"""What the kernels' tests share: patterns packed by NumPy alone, and a process that interprets Triton."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+BIT_DTYPES = {8: np.uint8, 16: np.int16, 32: np.int32, 64: np.int32}
+
+
+def _tiles(mask: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
+    """The mask as (tile_rows, tile_cols, size, size), padded with False."""
+    rows, cols = mask.shape
+    tile_rows, tile_cols = -(-rows // size), -(-cols // size)
+    padded = np.zeros((tile_rows * size, tile_cols * size), dtype=bool)
+    padded[:rows, :cols] = mask
+    return padded.reshape(tile_rows, size, tile_cols, size).transpose(0, 2, 1, 3), tile_rows, tile_cols
+
+
+def _pack(mask: np.ndarray, tile_size: int) -> SimpleNamespace:
+    grid, tile_rows, tile_cols = _tiles(mask, tile_size)
+    stored = grid.any(axis=(2, 3))
+    tile_row, tile_col = np.nonzero(stored)
+    tiles = grid[tile_row, tile_col]
+    per_row = tiles.sum(axis=2)
+    order = np.lexsort((tile_row, tile_col))
+    sections = {
+        "tile_start": np.concatenate([[0], per_row.sum(axis=1).cumsum()]).astype(np.int64),
+        "tile_row_ptr": np.concatenate([[0], stored.sum(axis=1).cumsum()]).astype(np.int32),
+        "tile_col": tile_col.astype(np.int32),
+        "tile_ptr_t": np.concatenate([[0], stored.sum(axis=0).cumsum()]).astype(np.int32),
+        "tile_order_t": order.astype(np.int32),
+        "row_offset": (per_row.cumsum(axis=1) - per_row).astype(np.int16),
+        "bits": np.packbits(tiles, axis=2, bitorder="little").view(BIT_DTYPES[tile_size]),
+    }
+    rows, cols = mask.shape
+    nnz = int(mask.sum())
+    header = [0x314B5053, tile_size, rows, cols, tile_rows, tile_cols, len(tiles), 1, nnz, 0, 2, cols, 1, 1]
+    words = np.array([*header, 0, 0], dtype=np.int32).tobytes()
+    for section in sections.values():
+        words += section.tobytes()
+        words += bytes(-len(words) % 16)
+    # Value i belongs to the i-th active position, tile by tile and row by row within a tile.
+    tile, row, column = np.nonzero(tiles)
+    return SimpleNamespace(
+        tile_size=tile_size,
+        matrix_shape=mask.shape,
+        num_tiles=len(tiles),
+        nnz=nnz,
+        data=np.frombuffer(words, dtype=np.int32),
+        positions=(tile_row[tile] * tile_size + row, tile_col[tile] * tile_size + column),
+        **{name: torch.from_numpy(section) for name, section in sections.items()},
+    )
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """pack(mask, tile_size): the pattern of a 2-D mask; `positions` is the (rows, columns) of its values."""
+    return _pack
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """A process in which Triton kernels are interpreted.
+
+    The variable counts when a kernel is decorated, so one process either interprets or compiles. Compiling is
+    what this one does.
+    """
+    pytest.importorskip("triton", reason="triton is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+        assert pool.submit(os.getenv, "TRITON_INTERPRET").result() == "1"
+    with pool:
+        yield pool
