@@ -63,7 +63,7 @@ def cpp_sources() -> list[Path]:
     The baseline comes first: of an inline function that several objects define, the linker keeps the first
     copy, and a copy compiled for AVX-512 must not be the one that an older machine runs.
     """
-    sources = [CSRC / "bindings.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
+    sources = [*sorted(CSRC.glob("bindings*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
     if not ON_X86:
         sources = [source for source in sources if not isa_suffix(source)]
     order = ["", *X86_FLAGS]
@@ -80,8 +80,8 @@ def find_cxx() -> list[str]:
     found = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
     if found is None:
         fail(
-            "sparsekern is compiled on installation, and there is no C++ compiler on PATH (g++, c++, clang++). "
-            "Install one, for example with `apt-get install g++`, or name it in CXX"
+            "sparsekern is compiled on installation, and no C++ compiler (g++, c++, clang++) is on PATH; "
+            "install one, for example with `apt-get install g++`, or name it in CXX"
         )
     return [found]
 
@@ -154,7 +154,7 @@ class Toolchain:
         command = [*self.cxx, *CXX_FLAGS, *X86_FLAGS.get(isa_suffix(source), [])]
         if not ON_X86:
             command.append("-DSPARSEKERN_NO_X86")
-        if source.name == "bindings.cpp":
+        if source.name.startswith("bindings"):
             command += python_includes()
             if self.nvcc:
                 command += ["-DSPARSEKERN_WITH_CUDA", f'-DSPARSEKERN_CUDA_ARCHS="{";".join(self.archs)}"']

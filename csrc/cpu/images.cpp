@@ -1,0 +1,64 @@
+#include "images.h"
+
+namespace sparsekern {
+
+ConvLayout::ConvLayout(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes)
+    : vertical(shape, 0, pattern.kh),
+      horizontal(shape, 1, pattern.kw),
+      channels(shape.groups * pattern.cin),
+      pixels((vertical.out - 1) * horizontal.plane + horizontal.out),
+      panels(pixels, lanes, kMaxVectors),
+      pixel_run(panels.panels * panels.width) {
+    plane_size = (vertical.plane * horizontal.plane + lanes - 1) / lanes * lanes;
+    channel_size =
+        plane_size * static_cast<int64_t>(vertical.phases.size()) * static_cast<int64_t>(horizontal.phases.size());
+    image_size = channels * channel_size + kMaxVectors * lanes;
+}
+
+std::vector<int64_t> ConvLayout::column_offsets(const PatternView& pattern) const {
+    std::vector<int64_t> offset(static_cast<size_t>(pattern.tile_cols * pattern.tile_size), 0);
+    size_t column = 0;
+    for (int64_t i = 0; i < pattern.kh; ++i) {
+        for (int64_t j = 0; j < pattern.kw; ++j) {
+            const int64_t planes = static_cast<int64_t>(horizontal.phases.size());
+            const int64_t plane = vertical.tap_phase[i] * planes + horizontal.tap_phase[j];
+            const int64_t tap = plane * plane_size + vertical.tap_shift[i] * horizontal.plane + horizontal.tap_shift[j];
+            for (int64_t c = 0; c < pattern.cin; ++c) offset[column++] = c * channel_size + tap;
+        }
+    }
+    return offset;
+}
+
+namespace {
+
+void check_at_least(const char* name, int64_t least, int64_t got) {
+    if (got >= least) return;
+    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
+                                std::to_string(got));
+}
+
+}  // namespace
+
+void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, int64_t x_count,
+                  const char* y_name, int64_t y_count, int threads) {
+    check_threads(threads);
+    check_equal("pattern", "dimensions", 4, pattern.dims);
+    check_at_least("batch", 0, shape.batch);
+    check_at_least("groups", 1, shape.groups);
+    check_at_least("height", 0, shape.height);
+    check_at_least("width", 0, shape.width);
+    for (int axis = 0; axis < 2; ++axis) {
+        check_at_least("stride", 1, shape.stride[axis]);
+        check_at_least("padding", 0, shape.padding[axis]);
+        check_at_least("dilation", 1, shape.dilation[axis]);
+    }
+    if (pattern.rows % shape.groups != 0) {
+        throw std::invalid_argument("groups: expected a divisor of the output channels " +
+                                    std::to_string(pattern.rows) + ", got " + std::to_string(shape.groups));
+    }
+    const int64_t out = shape.out_extent(0, pattern.kh) * shape.out_extent(1, pattern.kw);
+    check_equal(x_name, "elements", shape.batch * shape.groups * pattern.cin * shape.height * shape.width, x_count);
+    check_equal(y_name, "elements", shape.batch * pattern.rows * out, y_count);
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,84 @@
+// The leaf kernels that exist once per instruction set, and the table a driver calls them through.
+//
+// Every product of this package reduces to panels: a panel holds a run of P samples (batch rows, or pixels)
+// for each feature, so that one vector instruction serves P samples of one weight.
+#pragma once
+
+#include <cstdint>
+
+#include "sparsekern/dtype.h"
+#include "sparsekern/isa.h"
+#include "tile_matrix.h"
+
+namespace sparsekern {
+
+constexpr int kMaxVectors = 8;  // vectors in a panel; their sums fit the registers of every level
+
+// One row of tiles against one panel. Row r of the tiles reads features at x + x_row[r] + column_offset[c] and
+// owns the panel row y + y_row[r].
+template <class A>
+struct PanelWork {
+    const TileMatrix* matrix;
+    const int32_t* tiles;  // indices of the tiles to visit
+    int64_t tile_count;
+    int64_t row_begin;  // rows to work on, in this row of tiles
+    int64_t row_end;
+    const int64_t* column_offset;
+    const A* x;
+    const int64_t* x_row;
+    A* y;
+    const int64_t* y_row;
+};
+
+// `count` samples by `features` in memory at data[sample * sample_stride + feature * feature_stride].
+template <class T>
+struct Samples {
+    T* data;
+    int64_t sample_stride;
+    int64_t feature_stride;
+    int64_t count;
+    int64_t features;
+};
+
+template <class A>
+struct KernelTable {
+    int64_t lanes;
+    // y[r] (+)= sum over active c of values * x[c]; starts from `start[r]` (or 0 when null) if `fresh`.
+    void (*accumulate[kMaxVectors + 1])(const PanelWork<A>&, const A* values, bool fresh, const A* start);
+    // values_gradient[r, c] (+)= sum over the panel of y[r] * x[c]; overwrites if `fresh`.
+    void (*dot[kMaxVectors + 1])(const PanelWork<A>&, A* values_gradient, bool fresh);
+    // Into and out of panels of `width` samples; samples past the end read as 0 and are not written.
+    void (*pack)(const Samples<const A>&, A* panel, int64_t width);
+    void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
+    void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
+    void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
+    // y[r] (+)= sum over active c of values * x[c] for one sample.
+    void (*vector_product)(const PanelWork<A>&, const A* values, bool fresh, const A* start);
+};
+
+template <class A>
+const KernelTable<A>& kernels();
+
+inline void pack(const KernelTable<float>& table, const Samples<const float>& from, float* panel, int64_t width) {
+    table.pack(from, panel, width);
+}
+inline void pack(const KernelTable<double>& table, const Samples<const double>& from, double* panel, int64_t width) {
+    table.pack(from, panel, width);
+}
+inline void pack(const KernelTable<float>& table, const Samples<const BFloat16>& from, float* panel,
+                 int64_t width) {
+    table.pack_bfloat16(from, panel, width);
+}
+inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width, const Samples<float>& to) {
+    table.unpack(panel, width, to);
+}
+inline void unpack(const KernelTable<double>& table, const double* panel, int64_t width,
+                   const Samples<double>& to) {
+    table.unpack(panel, width, to);
+}
+inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width,
+                   const Samples<BFloat16>& to) {
+    table.unpack_bfloat16(panel, width, to);
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,160 @@
+#include "sparsekern/linear.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "buffer.h"
+#include "check.h"
+#include "compute_values.h"
+#include "kernel_table.h"
+#include "panels.h"
+#include "tile_schedule.h"
+#include "transposed_matrix.h"
+
+namespace sparsekern {
+namespace {
+
+// y = x M^T + start for a batch, M being a pattern's matrix or its transpose.
+template <class T>
+class PanelProduct {
+    using A = AccumulateType<T>;
+
+   public:
+    PanelProduct(const TileMatrix& matrix, const A* values, const A* start, int threads)
+        : matrix_(matrix), values_(values), start_(start), threads_(threads), table_(kernels<A>()) {}
+
+    void run(const InputMatrix& x, const OutputMatrix& y) const {
+        if (x.rows == 0 || matrix_.rows == 0) return;
+        if (x.rows == 1) return run_single(x, y);
+        const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
+        const int64_t fitting = PanelStack<T>::fitting(matrix_.cols, shape, int64_t{8} << 20);
+        const int64_t together = std::max(fitting, std::min<int64_t>(threads_, shape.panels));
+        const int64_t group = kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
+        const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, group));
+        const std::vector<int64_t> column_offset = strided(matrix_.tile_cols * matrix_.tile_size, shape.width);
+        PanelStack<T> panels(matrix_.cols, shape, together);
+        for (int64_t first = 0; first < shape.panels; first += together) {
+            const int64_t count = std::min(together, shape.panels - first);
+            panels.fill(table_, x, first, count, threads_);
+            multiply_panels(y, shape, first, count, panels, schedule, column_offset.data());
+        }
+    }
+
+   private:
+    void multiply_panels(const OutputMatrix& y, const PanelShape& shape, int64_t first, int64_t count,
+                         const PanelStack<T>& panels, const TileSchedule& schedule,
+                         const int64_t* column_offset) const {
+        const int64_t row_bytes = matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A));
+        const int64_t fitting = std::max<int64_t>(1, kPrivateCacheBytes / 4 / row_bytes);
+        const int64_t even = (matrix_.tile_rows * count + 4 * threads_ - 1) / (4 * threads_);
+        const int64_t chunk = std::clamp<int64_t>(std::min(fitting, even), 1, matrix_.tile_rows);
+        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
+        const std::vector<int64_t> y_row = strided(matrix_.tile_size, shape.width);
+        const std::vector<int64_t> x_row(static_cast<size_t>(matrix_.tile_size), 0);
+#pragma omp parallel num_threads(threads_) if (count * chunks > 1)
+        {
+            Buffer<A> sums(chunk * matrix_.tile_size * shape.width);
+#pragma omp for schedule(dynamic)
+            for (int64_t task = 0; task < count * chunks; ++task) {
+                const int64_t panel = task / chunks;
+                const int64_t begin = task % chunks * chunk;
+                const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
+                PanelWork<A> work = {&matrix_,      nullptr,  0, 0, 0, column_offset, panels.panel(panel), x_row.data(),
+                                     sums.data(), y_row.data()};
+                multiply_rows(work, begin, end, shape.width, schedule);
+                const int64_t row = begin * matrix_.tile_size;
+                const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
+                unpack(table_, sums.data(), shape.width,
+                       samples_of<T>(y, shape.begin(first + panel), shape.count(first + panel, y.rows), row, rows));
+            }
+        }
+    }
+
+    // Group by group, so that the features of a group are read from the nearest cache by every row.
+    void multiply_rows(PanelWork<A>& work, int64_t begin, int64_t end, int64_t width,
+                       const TileSchedule& schedule) const {
+        const auto accumulate = table_.accumulate[width / table_.lanes];
+        A* const sums = work.y;
+        for (int64_t g = 0; g < schedule.groups(); ++g) {
+            for (int64_t r = begin; r < end; ++r) {
+                work.tiles = schedule.tiles(r, g);
+                work.tile_count = schedule.count(r, g);
+                if (work.tile_count == 0 && g > 0) continue;
+                const int64_t row = r * matrix_.tile_size;
+                work.row_end = std::min(matrix_.tile_size, matrix_.rows - row);
+                work.y = sums + (r - begin) * matrix_.tile_size * width;
+                accumulate(work, values_, g == 0, start_ != nullptr ? start_ + row : nullptr);
+            }
+        }
+    }
+
+    // One sample: the weights are read once, so there is nothing to transpose and nothing to keep near.
+    void run_single(const InputMatrix& x, const OutputMatrix& y) const {
+        Buffer<A> sample(matrix_.tile_cols * matrix_.tile_size);
+        pack(table_, Samples<const T>{static_cast<const T*>(x.data), x.col_stride, 1, matrix_.cols, 1}, sample.data(),
+             matrix_.cols);
+        std::fill(sample.data() + matrix_.cols, sample.data() + matrix_.tile_cols * matrix_.tile_size, A(0));
+        const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, matrix_.tile_cols));
+        const std::vector<int64_t> y_row = strided(matrix_.tile_size, 1);
+        const std::vector<int64_t> x_row(static_cast<size_t>(matrix_.tile_size), 0);
+        Buffer<A> sums(matrix_.tile_rows * matrix_.tile_size);
+        const int64_t words = matrix_.tile_row_ptr[matrix_.tile_rows] * matrix_.tile_size;
+#pragma omp parallel for schedule(static) num_threads(threads_) if (words > 2048)
+        for (int64_t r = 0; r < matrix_.tile_rows; ++r) {
+            const int64_t row = r * matrix_.tile_size;
+            const PanelWork<A> work = {&matrix_,
+                                       schedule.tiles(r, 0),
+                                       schedule.count(r, 0),
+                                       0,
+                                       std::min(matrix_.tile_size, matrix_.rows - row),
+                                       nullptr,
+                                       sample.data(),
+                                       x_row.data(),
+                                       sums.data() + row,
+                                       y_row.data()};
+            table_.vector_product(work, values_, true, start_ != nullptr ? start_ + row : nullptr);
+        }
+        unpack(table_, sums.data(), matrix_.rows, Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
+    }
+
+    const TileMatrix& matrix_;
+    const A* values_;
+    const A* start_;
+    int threads_;
+    const KernelTable<A>& table_;
+};
+
+}  // namespace
+
+void linear(DType dtype, const PatternView& pattern, InputValues values, InputMatrix x, InputValues bias,
+            OutputMatrix y, int threads) {
+    check_threads(threads);
+    check_values("values", values, pattern.nnz);
+    check_matrix("x", x, x.rows, pattern.cols);
+    check_matrix("y", y, x.rows, pattern.rows);
+    if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
+    dispatch(dtype, [&](auto* kind) {
+        using T = std::remove_pointer_t<decltype(kind)>;
+        const ComputeValues<T> weights(values.data, values.count);
+        const ComputeValues<T> start(bias.data, bias.data != nullptr ? bias.count : 0);
+        const TileMatrix matrix = as_matrix(pattern);
+        PanelProduct<T>(matrix, weights.data(), start.data(), threads).run(x, y);
+    });
+}
+
+void linear_grad_input(DType dtype, const PatternView& pattern, InputValues values, InputMatrix grad_y,
+                       OutputMatrix grad_x, int threads) {
+    check_threads(threads);
+    check_values("values", values, pattern.nnz);
+    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
+    check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
+    dispatch(dtype, [&](auto* kind) {
+        using T = std::remove_pointer_t<decltype(kind)>;
+        const ComputeValues<T> weights(values.data, values.count);
+        const TransposedMatrix<AccumulateType<T>> transposed(pattern, weights.data(), 0, pattern.rows, threads);
+        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, threads).run(grad_y, grad_x);
+    });
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,6 @@
+#define SPARSEKERN_ISA avx2
+#define SPARSEKERN_VECTOR_BYTES 32
+
+#include "kernel_table.h"
+#include "vec.h"
+#include "panel_kernels.inl"

@@ -1,0 +1,6 @@
+#define SPARSEKERN_ISA portable
+#define SPARSEKERN_VECTOR_BYTES 16
+
+#include "kernel_table.h"
+#include "vec.h"
+#include "panel_kernels.inl"

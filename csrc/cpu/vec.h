@@ -1,0 +1,133 @@
+// Vectors of one instruction set through the compiler's vector extensions: no intrinsics, so one source serves
+// every level. The including file sets SPARSEKERN_ISA (a namespace) and SPARSEKERN_VECTOR_BYTES.
+//
+// Files compiled for a level beyond the baseline call no inline function from outside SPARSEKERN_ISA: the linker
+// keeps one copy of such a function, perhaps theirs, and then every machine would need their level.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace sparsekern {
+namespace SPARSEKERN_ISA {
+
+constexpr int64_t kBytes = SPARSEKERN_VECTOR_BYTES;
+
+typedef float FloatVec __attribute__((vector_size(SPARSEKERN_VECTOR_BYTES)));
+typedef double DoubleVec __attribute__((vector_size(SPARSEKERN_VECTOR_BYTES)));
+typedef uint32_t WordVec __attribute__((vector_size(SPARSEKERN_VECTOR_BYTES)));
+typedef uint64_t LongVec __attribute__((vector_size(SPARSEKERN_VECTOR_BYTES)));
+typedef uint16_t HalfWordVec __attribute__((vector_size(SPARSEKERN_VECTOR_BYTES / 2)));
+
+template <class A>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using type = FloatVec;
+    using index = WordVec;
+};
+template <>
+struct VecOf<double> {
+    using type = DoubleVec;
+    using index = LongVec;
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(A));
+
+template <class A>
+inline Vec<A> load(const A* from) {
+    Vec<A> v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+
+template <class A>
+inline void store(A* to, Vec<A> v) {
+    std::memcpy(to, &v, sizeof(v));
+}
+
+// The low halves of a and b, interleaved; and the high halves.
+#if defined(__clang__)
+#define SPARSEKERN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SPARSEKERN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IndexVec{__VA_ARGS__})
+#endif
+
+#define SPARSEKERN_SHUFFLES(TYPE, INDEX, LOW, HIGH)                \
+    inline TYPE interleave_low(TYPE a, TYPE b) {                   \
+        using IndexVec [[maybe_unused]] = INDEX;                   \
+        return SPARSEKERN_SHUFFLE(a, b, LOW);                      \
+    }                                                              \
+    inline TYPE interleave_high(TYPE a, TYPE b) {                  \
+        using IndexVec [[maybe_unused]] = INDEX;                   \
+        return SPARSEKERN_SHUFFLE(a, b, HIGH);                     \
+    }
+
+#define SPARSEKERN_LOW_2 0, 2
+#define SPARSEKERN_HIGH_2 1, 3
+#define SPARSEKERN_LOW_4 0, 4, 1, 5
+#define SPARSEKERN_HIGH_4 2, 6, 3, 7
+#define SPARSEKERN_LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define SPARSEKERN_HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define SPARSEKERN_LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SPARSEKERN_HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
+#if SPARSEKERN_VECTOR_BYTES == 64
+SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_16, SPARSEKERN_HIGH_16)
+SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
+#elif SPARSEKERN_VECTOR_BYTES == 32
+SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
+SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
+#else
+SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
+SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_2, SPARSEKERN_HIGH_2)
+#endif
+
+// Transposes a square of kLanes vectors: each round is a perfect shuffle of the rows.
+template <class A>
+inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
+    constexpr int64_t n = kLanes<A>;
+    for (int64_t round = 1; round < n; round *= 2) {
+        Vec<A> next[n];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < n / 2; ++i) {
+            next[2 * i] = interleave_low(rows[i], rows[i + n / 2]);
+            next[2 * i + 1] = interleave_high(rows[i], rows[i + n / 2]);
+        }
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < n; ++i) rows[i] = next[i];
+    }
+}
+
+// The sum of the lanes, by halves: the order depends on the vector's width alone.
+template <class A>
+inline A sum_lanes(Vec<A> v) {
+#pragma GCC unroll 4
+    for (int64_t width = kLanes<A>; width > 1; width /= 2) v = interleave_low(v, v) + interleave_high(v, v);
+    return v[0];
+}
+
+inline FloatVec from_bfloat16(const uint16_t* from) {
+    HalfWordVec halves;
+    std::memcpy(&halves, from, sizeof(halves));
+    const WordVec words = __builtin_convertvector(halves, WordVec) << 16;
+    FloatVec v;
+    std::memcpy(&v, &words, sizeof(v));
+    return v;
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline void to_bfloat16(uint16_t* to, FloatVec v) {
+    WordVec words;
+    std::memcpy(&words, &v, sizeof(words));
+    const WordVec rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
+    const WordVec is_nan = (words & 0x7FFFFFFFu) > 0x7F800000u;
+    const WordVec result = (is_nan & 0x7FC0u) | (~is_nan & rounded);
+    const HalfWordVec halves = __builtin_convertvector(result, HalfWordVec);
+    std::memcpy(to, &halves, sizeof(halves));
+}
+
+}  // namespace SPARSEKERN_ISA
+}  // namespace sparsekern
