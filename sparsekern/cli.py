@@ -1,0 +1,72 @@
+"""The command ``sparsekern``: train a recipe, describe the environment."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sparsekern._version import __version__
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line; ``--help`` is there for the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake of the user's, 128 + number for a signal.
+
+    Parameters
+    ----------
+    arguments
+        What stands after ``sparsekern``; the process's own arguments if None.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in COMMANDS:
+        _, command = COMMANDS[arguments[0]]
+        return command(arguments[1:])
+    parser = Parser(
+        prog="sparsekern",
+        description="Train sparse neural networks on real sparse kernels.",
+        epilog="\n".join(["commands:", *(f"  {name:<8}{about}" for name, (about, _) in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sparsekern {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below; COMMAND --help says more")
+    command = parser.parse_args(arguments).command
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    parser.error(f"unknown command {command!r}{hint} (the commands are {', '.join(COMMANDS)})")
+
+
+def _train(arguments: list[str]) -> int:
+    # Reading recipes and drawing bars need packages that sparsekern itself does not.
+    try:
+        from sparsekern.experiments.command import train_command
+    except ModuleNotFoundError as error:
+        if error.name not in ("yaml", "tqdm"):
+            raise
+        print(
+            f"sparsekern train: error: needs the package {error.name}: pip install 'sparsekern[train]'",
+            file=sys.stderr,
+        )
+        return 2
+    return train_command(arguments)
+
+
+def _env(arguments: list[str]) -> int:
+    Parser(prog="sparsekern env", description="Describe this machine and installation.").parse_args(arguments)
+    from sparsekern import env
+
+    print(env.report())
+    return 0
+
+
+#: name -> (one line about it, function of the arguments after it)
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "train": ("train one of the recipes, sparse or dense", _train),
+    "env": ("describe this machine and installation", _env),
+}

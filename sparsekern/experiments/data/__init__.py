@@ -1,0 +1,42 @@
+"""Data sets, whole in memory, and the order in which training sees them."""
+
+from pathlib import Path
+
+from sparsekern.experiments.data.batches import BatchOrder
+from sparsekern.experiments.data.dataset import Dataset
+from sparsekern.experiments.data.digits import load_digits
+from sparsekern.experiments.data.mnist import load_mnist
+from sparsekern.experiments.errors import DataError
+
+#: name -> one line about it
+DATASETS = {
+    "digits": "scikit-learn's 8x8 digits as 28x28 images: 1,437 + 360 examples, no download",
+    "mnist": "MNIST from its IDX files in --data-dir: 60,000 + 10,000 examples",
+}
+
+
+def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
+    """Load one of :data:`DATASETS`.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`DATASETS`.
+    data_dir
+        The folder that holds the data set's files; ``digits`` needs none.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the files are missing or damaged.
+    """
+    if name == "digits":
+        return load_digits()
+    if name == "mnist":
+        if data_dir is None:
+            raise DataError("the data set 'mnist' needs --data-dir, the folder that holds its four IDX files")
+        return load_mnist(data_dir)
+    raise DataError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
+
+
+__all__ = ["DATASETS", "BatchOrder", "Dataset", "load_dataset", "load_digits", "load_mnist"]

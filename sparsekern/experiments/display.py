@@ -1,0 +1,69 @@
+"""What a person watching a run sees: a bar on a terminal, and a line for every evaluation anywhere."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_BAR = "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+
+
+class Display:
+    """Shows the records of a run as they come.
+
+    Parameters
+    ----------
+    name
+        What stands before the bar.
+    first, steps
+        The steps done before, and all of them.
+    bar
+        Whether to draw the progress bar; None draws it where standard error is a terminal.
+    """
+
+    def __init__(self, name: str, first: int, steps: int, bar: bool | None = None) -> None:
+        self._steps = steps
+        self._train: dict[str, Any] = {}
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            desc=name,
+            unit=" steps",
+            bar_format=_BAR,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not (sys.stderr.isatty() if bar is None else bar),
+        )
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Training metrics go to the bar's end, an evaluation becomes a line."""
+        if record["kind"] == "train":
+            self._train = record
+            metrics = f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
+            self._bar.set_postfix_str(f"{metrics}, lr {record['learning_rate']:.4f}", refresh=False)
+        else:
+            self.line(self._evaluation(record))
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def _evaluation(self, record: dict[str, Any]) -> str:
+        width = len(f"{self._steps:,}")
+        text = f"step {record['step']:>{width},}/{self._steps:,}"
+        if self._train:
+            train = self._train
+            text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
+        text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
+        if self._train:
+            text += f"   lr {train['learning_rate']:.4f}   {train['steps_per_second']:.0f} steps/s"
+        return text

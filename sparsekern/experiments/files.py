@@ -1,0 +1,41 @@
+"""Files that are either there as a whole or not at all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``; whatever goes wrong on the way, the file that was there stays as it
+    was.
+
+    The bytes go to a temporary file in the same folder, are forced to the disk, and take the name in one
+    step.
+
+    Raises
+    ------
+    OSError
+        As the operating system reports it (a full disk, no permission); the temporary file is gone by then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

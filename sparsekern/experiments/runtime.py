@@ -1,0 +1,85 @@
+"""The process around the loop: denormal numbers, signals, the device."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+from sparsekern.experiments.errors import ExperimentError
+
+
+@contextlib.contextmanager
+def flush_denormals() -> Iterator[None]:
+    """Treat denormal floats as zero inside the block, and as usual after it."""
+    before = _flushes_denormals()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _flushes_denormals() -> bool:
+    """torch has no getter; the smallest normal number divided by 2 tells."""
+    tiny = torch.tensor([torch.finfo(torch.float32).tiny])
+    return (tiny / 2).item() == 0
+
+
+class StopSignals:
+    """Inside the block, the first SIGINT or SIGTERM only sets ``received``; a second one acts as it always
+    did.
+
+    A step of training is then never cut in two, and the run can save its state before it ends. Outside the
+    main thread, where Python cannot handle signals, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class Stopped(Exception):
+    """A signal ended the run early; ``step`` steps are in the checkpoint."""
+
+    def __init__(self, received: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {received.name} after step {step:,}")
+        self.received = received
+        self.step = step
+
+
+def usable_device(name: str) -> torch.device:
+    """``torch.device(name)``, checked to be there.
+
+    Raises
+    ------
+    ExperimentError
+        If torch knows no such device, or there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ExperimentError(f"--device {name}: expected a device torch can use here: {reason}") from None
+    return device

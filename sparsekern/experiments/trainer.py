@@ -1,0 +1,156 @@
+"""One training step after another, and the state that lets another process carry on at any of them."""
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparsekern.experiments.data import BatchOrder, Dataset
+from sparsekern.experiments.errors import TrainingError
+from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.optimizer import build_optimizer
+from sparsekern.experiments.recipe import Recipe
+from sparsekern.experiments.schedule import learning_rate
+
+
+class Trainer:
+    """A network, its optimizer, and its place in the run.
+
+    A step's batch and learning rate are functions of the step, so ``state_dict`` holds no random state: a run
+    that is stopped after any step and loaded by another process ends with the same weights, bit for bit,
+    given the same number of threads.
+
+    Parameters
+    ----------
+    model
+        The network, trained in place.
+    dataset
+        Moved to the network's device.
+    recipe
+        Optimizer, schedule, batch size and data seed.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
+        device = next(model.parameters()).device
+        self.model = model.train()
+        self.dataset = dataset.to(device)
+        self.recipe = recipe
+        self.optimizer = build_optimizer(model, recipe)
+        self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
+        self.step = 0
+        self.seconds = 0.0
+        self._window = _Window(device)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of training step ``step``."""
+        indices = self.order.indices(step).to(self.dataset.train_labels.device)
+        return self.dataset.train_images[indices], self.dataset.train_labels[indices]
+
+    def train_step(self) -> None:
+        """One step of the optimizer on the next batch."""
+        started = time.perf_counter()
+        rate = learning_rate(self.recipe.schedule, self.recipe.learning_rate, self.step, self.recipe.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self.batch(self.step)
+        self.optimizer.zero_grad()
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        self.optimizer.step()
+        self._window.add(loss.detach(), logits.detach(), labels)
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+
+    def train_record(self) -> dict[str, Any]:
+        """Metrics of the steps since the last call: their mean loss and accuracy, and how fast they went."""
+        self.check_finite()
+        started = time.perf_counter()
+        window, self._window = self._window, _Window(self._window.loss.device)
+        means = window.means()
+        self.seconds += time.perf_counter() - started
+        self._window.started = self.seconds
+        return {
+            "kind": "train",
+            "step": self.step,
+            "epoch": self.order.epochs(self.step),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **means,
+            "seconds": self.seconds,
+            "steps_per_second": window.steps / max(self.seconds - window.started, 1e-9),
+        }
+
+    def test_record(self) -> dict[str, Any]:
+        """Loss and accuracy on the whole test set."""
+        self.check_finite()
+        loss, accuracy = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels)
+        return {
+            "kind": "test",
+            "step": self.step,
+            "loss": loss,
+            "accuracy": accuracy,
+            "seconds": self.seconds,
+        }
+
+    def check_finite(self) -> None:
+        """Refuse to go on, or to save anything, once the loss is nan or infinite.
+
+        Raises
+        ------
+        TrainingError
+            Names the step and the learning rate.
+        """
+        if not torch.isfinite(self._window.loss):
+            raise TrainingError(
+                f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
+                f"{self.step:,}: a learning_rate below {self.recipe.learning_rate:g} may help"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything another process needs to go on from here."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "window": self._window.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self._window.load_state_dict(state["window"])
+
+
+class _Window:
+    """Sums over the steps since the last record, kept on the device: reading them is what waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.examples = 0
+        self.steps = 0
+        self.started = 0.0
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.loss += loss.double() * len(labels)
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.examples += len(labels)
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        examples = max(self.examples, 1)
+        return {"loss": self.loss.item() / examples, "accuracy": self.correct.item() / examples}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.loss.device
+        for name, value in state.items():
+            setattr(self, name, value.to(device) if isinstance(value, torch.Tensor) else value)
