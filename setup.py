@@ -1,6 +1,6 @@
 """Build of the native extension `sparsekern._C` (C++17, and CUDA where nvcc is found).
 
-Everything that does not need code is in pyproject.toml. Nothing here imports torch: the extension takes
+Everything that needs no code is in pyproject.toml. Nothing here imports torch: the extension takes
 plain pointers, so one wheel serves every torch. Variables that are read:
 
 SPARSEKERN_CUDA        auto (default): with nvcc if it is found; 1: with nvcc or fail; 0: without

@@ -1,0 +1,43 @@
+# make demo | test | bench | lint | format | clean
+# Each makes a virtual environment in .venv first, if there is none, and rebuilds what changed under csrc/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' -o -name '*.inl')
+CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/sparsekern train lenet5-digits
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/tools
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/tools
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks sparsekern/_C*.so $(VENV)/installed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/tools: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/installed: $(VENV)/tools setup.py pyproject.toml $(NATIVE)
+	$(PIP) install --no-build-isolation -e '.[dev,train]'
+	@touch $@
