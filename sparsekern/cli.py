@@ -4,16 +4,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from sparsekern._version import __version__
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake as one line; ``--help`` is there for the rest."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+from sparsekern.experiments.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsekern.cli import Parser
 from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.parser import Parser
 from sparsekern.experiments.recipe import Recipe, load_recipe, recipe_keys, recipe_names
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped

@@ -18,7 +18,7 @@ def idx_bytes():
 
 @pytest.fixture
 def mnist_folder(tmp_path, idx_bytes):
-    """A folder of four small files in MNIST's format; returns a function that writes it in one of the spellings."""
+    """A function that writes four small files in MNIST's format, in one of the spellings."""
 
     def write(joint="-", compressed=True, train=20, test=10):
         generator = torch.Generator().manual_seed(0)

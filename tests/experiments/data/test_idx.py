@@ -10,7 +10,9 @@ from sparsekern.experiments.errors import DataError
 IMAGES = torch.arange(2 * 3 * 5).view(2, 3, 5)
 
 
-@pytest.mark.parametrize("tensor", [IMAGES, torch.arange(7), torch.empty(0, 4, 4)], ids=["images", "labels", "empty"])
+@pytest.mark.parametrize(
+    "tensor", [IMAGES, torch.arange(7), torch.empty(0, 4, 4)], ids=["images", "labels", "empty"]
+)
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_reads_what_was_written(tmp_path, idx_bytes, tensor, compress):
     path = tmp_path / "file"

@@ -69,7 +69,18 @@ def test_the_real_files():
     data = load_dataset("mnist", REAL_MNIST)
     assert data.train_images.shape == (60_000, 1, 28, 28)
     assert data.test_images.shape == (10_000, 1, 28, 28)
-    assert data.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert data.train_labels.bincount().tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     assert data.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.train_images.mean().item() == pytest.approx(0.1307, abs=1e-4)
     assert data.train_images.std().item() == pytest.approx(0.3081, abs=1e-4)

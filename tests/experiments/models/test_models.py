@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsekern.experiments.models import MODELS, MLP, LeNet5
+from sparsekern.experiments.models import MLP, MODELS, LeNet5
 
 
 def build(name, seed=0):

@@ -1,0 +1,42 @@
+from sparsekern.experiments.display import Display
+
+TRAIN = {
+    "kind": "train",
+    "step": 500,
+    "loss": 0.03125,
+    "accuracy": 0.991,
+    "learning_rate": 0.045,
+    "steps_per_second": 212.4,
+}
+TEST = {"kind": "test", "step": 500, "loss": 0.2, "accuracy": 0.9528}
+
+
+def test_an_evaluation_is_one_line_on_standard_output(capsys):
+    display = Display("lenet5", 0, 2500)
+    display.record(TRAIN)
+    display.record(TEST)
+    display.close()
+    captured = capsys.readouterr()
+    assert captured.out == (
+        "step   500/2,500   train loss 0.0312, accuracy 99.10%   test loss 0.2000, accuracy 95.28%   "
+        "lr 0.0450   212 steps/s\n"
+    )
+    assert captured.err == ""
+
+
+def test_without_training_metrics_the_line_is_shorter(capsys):
+    display = Display("lenet5", 0, 2500)
+    display.record(TEST)
+    assert capsys.readouterr().out == "step   500/2,500   test loss 0.2000, accuracy 95.28%\n"
+
+
+def test_the_bar_starts_where_the_run_resumes(capsys):
+    display = Display("lenet5", 500, 1000, bar=True)
+    display.advance()
+    display.record(TRAIN)
+    display._bar.refresh()
+    error = capsys.readouterr().err
+    assert "lenet5  50% |" in error
+    assert "501/1000" in error
+    assert "loss 0.0312, accuracy 99.10%, lr 0.0450" in error
+    display.close()

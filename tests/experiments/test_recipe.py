@@ -1,0 +1,159 @@
+import dataclasses
+import re
+
+import pytest
+import yaml
+
+from sparsekern.experiments.errors import RecipeError
+from sparsekern.experiments.recipe import differences, load_recipe, recipe_from, recipe_keys, recipe_names
+
+PAPER = {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "steps": 11_719, "batch_size": 128}
+LENET5 = {"learning_rate": 0.05, "weight_decay": 1e-3}
+MLP = {"learning_rate": 0.2, "weight_decay": 2e-4}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lenet5-mnist", {"model": "lenet5", "sparsity": 0.95, **LENET5}),
+        ("mlp-mnist", {"model": "mlp", "sparsity": 0.98, **MLP}),
+        ("small-lenet5-mnist", {"model": "small-lenet5", "sparsity": 0.0, **LENET5}),
+        ("small-mlp-mnist", {"model": "small-mlp", "sparsity": 0.0, **MLP}),
+    ],
+)
+def test_mnist_recipes_have_the_hyperparameters_of_the_paper_code(name, settings):
+    expected = {"dataset": "mnist", **PAPER, **settings}
+    assert {key: load_recipe(name).settings()[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_name_and_one_line_about_it(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert "\n" not in recipe.description
+
+
+def test_the_demo_needs_no_download_and_is_sparse():
+    recipe = load_recipe("lenet5-digits")
+    assert (recipe.dataset, recipe.sparsity, recipe.init) == ("digits", 0.95, "per_neuron")
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_recipe("lenet5-digits").seed = 1
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = load_recipe("lenet5-mnist").override({"seed": 3, "mask_seed": 4, "learning_rate": 1e-5})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe
+
+
+def test_overrides_take_text_and_leave_the_original():
+    recipe = load_recipe("lenet5-mnist")
+    changed = recipe.override({"sparsity": "0.9", "learning_rate": "1e-3", "steps": "500", "init": "dense"})
+    assert (changed.sparsity, changed.learning_rate, changed.steps, changed.init) == (0.9, 1e-3, 500, "dense")
+    assert recipe == load_recipe("lenet5-mnist")
+
+
+def test_each_purpose_takes_the_seed_unless_it_has_its_own():
+    recipe = load_recipe("lenet5-mnist").override({"seed": 7, "mask_seed": 1})
+    assert [recipe.seed_of(purpose) for purpose in ("init", "mask", "data")] == [7, 1, 7]
+    assert recipe.override({"mask_seed": "none"}).seed_of("mask") == 7
+
+
+def test_digest_depends_on_settings_and_not_on_the_name():
+    recipe = load_recipe("lenet5-mnist")
+    assert recipe.digest == dataclasses.replace(recipe, name="other", description="").digest
+    assert recipe.digest != recipe.override({"seed": 1}).digest
+    assert re.fullmatch("[0-9a-f]{12}", recipe.digest)
+
+
+def test_differences_name_the_key_and_both_values():
+    theirs = load_recipe("lenet5-mnist")
+    ours = theirs.override({"sparsity": 0.9, "init": "dense"})
+    assert differences(ours, theirs) == [
+        "sparsity: 0.95 there, 0.9 here",
+        "init: per_neuron there, dense here",
+    ]
+    assert differences(ours, ours) == []
+
+
+BAD_VALUES = [
+    ("sparsity", 1, "expected 0 <= sparsity < 1, got 1"),
+    ("sparsity", -0.1, "expected 0 <= sparsity < 1, got -0.1"),
+    ("sparsity", "nan", "expected 0 <= sparsity < 1, got nan"),
+    ("sparsity", "much", "expected a number, got 'much'"),
+    ("learning_rate", 0, "expected a number above 0, got 0"),
+    ("learning_rate", "inf", "expected a number above 0, got inf"),
+    ("weight_decay", -1, "expected a number of at least 0, got -1"),
+    ("momentum", 1.0, "expected 0 <= momentum < 1, got 1.0"),
+    ("steps", 0, "expected at least 1, got 0"),
+    ("steps", 2.5, "expected a whole number, got 2.5"),
+    ("steps", "2.5", "expected a whole number, got '2.5'"),
+    ("steps", True, "expected a whole number, got True"),
+    ("batch_size", [128], r"expected a whole number, got \[128\]"),
+    ("seed", None, "expected a whole number, got nothing"),
+    (
+        "init",
+        "per_nueron",
+        "expected one of dense, per_layer, per_neuron, got 'per_nueron'; did you mean per_neuron",
+    ),
+    ("model", 5, "expected one of lenet5, .*, got 5"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_VALUES, ids=[f"{k}={v}" for k, v, _ in BAD_VALUES])
+def test_a_wrong_value_names_key_expected_and_found(key, value, message):
+    with pytest.raises(RecipeError, match=f"^{key}: {message}"):
+        load_recipe("lenet5-digits").override({key: value})
+
+
+def test_an_unknown_key_suggests_the_near_ones():
+    with pytest.raises(RecipeError, match=r"unknown recipe key 'sparcity'; did you mean sparsity\?"):
+        load_recipe("lenet5-digits").override({"sparcity": 0.9})
+
+
+def test_an_unknown_recipe_suggests_the_near_ones_and_lists_all():
+    with pytest.raises(
+        RecipeError, match=r"unknown recipe 'lenet-mnist'; did you mean lenet5-mnist.*mlp-mnist"
+    ):
+        load_recipe("lenet-mnist")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "expected a mapping of recipe keys, found list"),
+        ("", "expected a mapping of recipe keys, found NoneType"),
+        ("model: [", "expected YAML, found "),
+        ("model: lenet5\ndataset: digits\n", "missing learning_rate, steps"),
+        ("model: lenet5\nlr: 1\n", "unknown recipe key 'lr'"),
+        ("model: lenet5\n3: 1\n", "unknown recipe key '3'"),
+        ("!!python/object/apply:os.getcwd []", "expected YAML, found "),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=re.escape(f"{path}: {message}")) as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=re.escape(f"{tmp_path / 'mine.yaml'}: cannot be read")):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_scientific_notation_without_a_point_is_a_number():
+    # YAML 1.1 reads 1e-3 as text.
+    content = {**load_recipe("lenet5-digits").settings(), "weight_decay": yaml.safe_load("1e-3")}
+    assert content["weight_decay"] == "1e-3"
+    assert recipe_from(content, "here").weight_decay == 1e-3
+
+
+def test_every_key_is_explained():
+    assert all(key.help for key in recipe_keys().values())

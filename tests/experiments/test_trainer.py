@@ -1,0 +1,115 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsekern.experiments.build import build_model
+from sparsekern.experiments.errors import TrainingError
+from sparsekern.experiments.trainer import Trainer
+
+VARIANTS = {
+    "dense": {"sparsity": 0},
+    "compact": {},
+    "masked": {"storage": "masked"},
+    "adamw": {"optimizer": "adamw", "learning_rate": 1e-3},
+}
+
+
+def make(recipe, digits):
+    return Trainer(build_model(recipe)[0], digits, recipe)
+
+
+def run(trainer, steps):
+    for _ in range(steps):
+        trainer.train_step()
+    return trainer
+
+
+def assert_same_tensors(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, dict):
+            assert_same_tensors(value, second[key])
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_at_any_step_is_exact(short_recipe, digits, variant):
+    recipe = short_recipe.override(VARIANTS[variant])
+    whole = run(make(recipe, digits), 8)
+    for stop in (0, 1, 5):
+        state = run(make(recipe, digits), stop).state_dict()
+        resumed = make(recipe, digits)
+        resumed.load_state_dict(state)
+        run(resumed, 8 - stop)
+        assert_same_tensors(resumed.model.state_dict(), whole.model.state_dict())
+        assert_same_tensors(resumed.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
+        ours, theirs = resumed.train_record(), whole.state_dict()["window"]
+        assert ours["loss"] == theirs["loss"].item() / theirs["examples"]
+
+
+def test_compact_storage_trains_as_a_masked_dense_network_does(short_recipe, digits):
+    # The oracle is what everybody writes: a dense network whose weights are multiplied by masks.
+    compact = make(short_recipe, digits)
+    layers = {name: m for name, m in compact.model.named_modules() if hasattr(m, "pattern")}
+    weights = {name: layer.to_dense().detach().clone().requires_grad_() for name, layer in layers.items()}
+    biases = {name: layer.bias.detach().clone().requires_grad_() for name, layer in layers.items()}
+    masks = {name: layer.mask for name, layer in layers.items()}
+    optimizer = torch.optim.SGD(
+        [{"params": list(weights.values()), "weight_decay": 1e-3}, {"params": list(biases.values())}],
+        lr=0.05,
+        momentum=0.9,
+    )
+
+    def forward(x):
+        w = {name: weights[name] * masks[name] for name in weights}
+        x = F.max_pool2d(F.relu(F.conv2d(x, w["conv1"], biases["conv1"])), 2)
+        x = F.max_pool2d(F.relu(F.conv2d(x, w["conv2"], biases["conv2"])), 2).flatten(1)
+        x = F.relu(F.linear(x, w["fc1"], biases["fc1"]))
+        return F.linear(F.relu(F.linear(x, w["fc2"], biases["fc2"])), w["fc3"], biases["fc3"])
+
+    for step in range(6):
+        images, labels = compact.batch(step)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.05 * (
+            0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * step / 12)).item()
+        )
+        optimizer.zero_grad()
+        F.cross_entropy(forward(images), labels).backward()
+        optimizer.step()
+        compact.train_step()
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer.to_dense(), weights[name] * masks[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(layer.bias, biases[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_sparse_network_with_the_per_neuron_init_learns(short_recipe, digits):
+    trainer = run(make(short_recipe.override({"steps": 200}), digits), 200)
+    assert trainer.test_record()["accuracy"] > 0.8
+    assert trainer.train_record()["loss"] < 1.0
+
+
+def test_train_record_holds_the_means_since_the_last_one(short_recipe, digits):
+    trainer = make(short_recipe.override({"learning_rate": 1e-30}), digits)
+    losses = []
+    for step in range(4):
+        images, labels = trainer.batch(step)
+        with torch.no_grad():
+            losses.append(F.cross_entropy(trainer.model(images), labels).item())
+    record = run(trainer, 3).train_record()
+    assert record["loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-6)
+    assert (record["step"], record["epoch"]) == (3, pytest.approx(3 * 128 / 1437))
+    assert run(trainer, 1).train_record()["loss"] == pytest.approx(losses[3], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(short_recipe, digits):
+    trainer = run(make(short_recipe.override({"learning_rate": 1e20}), digits), 5)
+    with pytest.raises(
+        TrainingError, match=r"the loss became nan .* before step 5: a learning_rate below 1e\+20"
+    ):
+        trainer.train_record()
+
+
+def test_the_global_generator_is_neither_read_nor_moved(short_recipe, digits):
+    state = torch.get_rng_state()
+    run(make(short_recipe, digits), 2)
+    assert torch.equal(state, torch.get_rng_state())
