@@ -1,0 +1,233 @@
+"""The C++ backend: each op's kernel of ``sparsekern._C`` on torch tensors.
+
+Functions here are handed checked arguments (see `sparsekern.ops`); they arrange memory and pass addresses. Sizes
+are checked once more by the extension itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsekern.native import _C, threads
+
+__all__ = ["DTYPES", "KERNELS"]
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+_pattern = _C.pattern
+
+
+def _buffer(tensor: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+
+
+def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
+    """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor that owns them."""
+    matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
+    if matrix.is_contiguous():
+        reach = matrix.numel()
+    else:
+        storage = matrix.untyped_storage().nbytes() // matrix.element_size()
+        reach = storage - matrix.storage_offset()
+    rows, (row_stride, column_stride) = matrix.shape[0], matrix.stride()
+    return (matrix.data_ptr(), reach, rows, row_stride, column_stride), matrix
+
+
+def _compact(values: Tensor, pattern: Tensor) -> Tensor:
+    """Values in the pattern's order: themselves, or gathered from a dense weight."""
+    if values.dim() == 1:
+        return values.contiguous()
+    return pack(values, pattern, _nnz(pattern))
+
+
+def _nnz(pattern: Tensor) -> int:
+    low, high = pattern[8:10].tolist()
+    return (low & 0xFFFFFFFF) | (high << 32)
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+    rows, columns = shape
+    weight = _compact(values, pattern)
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
+    matrix, _owner = _matrix(x, columns)
+    _C.linear(
+        DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), y.data_ptr(), threads()
+    )
+    return y
+
+
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+    rows, columns = shape
+    weight = _compact(values, pattern)
+    grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype)
+    matrix, _owner = _matrix(grad_y, rows)
+    _C.linear_grad_input(
+        DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, grad_x.data_ptr(), threads()
+    )
+    return grad_x
+
+
+def linear_grad_values(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sequence[int], values_shape: Sequence[int]
+) -> Tensor:
+    rows, columns = shape
+    nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
+    grad_values = torch.empty(nnz, dtype=x.dtype)
+    grad_matrix, _grad_owner = _matrix(grad_y, rows)
+    (address, reach, _, *strides), _owner = _matrix(x, columns)
+    _C.linear_grad_values(
+        DTYPES[x.dtype],
+        *_buffer(pattern),
+        *grad_matrix,
+        address,
+        reach,
+        *strides,
+        *_buffer(grad_values),
+        threads(),
+    )
+    return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
+
+
+def _geometry(
+    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int], groups: int
+) -> tuple[_C.Conv2dShape, tuple[int, int, int, int]]:
+    """The convolution as the extension takes it, and the shape of its output."""
+    batch, _, height, width = size
+    out = conv2d_output_size(size, shape, geometry)
+    return _C.Conv2dShape(batch, groups, height, width, *geometry), out
+
+
+def conv2d_output_size(
+    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Output shape for an input of `size`; `geometry` is stride, padding and dilation, two numbers each."""
+    batch, _, height, width = size
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = geometry
+    out_h = (height + 2 * pad_h - dilation_h * (shape[2] - 1) - 1) // stride_h + 1
+    out_w = (width + 2 * pad_w - dilation_w * (shape[3] - 1) - 1) // stride_w + 1
+    return batch, shape[0], out_h, out_w
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: Tensor,
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+) -> Tensor:
+    convolution, out = _geometry(x.shape, shape, geometry, groups)
+    weight = _compact(values, pattern)
+    x = x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty(out, dtype=x.dtype)
+    _C.conv2d(
+        DTYPES[x.dtype],
+        *_buffer(pattern),
+        convolution,
+        *_buffer(weight),
+        *_buffer(x),
+        *_buffer(bias),
+        *_buffer(y),
+        threads(),
+    )
+    return y
+
+
+def conv2d_grad_input(
+    grad_y: Tensor,
+    values: Tensor,
+    pattern: Tensor,
+    shape: Sequence[int],
+    input_size: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+) -> Tensor:
+    convolution, _ = _geometry(input_size, shape, geometry, groups)
+    weight = _compact(values, pattern)
+    grad_y = grad_y.contiguous()
+    grad_x = torch.empty(input_size, dtype=grad_y.dtype)
+    _C.conv2d_grad_input(
+        DTYPES[grad_y.dtype],
+        *_buffer(pattern),
+        convolution,
+        *_buffer(weight),
+        *_buffer(grad_y),
+        *_buffer(grad_x),
+        threads(),
+    )
+    return grad_x
+
+
+def conv2d_grad_values(
+    grad_y: Tensor,
+    x: Tensor,
+    pattern: Tensor,
+    shape: Sequence[int],
+    values_shape: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+) -> Tensor:
+    convolution, _ = _geometry(x.shape, shape, geometry, groups)
+    nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
+    grad_y, x = grad_y.contiguous(), x.contiguous()
+    grad_values = torch.empty(nnz, dtype=x.dtype)
+    _C.conv2d_grad_values(
+        DTYPES[x.dtype],
+        *_buffer(pattern),
+        convolution,
+        *_buffer(grad_y),
+        *_buffer(x),
+        *_buffer(grad_values),
+        threads(),
+    )
+    return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
+
+
+def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
+    dense = dense.contiguous()
+    values = torch.empty(nnz, dtype=dense.dtype)
+    _pattern.pack(*_buffer(pattern), *_buffer(dense), *_buffer(values), dense.element_size(), threads())
+    return values
+
+
+def unpack(values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+    values = values.contiguous()
+    dense = torch.empty(shape, dtype=values.dtype)
+    _pattern.unpack(*_buffer(pattern), *_buffer(values), *_buffer(dense), values.element_size(), threads())
+    return dense
+
+
+def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
+    values = values.contiguous()
+    moved = torch.empty(nnz, dtype=values.dtype)
+    _pattern.transfer(
+        *_buffer(source),
+        *_buffer(values),
+        *_buffer(target),
+        *_buffer(moved),
+        values.element_size(),
+        threads(),
+    )
+    return moved
+
+
+KERNELS = {
+    function.__name__: function
+    for function in (
+        linear,
+        linear_grad_input,
+        linear_grad_values,
+        conv2d,
+        conv2d_grad_input,
+        conv2d_grad_values,
+        pack,
+        unpack,
+        transfer,
+    )
+}

@@ -1,0 +1,20 @@
+"""The ops: functions of tensors and a `sparsekern.Pattern`, differentiable any number of times.
+
+Each is also registered as ``torch.ops.sparsekern.<name>``, for ``torch.compile`` and ``torch.export``.
+"""
+
+from sparsekern.ops.conv2d import conv2d, conv2d_grad_input, conv2d_grad_values
+from sparsekern.ops.linear import linear, linear_grad_input, linear_grad_values
+from sparsekern.ops.values import pack, transfer, unpack
+
+__all__ = [
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_values",
+    "linear",
+    "linear_grad_input",
+    "linear_grad_values",
+    "pack",
+    "transfer",
+    "unpack",
+]

@@ -1,0 +1,79 @@
+"""Checks that the public ops share, and autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsekern.backends import AUTOMATIC
+from sparsekern.formats.pattern import Pattern
+
+__all__ = ["autocast", "backend_name", "check_bias", "check_pattern", "check_tensor", "check_values"]
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+
+
+def check_pattern(pattern: Pattern, dimensions: int, tensor: Tensor, name: str) -> None:
+    """Raise unless `tensor` is one and `pattern` is of a weight with `dimensions` dimensions, on its device."""
+    check_tensor(name, tensor)
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern must be a sparsekern.Pattern, got {type(pattern).__name__}")
+    if len(pattern.shape) != dimensions:
+        raise ValueError(f"pattern must have {dimensions} dimensions, got shape {tuple(pattern.shape)}")
+    if pattern.data.device != tensor.device:
+        raise ValueError(f"pattern and {name} must be on one device, got {pattern.device} and {tensor.device}")
+
+
+def check_values(values: Tensor, pattern: Pattern, like: Tensor, name: str) -> None:
+    """Raise unless `values` are the pattern's, compact or dense, and match the tensor `like` called `name`."""
+    check_tensor("values", values)
+    shape = tuple(values.shape)
+    if shape != (pattern.nnz,) and shape != pattern.shape:
+        raise ValueError(
+            f"values must have shape ({pattern.nnz},), one for each active position, or the dense weight's "
+            f"{pattern.shape}, got {shape}"
+        )
+    _check_match("values", values, like, name)
+
+
+def check_bias(bias: Tensor | None, pattern: Pattern, like: Tensor, name: str) -> None:
+    if bias is None:
+        return
+    check_tensor("bias", bias)
+    if tuple(bias.shape) != (pattern.shape[0],):
+        raise ValueError(f"bias must have shape ({pattern.shape[0]},), got {tuple(bias.shape)}")
+    _check_match("bias", bias, like, name)
+
+
+def _check_match(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} and {like_name} must have one dtype, got {tensor.dtype} and {like.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} and {like_name} must be on one device, got {tensor.device} and {like.device}")
+
+
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where autocast is on for their device, as `torch.nn.functional.linear`
+    has them; as they are elsewhere."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype) if tensor is not None and tensor.dtype.is_floating_point else tensor
+        for tensor in (x, *others)
+    )
+
+
+def backend_name(backend: str | None) -> str:
+    """`backend` as a schema carries it."""
+    if backend is None:
+        return AUTOMATIC
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a string or None, got {type(backend).__name__}")
+    return backend

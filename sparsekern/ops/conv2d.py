@@ -1,0 +1,326 @@
+r"""``conv2d`` and its gradients, with the weight on a pattern.
+
+The three ops are each other's gradients, so they can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparsekern.cpp import conv2d_output_size
+from sparsekern.formats.pattern import Pattern
+from sparsekern.ops.arguments import (
+    autocast,
+    backend_name,
+    check_bias,
+    check_pattern,
+    check_tensor,
+    check_values,
+)
+from sparsekern.ops.operator import Operator
+
+__all__ = ["conv2d", "conv2d_grad_input", "conv2d_grad_values"]
+
+
+def _conv2d_fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: Tensor,
+    shape: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(conv2d_output_size(x.shape, shape, geometry))
+
+
+def _conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, pattern, *ctx.options = inputs
+    ctx.save_for_backward(x, values, pattern)
+
+
+def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, pattern = ctx.saved_tensors
+    shape, *options = ctx.options
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _grad_input(grad, values, pattern, shape, x.shape, *options)
+    if ctx.needs_input_grad[1]:
+        grad_values = _grad_values(grad, x, pattern, shape, values.shape, *options)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3))
+    return grad_x, grad_values, grad_bias, None, None, None, None, None
+
+
+def _grad_input_fake(
+    grad_y: Tensor,
+    values: Tensor,
+    pattern: Tensor,
+    shape: Sequence[int],
+    input_size: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    return grad_y.new_empty(tuple(input_size))
+
+
+def _grad_input_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_y, values, pattern, ctx.shape, ctx.input_size, *ctx.options = inputs
+    ctx.save_for_backward(grad_y, values, pattern)
+
+
+def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_y, values, pattern = ctx.saved_tensors
+    grad_grad_y = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_y = _conv2d(grad, values, None, pattern, ctx.shape, *ctx.options)
+    if ctx.needs_input_grad[1]:
+        grad_values = _grad_values(grad_y, grad, pattern, ctx.shape, values.shape, *ctx.options)
+    return grad_grad_y, grad_values, None, None, None, None, None, None
+
+
+def _grad_values_fake(
+    grad_y: Tensor,
+    x: Tensor,
+    pattern: Tensor,
+    shape: Sequence[int],
+    values_shape: Sequence[int],
+    geometry: Sequence[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(tuple(values_shape))
+
+
+def _grad_values_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_y, x, pattern, ctx.shape, _, *ctx.options = inputs
+    ctx.save_for_backward(grad_y, x, pattern)
+
+
+def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_y, x, pattern = ctx.saved_tensors
+    grad_grad_y = grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_y = _conv2d(x, grad, None, pattern, ctx.shape, *ctx.options)
+    if ctx.needs_input_grad[1]:
+        grad_x = _grad_input(grad_y, grad, pattern, ctx.shape, x.shape, *ctx.options)
+    return grad_grad_y, grad_x, None, None, None, None, None, None
+
+
+_conv2d = Operator(
+    "conv2d(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt[] shape, SymInt[] geometry, "
+    "SymInt groups, str backend) -> Tensor",
+    fake=_conv2d_fake,
+    save=_conv2d_save,
+    backward=_conv2d_backward,
+)
+_grad_input = Operator(
+    "conv2d_grad_input(Tensor grad_y, Tensor values, Tensor pattern, SymInt[] shape, SymInt[] input_size, "
+    "SymInt[] geometry, SymInt groups, str backend) -> Tensor",
+    fake=_grad_input_fake,
+    save=_grad_input_save,
+    backward=_grad_input_backward,
+)
+_grad_values = Operator(
+    "conv2d_grad_values(Tensor grad_y, Tensor x, Tensor pattern, SymInt[] shape, SymInt[] values_shape, "
+    "SymInt[] geometry, SymInt groups, str backend) -> Tensor",
+    fake=_grad_values_fake,
+    save=_grad_values_save,
+    backward=_grad_values_backward,
+)
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair):
+        raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
+    return pair
+
+
+def _geometry(
+    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]
+) -> tuple[int, ...]:
+    return (*_pair("stride", stride, 1), *_pair("padding", padding, 0), *_pair("dilation", dilation, 1))
+
+
+def _check_input(size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...], groups: int) -> None:
+    """Raise unless an input of `size` (batch, channels, height, width) suits the weight."""
+    outputs, channels, kh, kw = pattern.shape
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or outputs % groups:
+        raise ValueError(f"groups must be a positive divisor of the {outputs} output channels, got {groups!r}")
+    if len(size) != 4 or size[1] != groups * channels:
+        raise ValueError(
+            f"x must have shape (batch, {groups * channels}, height, width) for {groups} groups of {channels} "
+            f"channels, got {tuple(size)}"
+        )
+    _, _, out_h, out_w = conv2d_output_size(size, pattern.shape, geometry)
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"x must be at least as large as the kernel {kh} x {kw} with its padding and dilation, "
+            f"got {size[2]} x {size[3]}"
+        )
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    r"""``F.conv2d(x, pattern.unpack(values), bias, stride, padding, dilation, groups)``.
+
+    .. math:: y_{bnij} = \mathrm{bias}_n + \sum_{cuv} W_{ncuv} \, x_{b, c, s i + d u - p, s j + d v - p}
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(batch, groups * cin, height, width)``, in any memory format; float32, float64 or bfloat16 on the CPU.
+    values : Tensor
+        ``(nnz,)``, the active weights in the pattern's order; or ``(cout, cin, kh, kw)``, a dense weight whose
+        inactive positions are read as 0.
+    pattern : Pattern
+        Of shape ``(cout, cin, kh, kw)``, on x's device.
+    bias : Tensor, optional
+        ``(cout,)``.
+    stride, padding, dilation : int or pair of int
+        Vertical and horizontal.
+    groups : int
+        A divisor of cout.
+    backend : str, optional
+        ``"cpp"`` or ``"reference"``; by default the first that can run the inputs (never the reference).
+
+    Returns
+    -------
+    Tensor
+        ``(batch, cout, out_height, out_width)``, contiguous. Sums are in float32 for bfloat16, and have the same
+        bits for any number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is none of the above; under autocast, dtypes are made one first.
+    BackendError
+        When no backend, or not the named one, can run the inputs.
+
+    Notes
+    -----
+    The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at its
+    inactive positions.
+    """
+    check_pattern(pattern, 4, x, "x")
+    geometry = _geometry(stride, padding, dilation)
+    _check_input(x.shape, pattern, geometry, groups)
+    x, values, bias = autocast(x, values, bias)
+    check_values(values, pattern, x, "x")
+    check_bias(bias, pattern, x, "x")
+    return _conv2d(x, values, bias, pattern.data, pattern.shape, geometry, groups, backend_name(backend))
+
+
+def _check_grad(grad_y: Tensor, size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...]) -> None:
+    expected = conv2d_output_size(size, pattern.shape, geometry)
+    if tuple(grad_y.shape) != expected:
+        raise ValueError(f"grad_y must have the output's shape {expected}, got {tuple(grad_y.shape)}")
+
+
+def conv2d_grad_input(
+    grad_y: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    input_size: Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """The gradient of `conv2d` with respect to x: ``torch.nn.grad.conv2d_input`` with the unpacked weight.
+
+    Parameters
+    ----------
+    grad_y : Tensor
+        Of the output's shape.
+    values, pattern, stride, padding, dilation, groups, backend :
+        As in `conv2d`.
+    input_size : sequence of int
+        Shape of x.
+
+    Returns
+    -------
+    Tensor
+        Of shape `input_size`.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As in `conv2d`.
+    """
+    check_pattern(pattern, 4, grad_y, "grad_y")
+    geometry = _geometry(stride, padding, dilation)
+    _check_input(input_size, pattern, geometry, groups)
+    _check_grad(grad_y, input_size, pattern, geometry)
+    check_values(values, pattern, grad_y, "grad_y")
+    size = tuple(input_size)
+    return _grad_input(
+        grad_y, values, pattern.data, pattern.shape, size, geometry, groups, backend_name(backend)
+    )
+
+
+def conv2d_grad_values(
+    grad_y: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    dense: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """The gradient of `conv2d` with respect to its values: ``torch.nn.grad.conv2d_weight`` where active.
+
+    Parameters
+    ----------
+    grad_y : Tensor
+        Of the output's shape.
+    x, pattern, stride, padding, dilation, groups, backend :
+        As in `conv2d`.
+    dense : bool
+        Return the gradient of a dense weight, 0 at inactive positions.
+
+    Returns
+    -------
+    Tensor
+        ``(nnz,)``, or of the pattern's shape.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As in `conv2d`.
+    """
+    check_pattern(pattern, 4, x, "x")
+    geometry = _geometry(stride, padding, dilation)
+    _check_input(x.shape, pattern, geometry, groups)
+    check_tensor("grad_y", grad_y)
+    _check_grad(grad_y, x.shape, pattern, geometry)
+    if grad_y.dtype != x.dtype or grad_y.device != x.device:
+        raise ValueError(
+            f"grad_y and x must have one dtype and device, got {grad_y.dtype} on {grad_y.device} and "
+            f"{x.dtype} on {x.device}"
+        )
+    shape = pattern.shape if dense else (pattern.nnz,)
+    return _grad_values(
+        grad_y, x, pattern.data, pattern.shape, shape, geometry, groups, backend_name(backend)
+    )
