@@ -221,8 +221,7 @@ class SparseLayer(nn.Module):
 
     @classmethod
     def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:
-        """A layer with the dense module's arguments, dtype, device, flags and the pattern; weights
-        uninitialized."""
+        """A layer with the module's arguments, dtype, device and flags; its weights are uninitialized."""
         weight = module.weight
         layer = cls(
             **cls.dense_arguments(module),
@@ -237,8 +236,7 @@ class SparseLayer(nn.Module):
 
     @torch.no_grad()
     def write_dense(self, dense: Tensor) -> None:
-        """Writes the active positions of a dense tensor of the weight's shape; masked storage gets 0
-        elsewhere."""
+        """Writes a dense tensor's active positions; masked storage gets 0 at the others."""
         weight = self.stored_weight
         if weight.is_meta:
             return
@@ -248,8 +246,7 @@ class SparseLayer(nn.Module):
             weight.copy_(torch.where(self.mask, dense.detach(), 0))
 
     def to_dense_module(self) -> nn.Module:
-        """The `torch.nn` module that computes the same: a new weight, 0 at inactive positions, and a copied
-        bias."""
+        """The `torch.nn` module that computes the same, with a new weight and a copied bias."""
         weight = self.stored_weight
         module = skip_init(
             self.dense_type, **self.dense_arguments(self), device=weight.device, dtype=weight.dtype
@@ -298,11 +295,12 @@ class SparseLayer(nn.Module):
                 error_msgs.append(problem)
                 return
             self._adopt(pattern, assign)
-        elif strict:
-            # Values without their pattern could land at other positions, so none of this layer is loaded.
-            wanted = ["pattern", *(name for name, param in self._parameters.items() if param is not None)]
-            missing_keys.extend(prefix + name for name in wanted if prefix + name not in state_dict)
+        elif prefix + "values" in state_dict:
+            # load_state_dict(strict=False) does not say so here, and this one is wrong in either case.
+            error_msgs.append(f"{key}: missing; values without their pattern could land at other positions")
             return
+        elif strict:
+            missing_keys.append(key)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -338,15 +336,17 @@ class SparseLayer(nn.Module):
         return (pattern if changed else self.pattern), None
 
     def _adopt(self, pattern: Pattern, assign: bool) -> None:
-        """Takes a checked pattern; compact values get its length, uninitialized, in the same Parameter
-        object."""
+        """Takes a checked pattern; compact values, the same Parameter object, get its length."""
         if assign:
-            # assign=True gives every layer its own Parameter, which unties it from the layers it was tied
-            # with.
+            # assign=True gives every layer its own Parameter, which unties it from other layers.
             self._topology = Topology(self._topology.pattern)
         if pattern is self.pattern:
             return
-        if self.storage == "compact":
+        if self.storage == "compact" and assign:
+            # Only a size for nn.Module to compare: it puts the state dict's tensor in this place next.
+            placeholder = torch.empty(pattern.nnz, dtype=self.values.dtype, device="meta")
+            self.values = nn.Parameter(placeholder, requires_grad=self.values.requires_grad)
+        elif self.storage == "compact":
             # Gradients of the old positions say nothing about the new ones.
             self.values.grad = None
             self.values.data = self.values.data.new_empty(pattern.nnz)

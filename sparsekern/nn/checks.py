@@ -1,5 +1,4 @@
-"""Argument checks shared by the layers and by `sparsify_`: one clear error each, raised before anything
-changes."""
+"""Checks of arguments: one clear error each, raised before anything changes."""
 
 from __future__ import annotations
 

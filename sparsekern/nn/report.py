@@ -36,8 +36,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SparsifyReport:
-    """The result of `sparsify_`; print it. Layers are in module order, tied ones counted once in the
-    totals."""
+    """The result of `sparsify_`; print it.
+
+    Layers are in module order; layers that share a weight count once in the totals.
+    """
 
     layers: tuple[LayerReport, ...]
 

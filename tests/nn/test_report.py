@@ -1,0 +1,73 @@
+"""The table that sparsify_ returns."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sparsekern.nn import sparsify_
+
+
+def small_model():
+    shared = nn.Linear(10, 20)
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(2, 4, 3),
+            "fc": shared,
+            "again": shared,
+            "twin": nn.Linear(10, 20),
+            "out": nn.Bilinear(2, 2, 3),
+        }
+    )
+    model["twin"].weight = shared.weight
+    return model
+
+
+def test_numbers():
+    model = small_model()
+    report = sparsify_(model, 0.75, generator=torch.Generator().manual_seed(0))
+    conv, fc, twin, out = report.layers
+    assert (conv.name, conv.shape, conv.numel, conv.nnz) == ("conv", (4, 2, 3, 3), 72, 18)
+    assert (conv.sparsity, conv.sparsity_asked) == (0.75, 0.75)
+    fan_in = model["conv"].pattern.fan_in()
+    assert (conv.fan_in_min, conv.fan_in_mean) == (fan_in.min().item(), 4.5)
+    assert (conv.value_bytes, conv.dense_bytes) == (18 * 4, 72 * 4)
+    assert conv.pattern_bytes == model["conv"].pattern.nbytes
+    assert fc.aliases == ("again",)
+    assert twin.tied_to == "fc"
+    assert not out.converted
+    assert (report.nnz, report.numel, report.sparsity) == (68, 272, 0.75)
+
+
+def test_masked_storage_counts_the_dense_weight():
+    model = nn.Sequential(nn.Linear(10, 20, dtype=torch.float64))
+    (layer,) = sparsify_(model, 0.75, storage="masked").layers
+    assert layer.value_bytes == layer.dense_bytes == 200 * 8
+
+
+def test_table():
+    lines = str(sparsify_(small_model(), 0.75, generator=torch.Generator().manual_seed(0))).splitlines()
+    assert lines[0].split("  ")[0] == "layer"
+    assert [line.split()[0] for line in lines[1:5]] == ["conv", "fc", "twin", "out"]
+    assert lines[2].startswith("fc (= again)  20x10")
+    assert "shares the weight of fc" in lines[3]
+    assert "left: Bilinear is not nn.Linear or nn.Conv2d" in lines[4]
+    # Right-aligned numbers end where their header ends.
+    for title, value in (("nnz", "18"), ("sparsity", "0.7500"), ("dense bytes", "288")):
+        end = lines[0].index(f" {title}") + len(title) + 1
+        assert lines[1][:end].endswith(f" {value}")
+    assert lines[5] == ""
+    assert lines[6].startswith("converted 3 of 4 layers: sparsity 0.7500, 68 of 272 weights")
+
+
+def test_masks_have_no_asked_sparsity():
+    model = nn.Sequential(nn.Linear(4, 4))
+    report = sparsify_(model, masks={"0": torch.eye(4, dtype=torch.bool)})
+    assert report.layers[0].sparsity_asked is None
+    assert " mask " in str(report).splitlines()[1]
+
+
+def test_nothing_converted():
+    model = nn.Sequential(nn.Linear(4, 4))
+    sparsify_(model, 0.5)
+    assert str(sparsify_(model, 0.5)).endswith("converted nothing: 1 layers left as they were")
