@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | format | clean
+# make demo | test | test-all | bench | lint | format | clean
 # Each makes a virtual environment in .venv first, if there is none, and rebuilds what changed under csrc/.
 
 PYTHON ?= python3
@@ -8,12 +8,15 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' -o -name '*.inl')
 CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-all bench lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparsekern train lenet5-digits
 
 test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -q
 
 bench: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,14 +43,8 @@ def test_variables_are_shown(monkeypatch):
 def test_every_variable_that_is_read_is_shown():
     root = ENV_FILE.parents[1]
     sources = [root / "setup.py", *(root / "sparsekern").rglob("*.py"), *(root / "kernels").rglob("*.py")]
-    read = {
-        word.strip("\"'")
-        for source in sources
-        for line in source.read_text().splitlines()
-        if "environ" in line
-        for word in line.replace("(", " ").replace("[", " ").replace("]", " ").replace(",", " ").split()
-        if word.startswith(('"SPARSEKERN_', "'SPARSEKERN_"))
-    }
+    lines = (line for source in sources for line in source.read_text().splitlines() if "environ" in line)
+    read = {name for line in lines for name in re.findall(r'"(SPARSEKERN_\w+)"', line)}
     assert read == set(env.VARIABLES)
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "sparsekern"
 LAYERS = [
     {"_version"},
     {"native", "kernels", "_C"},
-    {"formats", "backends", "reference"},
+    {"formats", "backends", "cpp", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},
