@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "pattern_walk.h"
+
 namespace sparsekern {
 namespace {
 
@@ -51,7 +53,7 @@ PatternBuilder::PatternBuilder(const WeightShape& shape, int64_t tile_size, std:
     if (tile_size != 8 && tile_size != 16 && tile_size != 32 && tile_size != 64) {
         throw std::invalid_argument("tile_size must be 8, 16, 32 or 64, got " + std::to_string(tile_size));
     }
-    if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+    check_threads(threads);
     sizes_.tile_size = tile_size;
     sizes_.rows = shape.rows;
     sizes_.cols = shape.cols();
@@ -61,6 +63,7 @@ PatternBuilder::PatternBuilder(const WeightShape& shape, int64_t tile_size, std:
 }
 
 void PatternBuilder::count(int threads) {
+    threads = useful_threads(threads, sizes_.rows * sizes_.cols / 8);
     const int64_t tile_size = sizes_.tile_size;
     const int64_t row_words = ceil_div(sizes_.cols, 64);
     std::vector<int64_t> tiles(static_cast<size_t>(sizes_.tile_rows));
@@ -155,7 +158,8 @@ void PatternBuilder::fill(int32_t* data, int64_t words, int threads) const {
     if (reinterpret_cast<uintptr_t>(data) % alignof(int64_t) != 0) {
         throw std::invalid_argument("data must be aligned to 8 bytes");
     }
-    if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+    check_threads(threads);
+    threads = useful_threads(threads, sizes_.rows * sizes_.cols / 8);
     const PatternSections at = pattern_sections(sizes_);
     // Only the sections before row_offset are small; the tail of the data ends on a whole tile, except for
     // padding.

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "pattern_walk.h"
 #include "sparsekern/pattern_build.h"
 
 namespace sparsekern {
@@ -83,6 +84,7 @@ std::vector<uint64_t> random_bitmap(int64_t positions, int64_t count, uint64_t s
         static_cast<int64_t>((static_cast<unsigned __int128>(count) << kProbabilityBits) / positions);
     std::vector<uint64_t> bitmap(static_cast<size_t>(words));
     int64_t found = 0;
+    threads = useful_threads(threads, words * kProbabilityBits);
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : found)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         Generator generator(seed, static_cast<uint64_t>(chunk) + 1);
@@ -213,7 +215,7 @@ std::unique_ptr<RowSource> random_source(int64_t rows, int64_t cols, int64_t cou
                                          int threads) {
     check_weight_shape({2, rows, cols, 1, 1});
     const int64_t positions = rows * cols;
-    if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+    check_threads(threads);
     if (count < 0 || count > positions) {
         throw std::invalid_argument("count must be between 0 and " + std::to_string(positions) + ", got " +
                                     std::to_string(count));

@@ -10,6 +10,7 @@ namespace sparsekern {
 void fan_in(const PatternView& pattern, int64_t* counts, int64_t elements, int threads) {
     check_threads(threads);
     check_elements("counts", elements, pattern.rows);
+    threads = useful_threads(threads, pattern.tiles * pattern.tile_size);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < pattern.rows; ++n) {
         const int64_t tile_row = n / pattern.tile_size;
@@ -30,6 +31,7 @@ void fan_out(const PatternView& pattern, int64_t groups, int64_t* counts, int64_
     check_elements("counts", elements, groups * pattern.cin);
     const int64_t rows_per_group = pattern.rows / groups;
     fill_zero(counts, elements, 1);
+    threads = useful_threads(threads, pattern.tiles * pattern.tile_size + pattern.nnz);
     // Threads share out the columns of tiles; a channel is in several of them when the kernel has several
     // positions, so the counts are added up atomically. They are integers: the order cannot change the sum.
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

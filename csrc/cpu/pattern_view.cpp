@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "pattern_walk.h"
 #include "sparsekern/pattern.h"
 
 namespace sparsekern {
@@ -91,6 +92,7 @@ TileFault tile_fault(const PatternView& p, int64_t tile, int64_t tile_row) {
 void check_tiles(const PatternView& p, int threads) {
     require(p.tile_start[0] == 0, "tile_start must start at 0");
     int64_t first = p.tiles;
+    threads = useful_threads(threads, p.tiles * p.tile_size);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(min : first)
     for (int64_t i = 0; i < p.tile_rows; ++i) {
         for (int64_t t = p.tile_row_ptr[i]; t < p.tile_row_ptr[i + 1]; ++t) {
@@ -175,7 +177,7 @@ PatternView PatternView::parse(const int32_t* data, int64_t words) {
 }
 
 void validate(const PatternView& pattern, int threads) {
-    require(threads >= 1, "threads must be at least 1");
+    check_threads(threads);
     check_row_index(pattern);
     check_column_index(pattern);
     check_tiles(pattern, threads);

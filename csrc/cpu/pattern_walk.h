@@ -26,6 +26,13 @@ inline void check_threads(int threads) {
         throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
 }
 
+// Threads that are worth starting for `work` simple steps: waking one costs as much as tens of thousands of
+// them, and far more on a machine whose cores are busy.
+inline int useful_threads(int threads, int64_t work) {
+    constexpr int64_t kStepsPerThread = 65536;
+    return static_cast<int>(std::min<int64_t>(threads, work / kStepsPerThread + 1));
+}
+
 inline void check_elements(const char* name, int64_t elements, int64_t expected) {
     if (elements != expected) {
         throw std::invalid_argument(std::string(name) + " must hold " + std::to_string(expected) +
@@ -42,6 +49,7 @@ void for_each_bit(uint64_t bits, Visit&& visit) {
 // Calls visit(tile, tile_row) for every tile; each thread takes one run of tiles.
 template <typename Visit>
 void for_each_tile(const PatternView& p, int threads, const Visit& visit) {
+    threads = useful_threads(threads, p.tiles * p.tile_size + p.nnz);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t begin = p.tiles * omp_get_thread_num() / omp_get_num_threads();
@@ -70,6 +78,7 @@ void for_each_tile_row(const PatternView& p, int threads, const Visit& visit) {
 
 template <typename Element>
 void fill_zero(Element* data, int64_t elements, int threads) {
+    threads = useful_threads(threads, elements * static_cast<int64_t>(sizeof(Element)) / 16);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t begin = elements * omp_get_thread_num() / omp_get_num_threads();
