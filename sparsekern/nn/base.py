@@ -75,8 +75,6 @@ class SparseLayer(nn.Module):
         if init is not None:
             self.reset_parameters(generator)
 
-    # ---- the weight and its pattern ----
-
     @property
     def weight_name(self) -> str:
         """Name of the weight's Parameter: ``"values"`` for compact storage, ``"weight"`` for masked."""
@@ -170,8 +168,6 @@ class SparseLayer(nn.Module):
         self._parameters[self.weight_name] = other.stored_weight
         self._topology = other._topology
 
-    # ---- to and from dense modules ----
-
     @classmethod
     def dense_arguments(cls, module: nn.Module) -> dict[str, Any]:
         """The positional and shape arguments that `module`, sparse or dense, was built with."""
@@ -259,8 +255,6 @@ class SparseLayer(nn.Module):
             if not weight.is_meta:
                 module.weight.copy_(self.to_dense())
         return module.train(self.training)
-
-    # ---- what nn.Module does, extended to the pattern ----
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         super()._apply(fn, recurse)

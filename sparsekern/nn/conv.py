@@ -93,6 +93,8 @@ class SparseConv2d(SparseLayer):
         return {**arguments, "bias": module.bias is not None}
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         padding = self.padding
         if padding == "valid":
             padding = (0, 0)

@@ -117,8 +117,8 @@ def test_bad_constructor_arguments(arguments, message):
     ("x", "message"),
     [
         (torch.ones(2, 3, 9, 9), "4"),
-        (torch.ones(9, 9), ""),
-        (torch.ones(2, 4, 2, 9), ""),
+        (torch.ones(9, 9), "4"),
+        (torch.ones(2, 4, 2, 9), "kernel 3 x 3"),
         (torch.ones(2, 4, 9, 9, dtype=torch.float64), "float64"),
         (torch.ones(2, 4, 9, 9, device="meta"), "meta"),
     ],

@@ -1,0 +1,286 @@
+"""Which layers sparsify_ converts, what it leaves and why, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from sparsekern.formats.pattern import Pattern
+from sparsekern.nn import SparseLinear, sparsify_
+
+
+def test_masks_by_name(masked_dense_twin, net, reasons, sparse_names):
+    model, dense = net(), net()
+    masks = {"stem": torch.rand(8, 3, 3, 3) < 0.5, "head": Pattern.from_mask(torch.rand(10, 144) < 0.2)}
+    report = sparsify_(model, masks=masks)
+    assert sparse_names(model) == ["stem", "head"]
+    assert torch.equal(model.stem.mask, masks["stem"])
+    assert model.head.pattern is masks["head"]
+    assert reasons(report) == {"body.0": "no mask given"}
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), masked_dense_twin(dense, model)(x))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "converted"),
+    [
+        ("stem", ["body.0", "head"]),
+        (["stem", "head"], ["body.0"]),
+        (["body"], ["stem", "head"]),
+        (["body.*"], ["stem", "head"]),
+        (["*e*"], ["body.0"]),
+        (["norm"], ["stem", "body.0", "head"]),
+    ],
+    ids=["a string", "two names", "a container", "a glob", "a glob of two", "a layer without a matrix"],
+)
+def test_exclude(exclude, converted, net, reasons, sparse_names):
+    model = net()
+    report = sparsify_(model, 0.5, exclude=exclude)
+    assert sparse_names(model) == converted
+    assert all("excluded by" in reason for reason in reasons(report).values())
+
+
+def test_filter_fn(net, reasons, sparse_names):
+    model, seen = net(), []
+
+    def wide(module, name):
+        seen.append((type(module), name))
+        return name != "head"
+
+    report = sparsify_(model, 0.5, exclude=["stem"], filter_fn=wide)
+    assert seen == [(nn.Conv2d, "body.0"), (nn.Linear, "head")]
+    assert sparse_names(model) == ["body.0"]
+    assert reasons(report)["head"] == "filter_fn returned False"
+
+
+def test_sparsity_counts_converted_layers_only(net):
+    model = net()
+    report = sparsify_(model, 0.9, exclude=["stem"])
+    assert report.nnz == round(0.1 * (16 * 4 * 9 + 10 * 144))
+
+
+class Odd(nn.Module):
+    """Every kind of layer that has to stay as it is, each with its own reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Linear(4, 4)
+        self.embedding = nn.Embedding(5, 4)
+        self.transposed = nn.ConvTranspose2d(2, 2, 3)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.lazy = nn.LazyLinear(3)
+        self.reflect = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")
+        self.parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.pruned = prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
+        self.complex = nn.Linear(4, 4, dtype=torch.complex64)
+        self.adapted = nn.Linear(4, 4)
+        self.adapted.lora = nn.Parameter(torch.zeros(4, 1))
+        self.patched = nn.Linear(4, 4)
+        self.patched.forward = lambda x: x
+        self.saved = nn.Linear(4, 4)
+        self.saved.register_state_dict_post_hook(lambda *arguments: None)
+        self.hooked = nn.Linear(4, 4)
+        self.hooked.weight.register_hook(lambda grad: grad)
+
+
+ODD_REASONS = {
+    "embedding": "Embedding is not nn.Linear or nn.Conv2d",
+    "transposed": "ConvTranspose2d is not nn.Linear or nn.Conv2d",
+    "attention": "MultiheadAttention is not nn.Linear or nn.Conv2d",
+    "attention.out_proj": "NonDynamicallyQuantizableLinear is a subclass of nn.Linear",
+    "lazy": "LazyLinear is a subclass of nn.Linear",
+    "reflect": "padding_mode='reflect' is not supported",
+    "parametrized": "parametrized: its weight is computed",
+    "pruned": "its weight is computed by a hook",
+    "complex": "dtype torch.complex64 is not supported",
+    "adapted": "parameters, buffers or modules of its own",
+    "patched": "its forward was replaced",
+    "saved": "state-dict hooks",
+    "hooked": "its weight has gradient hooks",
+}
+
+
+def test_what_stays_dense_is_named_with_the_reason(reasons, sparse_names):
+    model = Odd()
+    before = {name: module for name, module in model.named_modules() if name != "plain"}
+    report = sparsify_(model, 0.5)
+    left = reasons(report)
+    assert set(left) == set(ODD_REASONS)
+    for name, reason in ODD_REASONS.items():
+        assert reason in left[name]
+        assert name in str(report)
+    assert sparse_names(model) == ["plain"]
+    assert all(model.get_submodule(name) is module for name, module in before.items())
+
+
+def test_a_second_call_changes_nothing(net, reasons):
+    model = net()
+    sparsify_(model, 0.8)
+    modules, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
+    report = sparsify_(model, 0.5)
+    assert not report.converted
+    assert set(reasons(report).values()) == {"already sparse"}
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_second_call_converts_what_is_still_dense(net):
+    model = net()
+    sparsify_(model, 0.8, exclude=["head"])
+    stem = model.stem
+    report = sparsify_(model, 0.5)
+    assert [layer.name for layer in report.converted] == ["head"]
+    assert model.stem is stem
+    assert report.sparsity == 0.5
+
+
+def mask(*shape):
+    return torch.ones(shape, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "exactly one of sparsity and masks, got none"),
+        ({"sparsity": 0.5, "masks": {}}, ValueError, "exactly one of sparsity and masks, got both"),
+        ({"sparsity": 1.0}, ValueError, "sparsity"),
+        ({"sparsity": -0.5}, ValueError, "sparsity"),
+        ({"sparsity": math.nan}, ValueError, "sparsity"),
+        ({"sparsity": True}, TypeError, "sparsity"),
+        ({"sparsity": "0.9"}, TypeError, "sparsity"),
+        ({"sparsity": 0.5, "distribution": "ERK"}, ValueError, "distribution: .*'erk', got 'ERK'"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "pattern: .*'block', got '2:4'"),
+        ({"sparsity": 0.5, "pattern": "block", "block_size": 48}, ValueError, "block_size .*got 48"),
+        ({"sparsity": 0.5, "block_size": 0}, ValueError, "block_size: .*got 0"),
+        ({"sparsity": 0.5, "storage": "csr"}, ValueError, "storage: .*'masked', got 'csr'"),
+        ({"sparsity": 0.5, "init": "zeros"}, ValueError, "init: .*'keep'.*got 'zeros'"),
+        (
+            {"sparsity": 0.5, "exclude": ["haed"]},
+            ValueError,
+            "exclude: .*'haed' matches none; did you mean 'head'",
+        ),
+        ({"sparsity": 0.5, "exclude": ["layers.*"]}, ValueError, r"exclude: .*'layers\.\*' matches none"),
+        ({"sparsity": 0.5, "exclude": [3]}, TypeError, "exclude: .*got 3"),
+        (
+            {"sparsity": 0.5, "exclude": ["*"]},
+            ValueError,
+            r"at least one .*Net has none \(stem: excluded by '\*';",
+        ),
+        (
+            {"sparsity": 0.5, "filter_fn": lambda m, n: False},
+            ValueError,
+            "Net has none .*filter_fn returned False",
+        ),
+        ({"masks": {}}, ValueError, "Net has none .*no mask given"),
+        ({"masks": [mask(10, 144)]}, TypeError, "masks: expected a mapping"),
+        ({"masks": {"haed": mask(10, 144)}}, ValueError, "masks: .*'haed' is none; did you mean 'head'"),
+        ({"masks": {"norm": mask(8)}}, ValueError, "masks: .*'norm' is none"),
+        (
+            {"masks": {"head": mask(10, 144).float()}},
+            TypeError,
+            r"masks\['head'\]: .*torch.bool.*torch.float32",
+        ),
+        ({"masks": {"head": mask(144, 10)}}, ValueError, r"masks\['head'\]: .*\(10, 144\).*got \(144, 10\)"),
+        (
+            {"masks": {"stem": mask(8, 3, 3, 3), "head": mask(9, 144)}},
+            ValueError,
+            r"masks\['head'\]: .*\(10, 144\).*got \(9, 144\)",
+        ),
+        (
+            {"masks": {"head": mask(10, 144)}, "exclude": "head"},
+            ValueError,
+            "masks: 'head' cannot .*excluded by",
+        ),
+    ],
+    ids=[
+        "neither",
+        "both",
+        "sparsity one",
+        "sparsity negative",
+        "sparsity NaN",
+        "sparsity bool",
+        "sparsity str",
+        "distribution",
+        "pattern",
+        "block size of no kernel",
+        "block size zero",
+        "storage",
+        "init",
+        "exclude misspelt",
+        "exclude matches nothing",
+        "exclude number",
+        "exclude everything",
+        "filter everything",
+        "masks empty",
+        "masks list",
+        "mask name misspelt",
+        "mask of a norm",
+        "mask dtype",
+        "mask shape",
+        "second mask shape",
+        "mask of an excluded layer",
+    ],
+)
+def test_a_mistake_changes_nothing(arguments, error, message, net):
+    model = net()
+    modules, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        sparsify_(model, **arguments)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class Ddp(nn.parallel.DistributedDataParallel):
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (nn.Linear(4, 4), TypeError, "a single Linear, .*SparseLinear.from_dense"),
+        (nn.Conv2d(4, 4, 1), TypeError, "a single Conv2d, .*SparseConv2d.from_dense"),
+        (SparseLinear(4, 4, sparsity=0.5), TypeError, "SparseLinear, already sparse"),
+        (
+            nn.Sequential(nn.ReLU()),
+            ValueError,
+            "at least one nn.Linear or nn.Conv2d to convert, Sequential has none",
+        ),
+        (nn.Sequential(nn.Embedding(3, 3)), ValueError, "Sequential has none .*Embedding is not"),
+        (Ddp(nn.Sequential(nn.Linear(4, 4))), ValueError, "not wrapped in DistributedDataParallel"),
+        (lambda x: x, TypeError, "model: expected a module"),
+    ],
+    ids=["a linear", "a conv", "a sparse layer", "no weights", "an embedding", "DDP", "a function"],
+)
+def test_models_that_cannot_be_converted(model, error, message):
+    with pytest.raises(error, match=message):
+        sparsify_(model, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"head": mask(30, 16)}, "masks: 'head' cannot be converted: its weight is tied to embedding.weight"),
+        ({"embedding": mask(30, 16)}, "masks: 'embedding' cannot be converted: Embedding is not"),
+        ({"a": mask(16, 16), "c": ~mask(16, 16)}, "masks: expected the same mask for 'a' and 'c'"),
+    ],
+    ids=["tied to an embedding", "an embedding", "masks that differ"],
+)
+def test_masks_that_ties_forbid(masks, message, sparse_names, tied):
+    model = tied()
+    with pytest.raises(ValueError, match=message):
+        sparsify_(model, masks=masks)
+    assert not sparse_names(model)
+
+
+def test_a_sparse_layer_that_is_given_a_mask(net):
+    model = net()
+    sparsify_(model, 0.5)
+    with pytest.raises(ValueError, match="masks: 'head' cannot be converted: already sparse"):
+        sparsify_(model, masks={"head": mask(10, 144)})
