@@ -29,6 +29,7 @@ class PackedPattern:
     tile_size: int
     nnz: int
     num_tiles: int
+    _hash: int | None = None
 
     def __init__(self, data: Tensor) -> None:
         if not isinstance(data, Tensor) or data.dtype != torch.int32 or data.dim() != 1:
@@ -161,7 +162,9 @@ class PackedPattern:
         return self is other or torch.equal(self._host_data, other._host_data)
 
     def __hash__(self) -> int:
-        return hash(self.checksum())
+        if self._hash is None:
+            object.__setattr__(self, "_hash", hash(self.checksum()))
+        return self._hash
 
     def __repr__(self) -> str:
         return (

@@ -137,7 +137,7 @@ class Pattern(PackedPattern):
         """
         shape = check_shape(shape)
         sparsity = check_sparsity(sparsity)
-        if block_size is not None and block_size not in BLOCK_SIZES:
+        if block_size is not None and not (isinstance(block_size, int) and block_size in BLOCK_SIZES):
             raise ValueError(f"block_size must be 32, 64 or 128, got {block_size!r}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {describe(generator)}")

@@ -187,6 +187,7 @@ print(peak() - before)
         pytest.param(
             {"shape": (2**31, 2)}, ValueError, r"at most 2\*\*31 - 1 rows and columns", id="too_large"
         ),
+        pytest.param({"block_size": 64.0}, ValueError, "32, 64 or 128, got 64.0", id="block_float"),
         pytest.param(
             {"block_size": 16}, ValueError, "block_size must be 32, 64 or 128, got 16", id="block_16"
         ),
