@@ -32,7 +32,7 @@ def test_a_users_mistake_has_no_traceback(tmp_path):
     run = sparsekern("train", "lenet5-digits", "--sparsity", 2, "--output", tmp_path / "run")
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr == "sparsekern train: error: sparsity: expected 0 <= sparsity < 1, got 2.0\n"
+    assert run.stderr == "sparsekern train: error: sparsity: expected 0 <= sparsity < 1, got 2\n"
 
 
 def test_version(capsys):

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_BAR = "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+_BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
 
 
 class Display:
@@ -44,7 +44,7 @@ class Display:
         if record["kind"] == "train":
             self._train = record
             metrics = f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
-            self._bar.set_postfix_str(f"{metrics}, lr {record['learning_rate']:.4f}", refresh=False)
+            self._bar.set_postfix_str(f"{metrics}, lr {record['learning_rate']:.3g}", refresh=False)
         else:
             self.line(self._evaluation(record))
 
@@ -65,5 +65,5 @@ class Display:
             text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
         if self._train:
-            text += f"   lr {train['learning_rate']:.4f}   {train['steps_per_second']:.0f} steps/s"
+            text += f"   lr {train['learning_rate']:.3g}   {train['steps_per_second']:.0f} steps/s"
         return text

@@ -15,7 +15,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises
     ------
     OSError
-        As the operating system reports it (a full disk, no permission); the temporary file is gone by then.
+        As the operating system reports it (a full disk, no permission), with ``path`` as its file name; the
+        temporary file is gone by then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,9 +25,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
 

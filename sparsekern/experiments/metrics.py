@@ -1,5 +1,6 @@
 """Metrics of a run: JSON lines, and TensorBoard where it is asked for."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -32,20 +33,32 @@ class MetricsFile:
     def __init__(self, path: Path, last_step: int | None = None) -> None:
         kept = "" if last_step is None else _lines_through(path, last_step)
         write_atomically(path, kept.encode())
+        self._path = path
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; it must have a ``step``, and no number in it may be nan or infinite."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a record; it must have a ``step``, and no number in it may be nan or infinite.
+
+        Raises
+        ------
+        OSError
+            With the file's name, when the disk is full.
+        """
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def sync(self) -> None:
         """Force what was written to the disk, so that a checkpoint never knows of lines that were lost."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a line that could not be written was reported by :meth:`write`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -73,24 +86,30 @@ def _lines_through(path: Path, last_step: int) -> str:
     return "".join(kept)
 
 
-class TensorBoard:
-    """The same records as TensorBoard scalars ``kind/field``.
+def summary_writer() -> type:
+    """TensorBoard's ``SummaryWriter``.
 
     Raises
     ------
     ExperimentError
         If the package ``tensorboard`` is not installed.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ExperimentError(
+            "--tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from None
+    return SummaryWriter
+
+
+class TensorBoard:
+    """The same records as TensorBoard scalars ``kind/field``; of ``last_step`` as :class:`MetricsFile`."""
 
     def __init__(self, folder: Path, last_step: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ExperimentError(
-                "--tensorboard needs the package tensorboard: pip install tensorboard"
-            ) from None
         # Steps from here on are hidden in what an earlier process wrote: this one writes them again.
-        self._writer = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
+        purge_step = None if last_step is None else last_step + 1
+        self._writer = summary_writer()(str(folder), purge_step=purge_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add every number of a record."""

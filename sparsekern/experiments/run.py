@@ -15,10 +15,10 @@ from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.display import Display
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.files import write_atomically
-from sparsekern.experiments.metrics import MetricsFile, TensorBoard, read_metrics
+from sparsekern.experiments.metrics import MetricsFile, TensorBoard, read_metrics, summary_writer
 from sparsekern.experiments.recipe import Recipe, differences, load_recipe, recipe_from
-from sparsekern.experiments.runtime import Stopped, StopSignals, flush_denormals, usable_device
-from sparsekern.experiments.summary import compare_with_dense, layer_table
+from sparsekern.experiments.runtime import Stopped, StopSignals, usable_device
+from sparsekern.experiments.summary import compare_with_dense
 from sparsekern.experiments.trainer import Trainer
 
 
@@ -125,10 +125,14 @@ def run(recipe: Recipe, options: RunOptions, say: Callable[[str], None] = print)
         return _report_finished(recipe, folder, say)
     earlier = _earlier_state(recipe, folder, options)
     device = usable_device(options.device)
+    if options.tensorboard:
+        summary_writer()
     dataset = load_dataset(recipe.dataset, options.data_dir)
-    trainer = Trainer(build_model(recipe).to(device), dataset, recipe)
+    model, report = build_model(recipe)
+    trainer = Trainer(model.to(device), dataset, recipe)
     say(_headline(recipe))
-    say(layer_table(trainer.model))
+    if report is not None:
+        say(f"{report}\n")
     if options.overwrite:
         folder.clear()
     folder.create()
@@ -137,12 +141,11 @@ def run(recipe: Recipe, options: RunOptions, say: Callable[[str], None] = print)
     elif options.resume:
         say(f"nothing to resume in {folder.path}: starting at the first step")
     write_atomically(folder.recipe, recipe.to_yaml().encode())
-    with flush_denormals():
-        _train(trainer, folder, options)
-        result = _finish(trainer, folder)
-        if recipe.benchmark_steps and recipe.sparsity:
-            say(str(compare_with_dense(recipe, dataset, device)))
-    say(f"{result}\nsaved in {folder.path}")
+    _train(trainer, folder, options)
+    result = _finish(trainer, folder)
+    if recipe.benchmark_steps and recipe.sparsity:
+        say(f"\n{compare_with_dense(recipe, dataset, device)}")
+    say(f"\n{result}; saved in {folder.path}")
     return result
 
 
@@ -251,7 +254,8 @@ def _refuse_another(ours: Recipe, theirs: Recipe, folder: RunFolder) -> None:
 
 def _headline(recipe: Recipe) -> str:
     if recipe.sparsity:
-        kind = f"{recipe.sparsity:.4g} sparse ({recipe.distribution}, {recipe.storage}, {recipe.init} init)"
+        percent = 100 * recipe.sparsity
+        kind = f"{percent:.4g} % sparse ({recipe.distribution}, {recipe.storage}, {recipe.init} init)"
     else:
         kind = "dense"
     return (

@@ -1,31 +1,12 @@
-"""The process around the loop: denormal numbers, signals, the device."""
+"""The process around the loop: signals and the device."""
 
-import contextlib
 import signal
 import threading
-from collections.abc import Iterator
 from types import FrameType
 
 import torch
 
 from sparsekern.experiments.errors import ExperimentError
-
-
-@contextlib.contextmanager
-def flush_denormals() -> Iterator[None]:
-    """Treat denormal floats as zero inside the block, and as usual after it."""
-    before = _flushes_denormals()
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-def _flushes_denormals() -> bool:
-    """torch has no getter; the smallest normal number divided by 2 tells."""
-    tiny = torch.tensor([torch.finfo(torch.float32).tiny])
-    return (tiny / 2).item() == 0
 
 
 class StopSignals:

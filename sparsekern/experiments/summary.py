@@ -70,7 +70,7 @@ class Comparison:
             f"{ratio:>6.2f}x"
         )
         lines.append(
-            f"(median of {self.steps} steps of {self.batch_size} examples, {self.threads} threads; "
+            f"(median of {self.steps} steps of {self.batch_size} examples, threads: {self.threads}; "
             "bytes without activations)"
         )
         return "\n".join(lines)

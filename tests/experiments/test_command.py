@@ -44,7 +44,7 @@ def test_every_key_can_be_overridden_in_both_spellings():
 
 def test_an_underscore_is_as_good_as_a_dash(tmp_path, capsys):
     message = error_of(capsys, "lenet5-digits", "--learning_rate=-1", "--output", tmp_path / "run")
-    assert message == "sparsekern train: error: learning_rate: expected a number above 0, got -1.0\n"
+    assert message == "sparsekern train: error: learning_rate: expected a number above 0, got -1\n"
 
 
 def test_the_default_folder_tells_overrides_apart():

@@ -23,8 +23,9 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, faili
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, failing, full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as caught:
         write_atomically(path, b"two")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"one"
     assert os.listdir(tmp_path) == ["file"]
 

@@ -76,6 +76,15 @@ def test_missing_metrics_of_the_steps_before_are_an_error(path):
         MetricsFile(path, last_step=1000)
 
 
+def test_a_full_disk_names_the_file(path, monkeypatch):
+    file = MetricsFile(path)
+    monkeypatch.setattr(file, "_file", open("/dev/full", "a"))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        file.write(records(1)[0])
+    assert caught.value.filename == str(path)
+    file.close()
+
+
 def test_nan_is_not_json(path):
     file = MetricsFile(path)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a_run_leaves_recipe_metrics_checkpoint_and_result(short_recipe, options
     assert result.test_accuracy == records[-1]["accuracy"]
     assert read_checkpoint(options.output / "checkpoint.pt")["trainer"]["step"] == 12
     assert "fc1" in said[1]
-    assert said[-1].startswith(f"test accuracy {result.test_accuracy:.2%}")
+    assert said[-1].strip().startswith(f"test accuracy {result.test_accuracy:.2%}")
 
 
 def test_a_finished_run_is_reported_and_left_alone(short_recipe, options, said):
@@ -208,6 +209,15 @@ def test_overwrite_with_missing_data_keeps_the_old_run(short_recipe, options, sa
     assert files(options.output) == before
 
 
+def test_overwrite_without_tensorboard_keeps_the_old_run(short_recipe, options, said, monkeypatch):
+    run(short_recipe, options, said.append)
+    before = files(options.output)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ExperimentError, match="pip install tensorboard"):
+        run(short_recipe, dataclasses.replace(options, overwrite=True, tensorboard=True), said.append)
+    assert files(options.output) == before
+
+
 def test_output_that_is_a_file_is_one_error(short_recipe, tmp_path, said):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match=r"--output .*file: the folder cannot be made: File exists"):
@@ -226,8 +236,3 @@ def test_a_result_that_is_none_is_refused(short_recipe, options, said):
 )
 def test_other_settings_run_to_the_end(short_recipe, options, said, change):
     assert run(short_recipe.override({"steps": 3, **change}), options, said.append).steps == 3
-
-
-def test_denormals_are_as_before_afterwards(short_recipe, options, said):
-    run(short_recipe.override({"steps": 1}), options, said.append)
-    assert (torch.tensor([torch.finfo(torch.float32).tiny]) / 2).item() != 0

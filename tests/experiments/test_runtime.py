@@ -3,25 +3,9 @@ import signal
 import threading
 
 import pytest
-import torch
 
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.runtime import StopSignals, flush_denormals, usable_device
-
-
-def denormals_are_zero():
-    return (torch.tensor([torch.finfo(torch.float32).tiny]) / 2).item() == 0
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_denormals_are_flushed_inside_only(before):
-    torch.set_flush_denormal(before)
-    try:
-        with flush_denormals():
-            assert denormals_are_zero()
-        assert denormals_are_zero() is before
-    finally:
-        torch.set_flush_denormal(False)
+from sparsekern.experiments.runtime import StopSignals, usable_device
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
