@@ -65,5 +65,5 @@ class Display:
             text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
         if self._train:
-            text += f"   lr {train['learning_rate']:.3g}   {train['steps_per_second']:.0f} steps/s"
+            text += f"   lr {train['learning_rate']:<9.3g}{train['steps_per_second']:>4.0f} steps/s"
         return text

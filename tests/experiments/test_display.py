@@ -19,7 +19,7 @@ def test_an_evaluation_is_one_line_on_standard_output(capsys):
     captured = capsys.readouterr()
     assert captured.out == (
         "step   500/2,500   train loss 0.0312, accuracy 99.10%   test loss 0.2000, accuracy 95.28%   "
-        "lr 0.045   212 steps/s\n"
+        "lr 0.045     212 steps/s\n"
     )
     assert captured.err == ""
 
