@@ -76,28 +76,40 @@ struct ConvLayout {
     std::vector<int64_t> column_offsets(const PatternView& pattern) const;
 };
 
+// Copies `rows` rows of `count` samples into rows of `plane` elements that begin at `to`, 0 where no sample falls,
+// up to the element at `end`.
+template <class T>
+void pack_rows(const KernelTable<AccumulateType<T>>& table, const Samples<const T>& from, AccumulateType<T>* to,
+               int64_t plane, AccumulateType<T>* end) {
+    using A = AccumulateType<T>;
+    if (from.features == 0 || from.count == 0) return std::fill(to, end, A(0));
+    // The last row alone might reach beyond `end` with the zeros behind its samples.
+    Samples<const T> part = from;
+    part.features = from.features - 1;
+    pack(table, part, to, plane);
+    part.data += part.features * from.feature_stride;
+    A* const last = to + part.features * plane;
+    part.features = 1;
+    pack(table, part, last, from.count);
+    std::fill(last + from.count, end, A(0));
+}
+
 template <class T>
 void pack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout, const T* from,
                   AccumulateType<T>* to) {
     using A = AccumulateType<T>;
     const ConvAxis& v = layout.vertical;
     const ConvAxis& h = layout.horizontal;
-    for (size_t pv = 0; pv < v.phases.size(); ++pv) {
-        for (size_t ph = 0; ph < h.phases.size(); ++ph, to += layout.plane_size) {
+    for (int64_t pv = 0; pv < static_cast<int64_t>(v.phases.size()); ++pv) {
+        for (int64_t ph = 0; ph < static_cast<int64_t>(h.phases.size()); ++ph, to += layout.plane_size) {
             int64_t top, bottom, left, right;
-            v.inside(static_cast<int64_t>(pv), &top, &bottom);
-            h.inside(static_cast<int64_t>(ph), &left, &right);
-            std::fill(to, to + top * h.plane, A(0));
-            for (int64_t i = top; i < bottom; ++i) {
-                A* row = to + i * h.plane;
-                const T* source = from + v.source(static_cast<int64_t>(pv), i) * h.extent +
-                                  h.source(static_cast<int64_t>(ph), left);
-                std::fill(row, row + left, A(0));
-                const int64_t count = right - left;
-                pack(table, Samples<const T>{source, h.stride, 0, count, count > 0 ? 1 : 0}, row + left, count);
-                std::fill(row + right, row + h.plane, A(0));
-            }
-            std::fill(to + bottom * h.plane, to + layout.plane_size, A(0));
+            v.inside(pv, &top, &bottom);
+            h.inside(ph, &left, &right);
+            const T* source = from + v.source(pv, top) * h.extent + h.source(ph, left);
+            A* const first = to + top * h.plane + left;
+            std::fill(to, first, A(0));
+            pack_rows<T>(table, {source, h.stride, v.stride * h.extent, right - left, bottom - top}, first, h.plane,
+                         to + layout.plane_size);
         }
     }
 }
@@ -109,18 +121,14 @@ void unpack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayou
     const ConvAxis& v = layout.vertical;
     const ConvAxis& h = layout.horizontal;
     std::fill(to, to + v.extent * h.extent, T{});
-    for (size_t pv = 0; pv < v.phases.size(); ++pv) {
-        for (size_t ph = 0; ph < h.phases.size(); ++ph, from += layout.plane_size) {
+    for (int64_t pv = 0; pv < static_cast<int64_t>(v.phases.size()); ++pv) {
+        for (int64_t ph = 0; ph < static_cast<int64_t>(h.phases.size()); ++ph, from += layout.plane_size) {
             int64_t top, bottom, left, right;
-            v.inside(static_cast<int64_t>(pv), &top, &bottom);
-            h.inside(static_cast<int64_t>(ph), &left, &right);
-            const int64_t count = right - left;
-            if (count == 0) continue;
-            for (int64_t i = top; i < bottom; ++i) {
-                T* target = to + v.source(static_cast<int64_t>(pv), i) * h.extent +
-                            h.source(static_cast<int64_t>(ph), left);
-                unpack(table, from + i * h.plane + left, count, Samples<T>{target, h.stride, 0, count, 1});
-            }
+            v.inside(pv, &top, &bottom);
+            h.inside(ph, &left, &right);
+            T* target = to + v.source(pv, top) * h.extent + h.source(ph, left);
+            unpack(table, from + top * h.plane + left, h.plane,
+                   Samples<T>{target, h.stride, v.stride * h.extent, right - left, bottom - top});
         }
     }
 }
@@ -129,16 +137,9 @@ void unpack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayou
 template <class T>
 void pack_pixels(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout, const T* from,
                  AccumulateType<T>* to) {
-    using A = AccumulateType<T>;
     const int64_t out = layout.horizontal.out;
-    const int64_t plane = layout.horizontal.plane;
-    A* const end = to + layout.pixel_run;
-    for (int64_t i = 0; i < layout.vertical.out; ++i, from += out) {
-        pack(table, Samples<const T>{from, 1, 0, out, 1}, to, out);
-        std::fill(to + out, std::min(to + plane, end), A(0));
-        to = std::min(to + plane, end);
-    }
-    std::fill(to, end, A(0));
+    pack_rows<T>(table, {from, 1, out, out, layout.vertical.out}, to, layout.horizontal.plane,
+                 to + layout.pixel_run);
 }
 
 // Packed images (or packed output pixels) of a stretch of the batch; `pack_one` packs one channel of one image.

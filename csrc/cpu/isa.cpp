@@ -18,6 +18,7 @@ KernelTable<double> double_table();
 }  // namespace avx2
 namespace avx512 {
 KernelTable<float> float_table();
+KernelTable<float> vbmi2_float_table();
 KernelTable<double> double_table();
 }  // namespace avx512
 #endif
@@ -31,6 +32,14 @@ struct Level {
     bool (*runs_here)();
 };
 
+#if !defined(SPARSEKERN_NO_X86)
+// Ice Lake and Zen 4 onwards add what one kernel gains from; older AVX-512 machines go without it.
+KernelTable<float> avx512_float_table() {
+    const bool newer = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+    return newer ? avx512::vbmi2_float_table() : avx512::float_table();
+}
+#endif
+
 const Level kLevels[] = {
     {Isa::portable, portable::float_table, portable::double_table, [] { return true; }},
 #if !defined(SPARSEKERN_NO_X86)
@@ -38,7 +47,7 @@ const Level kLevels[] = {
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
      }},
-    {Isa::avx512, avx512::float_table, avx512::double_table,
+    {Isa::avx512, avx512_float_table, avx512::double_table,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

@@ -40,6 +40,20 @@ struct Samples {
     int64_t features;
 };
 
+// One tile and its transpose. `bits_t`, `row_offset_t` and `values_t` are written; rows outside [row_begin, row_end)
+// are left out.
+template <class A>
+struct TileTranspose {
+    int64_t tile_size;
+    int64_t row_begin;
+    int64_t row_end;
+    const unsigned char* bits;
+    const A* values;
+    unsigned char* bits_t;
+    int16_t* row_offset_t;
+    A* values_t;
+};
+
 template <class A>
 struct KernelTable {
     int64_t lanes;
@@ -52,8 +66,9 @@ struct KernelTable {
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
-    // y[r] (+)= sum over active c of values * x[c] for one sample.
-    void (*vector_product)(const PanelWork<A>&, const A* values, bool fresh, const A* start);
+    void (*transpose_tile)(const TileTranspose<A>&);
+    // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a column.
+    void (*vector_product)(const PanelWork<A>&, const A* values, const A* start);
 };
 
 template <class A>

@@ -15,6 +15,9 @@
 namespace sparsekern {
 namespace {
 
+// Scratch for panels: about what the private caches of the threads hold.
+constexpr int64_t kPanelBytes = int64_t{1} << 20;
+
 // y = x M^T + start for a batch, M being a pattern's matrix or its transpose.
 template <class T>
 class PanelProduct {
@@ -28,7 +31,7 @@ class PanelProduct {
         if (x.rows == 0 || matrix_.rows == 0) return;
         if (x.rows == 1) return run_single(x, y);
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
-        const int64_t fitting = PanelStack<T>::fitting(matrix_.cols, shape, int64_t{8} << 20);
+        const int64_t fitting = PanelStack<T>::fitting(matrix_.cols, shape, kPanelBytes);
         const int64_t together = std::max(fitting, std::min<int64_t>(threads_, shape.panels));
         const int64_t group = kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
         const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, group));
@@ -113,7 +116,7 @@ class PanelProduct {
                                        x_row.data(),
                                        sums.data() + row,
                                        y_row.data()};
-            table_.vector_product(work, values_, true, start_ != nullptr ? start_ + row : nullptr);
+            table_.vector_product(work, values_, start_ != nullptr ? start_ + row : nullptr);
         }
         unpack(table_, sums.data(), matrix_.rows, Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
     }

@@ -16,7 +16,7 @@ namespace {
 
 // Scratch for panels of x and grad_y. A constant, not a share per thread: where the batch is cut decides the
 // order of the sums, and that must not depend on the number of threads.
-constexpr int64_t kPanelBytes = int64_t{8} << 20;
+constexpr int64_t kPanelBytes = int64_t{1} << 20;
 
 // Below this many rows of tiles the batch is cut too, so that there is work for several threads.
 constexpr int64_t kEnoughTasks = 16;

@@ -4,87 +4,161 @@ namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {
 
-// A tile row's bits as one word. The switch is on a run constant, so it predicts.
-inline uint64_t read_bits(const TileMatrix& m, int64_t tile, int64_t row) {
-    const int64_t at = tile * m.tile_size + row;
-    switch (m.tile_size) {
-        case 64: {
-            uint64_t word;
-            std::memcpy(&word, m.bits + at * 8, 8);
-            return word;
-        }
-        case 32: {
-            uint32_t word;
-            std::memcpy(&word, m.bits + at * 4, 4);
-            return word;
-        }
-        case 16: {
-            uint16_t word;
-            std::memcpy(&word, m.bits + at * 2, 2);
-            return word;
-        }
-        default:
-            return m.bits[at];
+// Tiles that a kernel takes at a time: their addresses are worked out once and serve every row.
+constexpr int64_t kTilesAtOnce = 16;
+
+// One tile, ready to be walked by rows.
+template <class A, class Value>
+struct TileRows {
+    const unsigned char* row_end;  // the byte behind the bits of row 0
+    const int16_t* row_offset;
+    Value* values;
+    const int64_t* column_offset;
+
+    TileRows() = default;
+    TileRows(const PanelWork<A>& work, int64_t tile, Value* all_values) {
+        const TileMatrix& m = *work.matrix;
+        row_end = m.bits + (tile * m.tile_size * m.tile_size + m.tile_size) / 8;
+        row_offset = m.row_offset + tile * m.tile_size;
+        values = all_values + m.tile_start[tile];
+        column_offset = work.column_offset + m.tile_col[tile] * m.tile_size;
+    }
+
+    // Reads eight bytes whatever the tile's size: those in front of the row, which are there (see TileMatrix),
+    // are shifted out.
+    uint64_t bits(int64_t row, int64_t row_bytes, int shift) const {
+        uint64_t word;
+        std::memcpy(&word, row_end + row * row_bytes - 8, 8);
+        return word >> shift;
+    }
+};
+
+template <class A>
+inline Vec<A> broadcast(A value) {
+    return value - Vec<A>{};  // exact for every value, -0 too
+}
+
+// sum += the products of one tile row's values with the features that its bits name.
+template <class A, int V>
+inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x, const int64_t* offset) {
+    for (; bits != 0; bits &= bits - 1) {
+        const A* feature = x + offset[__builtin_ctzll(bits)];
+        const Vec<A> weight = broadcast<A>(*value++);
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * kLanes<A>);
     }
 }
 
-inline int64_t row_start(const TileMatrix& m, int64_t tile, int64_t row) {
-    return m.tile_start[tile] + m.row_offset[tile * m.tile_size + row];
+// The rows of a tile by how many values they have. Loops of one length predict; in narrow panels a wrong guess for
+// every row would cost more than the arithmetic.
+template <class A, class Value>
+struct RowsByCount {
+    uint8_t count[64];
+    uint8_t order[64];
+
+    RowsByCount(const TileRows<A, Value>& tile, int64_t begin, int64_t end, int64_t row_bytes, int shift) {
+        uint8_t place[66] = {};
+        for (int64_t r = begin; r < end; ++r) {
+            count[r] = static_cast<uint8_t>(__builtin_popcountll(tile.bits(r, row_bytes, shift)));
+            ++place[count[r] + 1];
+        }
+        for (int k = 0; k < 65; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
+        for (int64_t r = begin; r < end; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
+    }
+};
+
+template <class A, int V>
+void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
+    constexpr int64_t lanes = kLanes<A>;
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    if (fresh) {
+        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+            const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
+            for (int j = 0; j < V; ++j) store<A>(work.y + work.y_row[r] + j * lanes, initial);
+        }
+    }
+    for (int64_t i = 0; i < work.tile_count; ++i) {
+        const TileRows<A, const A> tile(work, work.tiles[i], values);
+        const RowsByCount<A, const A> rows(tile, work.row_begin, work.row_end, row_bytes, shift);
+        for (int64_t k = 0; k < work.row_end - work.row_begin; ++k) {
+            const int64_t r = rows.order[k];
+            A* y = work.y + work.y_row[r];
+            Vec<A> sum[V];
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
+            add_row<A, V>(sum, tile.bits(r, row_bytes, shift), tile.values + tile.row_offset[r],
+                          work.x + work.x_row[r], tile.column_offset);
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        }
+    }
 }
 
 template <class A, int V>
-void accumulate(const PanelWork<A>& work, const A* values, bool fresh, const A* start) {
+void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
     constexpr int64_t lanes = kLanes<A>;
-    const TileMatrix& m = *work.matrix;
-    for (int64_t r = work.row_begin; r < work.row_end; ++r) {
-        A* y = work.y + work.y_row[r];
-        const A* x = work.x + work.x_row[r];
-        Vec<A> sum[V];
-        const A first = fresh && start != nullptr ? start[r] : A(0);
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    TileRows<A, const A> tiles[kTilesAtOnce];
+    int64_t first = 0;
+    do {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i) tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
+        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+            A* y = work.y + work.y_row[r];
+            const A* x = work.x + work.x_row[r];
+            Vec<A> sum[V];
+            if (fresh) {
+                const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) sum[j] = fresh ? Vec<A>{} + first : load<A>(y + j * lanes);
-        for (int64_t i = 0; i < work.tile_count; ++i) {
-            const int64_t tile = work.tiles[i];
-            uint64_t bits = read_bits(m, tile, r);
-            const A* value = values + row_start(m, tile, r);
-            const int64_t* offset = work.column_offset + m.tile_col[tile] * m.tile_size;
-            while (bits != 0) {
-                const A* feature = x + offset[__builtin_ctzll(bits)];
-                bits &= bits - 1;
-                const Vec<A> weight = Vec<A>{} + *value++;
+                for (int j = 0; j < V; ++j) sum[j] = initial;
+            } else {
 #pragma GCC unroll 8
-                for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * lanes);
+                for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
             }
-        }
+            for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
+                const uint64_t bits = tile->bits(r, row_bytes, shift);
+                add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], x, tile->column_offset);
+            }
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
-    }
+            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        }
+        first += kTilesAtOnce;
+        fresh = false;
+    } while (first < work.tile_count);
 }
 
 template <class A, int V>
-void dot(const PanelWork<A>& work, A* values_gradient, bool fresh) {
+void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
     constexpr int64_t lanes = kLanes<A>;
-    const TileMatrix& m = *work.matrix;
-    for (int64_t r = work.row_begin; r < work.row_end; ++r) {
-        const A* y = work.y + work.y_row[r];
-        const A* x = work.x + work.x_row[r];
-        Vec<A> gradient[V];
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    TileRows<A, A> tiles[kTilesAtOnce];
+    for (int64_t first = 0; first < work.tile_count; first += kTilesAtOnce) {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i) tiles[i] = TileRows<A, A>(work, work.tiles[first + i], values_gradient);
+        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+            const A* y = work.y + work.y_row[r];
+            const A* x = work.x + work.x_row[r];
+            Vec<A> gradient[V];
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);
-        for (int64_t i = 0; i < work.tile_count; ++i) {
-            const int64_t tile = work.tiles[i];
-            uint64_t bits = read_bits(m, tile, r);
-            A* out = values_gradient + row_start(m, tile, r);
-            const int64_t* offset = work.column_offset + m.tile_col[tile] * m.tile_size;
-            while (bits != 0) {
-                const A* feature = x + offset[__builtin_ctzll(bits)];
-                bits &= bits - 1;
-                Vec<A> sum = gradient[0] * load<A>(feature);
+            for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);
+            for (const TileRows<A, A>* tile = tiles; tile != tiles + count; ++tile) {
+                A* out = tile->values + tile->row_offset[r];
+                const int64_t* offset = tile->column_offset;
+                for (uint64_t bits = tile->bits(r, row_bytes, shift); bits != 0; bits &= bits - 1) {
+                    const A* feature = x + offset[__builtin_ctzll(bits)];
+                    Vec<A> sum = gradient[0] * load<A>(feature);
 #pragma GCC unroll 8
-                for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
-                const A total = sum_lanes<A>(sum);
-                *out = fresh ? total : *out + total;
-                ++out;
+                    for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
+                    const A total = sum_lanes<A>(sum);
+                    *out = fresh ? total : *out + total;
+                    ++out;
+                }
             }
         }
     }
@@ -96,6 +170,21 @@ inline Vec<float> load_as(const BFloat16* from) { return from_bfloat16(&from->bi
 inline void store_as(float* to, Vec<float> v) { store<float>(to, v); }
 inline void store_as(double* to, Vec<double> v) { store<double>(to, v); }
 inline void store_as(BFloat16* to, Vec<float> v) { to_bfloat16(&to->bits, v); }
+
+inline Vec<float> load_first_as(const float* from, int64_t count) { return load_first(from, count); }
+inline Vec<double> load_first_as(const double* from, int64_t count) { return load_first(from, count); }
+inline Vec<float> load_first_as(const BFloat16* from, int64_t count) {
+    uint16_t halves[kLanes<float>] = {};
+    for (int64_t i = 0; i < count; ++i) halves[i] = from[i].bits;
+    return from_bfloat16(halves);
+}
+inline void store_first_as(float* to, Vec<float> v, int64_t count) { store_first(to, v, count); }
+inline void store_first_as(double* to, Vec<double> v, int64_t count) { store_first(to, v, count); }
+inline void store_first_as(BFloat16* to, Vec<float> v, int64_t count) {
+    uint16_t halves[kLanes<float>];
+    to_bfloat16(halves, v);
+    for (int64_t i = 0; i < count; ++i) to[i].bits = halves[i];
+}
 
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
@@ -122,7 +211,16 @@ void pack_runs(const Samples<const T>& from, A* panel, int64_t width) {
         A* out = panel + k * width;
         int64_t s = 0;
         for (; s + lanes <= from.count; s += lanes) store<A>(out + s, load_as(run + s));
-        for (; s < from.count; ++s) out[s] = widen(run[s]);
+        if (s < from.count) {
+            const Vec<A> rest = load_first_as(run + s, from.count - s);
+            const int64_t room = width - s;
+            if (room < lanes) {
+                store_first(out + s, rest, room);
+            } else {
+                store<A>(out + s, rest);
+            }
+            s += lanes;
+        }
         for (; s < width; ++s) out[s] = A(0);
     }
 }
@@ -141,10 +239,11 @@ template <class T, class A>
 void pack(const Samples<const T>& from, A* panel, int64_t width) {
     constexpr int64_t lanes = kLanes<A>;
     if (from.sample_stride == 1) return pack_runs<T, A>(from, panel, width);
-    if (from.feature_stride != 1) return pack_any<T, A>(from, panel, width, 0);
-    int64_t k = 0;
-    for (; k + lanes <= from.features; k += lanes) {
-        for (int64_t s = 0; s < width; s += lanes) {
+    if (from.feature_stride != 1 || width % lanes != 0) return pack_any<T, A>(from, panel, width, 0);
+    const int64_t whole = from.features / lanes * lanes;
+    // Along the samples' rows, a few rows at a time: streams that the prefetcher follows.
+    for (int64_t s = 0; s < width; s += lanes) {
+        for (int64_t k = 0; k < whole; k += lanes) {
             Vec<A> square[lanes];
 #pragma GCC unroll 16
             for (int64_t i = 0; i < lanes; ++i) {
@@ -155,7 +254,7 @@ void pack(const Samples<const T>& from, A* panel, int64_t width) {
             for (int64_t i = 0; i < lanes; ++i) store<A>(panel + (k + i) * width + s, square[i]);
         }
     }
-    pack_any<T, A>(from, panel, width, k);
+    pack_any<T, A>(from, panel, width, whole);
 }
 
 template <class T, class A>
@@ -175,7 +274,7 @@ void unpack_runs(const A* panel, int64_t width, const Samples<T>& to) {
         T* run = to.data + k * to.feature_stride;
         int64_t s = 0;
         for (; s + lanes <= to.count; s += lanes) store_as(run + s, load<A>(from + s));
-        for (; s < to.count; ++s) narrow(run + s, from[s]);
+        if (s < to.count) store_first_as(run + s, load_first(from + s, to.count - s), to.count - s);
     }
 }
 
@@ -183,19 +282,19 @@ template <class T, class A>
 void unpack(const A* panel, int64_t width, const Samples<T>& to) {
     constexpr int64_t lanes = kLanes<A>;
     if (to.sample_stride == 1) return unpack_runs<T, A>(panel, width, to);
-    if (to.feature_stride != 1) return unpack_any<T, A>(panel, width, to, 0);
-    int64_t k = 0;
-    for (; k + lanes <= to.features; k += lanes) {
-        for (int64_t s = 0; s < to.count; s += lanes) {
+    if (to.feature_stride != 1 || width % lanes != 0) return unpack_any<T, A>(panel, width, to, 0);
+    const int64_t whole = to.features / lanes * lanes;
+    for (int64_t s = 0; s < to.count; s += lanes) {
+        const int64_t live = to.count - s < lanes ? to.count - s : lanes;
+        for (int64_t k = 0; k < whole; k += lanes) {
             Vec<A> square[lanes];
 #pragma GCC unroll 16
             for (int64_t i = 0; i < lanes; ++i) square[i] = load<A>(panel + (k + i) * width + s);
             transpose_square<A>(square);
-            const int64_t live = to.count - s < lanes ? to.count - s : lanes;
             for (int64_t i = 0; i < live; ++i) store_as(to.data + (s + i) * to.sample_stride + k, square[i]);
         }
     }
-    unpack_any<T, A>(panel, width, to, k);
+    unpack_any<T, A>(panel, width, to, whole);
 }
 
 // The running sum of one row's products with one sample.
@@ -215,37 +314,76 @@ struct RowSum {
     A total() const { return even + odd; }
 };
 
-#if defined(__AVX512F__)
-// Spreads the values over the lanes of their columns, so that a row needs no index arithmetic.
-template <>
-struct RowSum<float> {
-    __m512 lanes = _mm512_setzero_ps();
-
-    void add(uint64_t bits, const float* value, const float* x) {
-        for (; bits != 0; bits >>= 16, x += 16) {
-            const __mmask16 mask = static_cast<__mmask16>(bits);
-            lanes = _mm512_fmadd_ps(_mm512_maskz_expandloadu_ps(mask, value), _mm512_maskz_loadu_ps(mask, x), lanes);
-            value += __builtin_popcount(mask);
-        }
-    }
-    float total() const { return sum_lanes<float>(lanes); }
-};
-#endif
-
 // One sample has no panel to share a weight with: here a row's own columns fill the vector.
 template <class A>
-void vector_product(const PanelWork<A>& work, const A* values, bool fresh, const A* start) {
-    const TileMatrix& m = *work.matrix;
-    for (int64_t r = work.row_begin; r < work.row_end; ++r) {
-        A* y = work.y + work.y_row[r];
-        const A* x = work.x + work.x_row[r];
-        RowSum<A> sum;
-        for (int64_t i = 0; i < work.tile_count; ++i) {
-            const int64_t tile = work.tiles[i];
-            sum.add(read_bits(m, tile, r), values + row_start(m, tile, r), x + m.tile_col[tile] * m.tile_size);
+void vector_product(const PanelWork<A>& given, const A* values, const A* start) {
+    const PanelWork<A> work = given;
+    const int64_t size = work.matrix->tile_size;
+    const int64_t row_bytes = size / 8;
+    const int shift = static_cast<int>(64 - size);
+    TileRows<A, const A> tiles[kTilesAtOnce];
+    const A* x[kTilesAtOnce];
+    int64_t first = 0;
+    do {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i) {
+            tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
+            x[i] = work.x + work.matrix->tile_col[work.tiles[first + i]] * size;
         }
-        const A first = fresh ? (start != nullptr ? start[r] : A(0)) : *y;
-        *y = first + sum.total();
+        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+            RowSum<A> sum;
+            for (int64_t i = 0; i < count; ++i) {
+                sum.add(tiles[i].bits(r, row_bytes, shift), tiles[i].values + tiles[i].row_offset[r], x[i]);
+            }
+            A* y = work.y + work.y_row[r];
+            const A before = first > 0 ? *y : (start != nullptr ? start[r] : A(0));
+            *y = before + sum.total();
+        }
+        first += kTilesAtOnce;
+    } while (first < work.tile_count);
+}
+
+// Transposes 64 words of 64 bits: swaps ever smaller off-diagonal blocks.
+inline void transpose_bits(uint64_t (&words)[64]) {
+    uint64_t mask = 0x00000000FFFFFFFFu;
+    for (int width = 32; width > 0; width /= 2, mask ^= mask << width) {
+        for (int i = 0; i < 64; i = ((i | width) + 1) & ~width) {
+            const uint64_t swap = ((words[i] >> width) ^ words[i | width]) & mask;
+            words[i] ^= swap << width;
+            words[i | width] ^= swap;
+        }
+    }
+}
+
+template <class A>
+void transpose_tile(const TileTranspose<A>& given) {
+    const TileTranspose<A> work = given;
+    const int64_t row_bytes = work.tile_size / 8;
+    const int shift = static_cast<int>(64 - work.tile_size);
+    uint64_t rows[64] = {};
+    uint64_t columns[64];
+    const unsigned char* row_end = work.bits + row_bytes;
+    for (int64_t r = 0; r < work.tile_size; ++r) {
+        uint64_t word;
+        std::memcpy(&word, row_end + r * row_bytes - 8, 8);
+        rows[r] = word >> shift;
+    }
+    const A* value = work.values;
+    for (int64_t r = 0; r < work.row_begin; ++r) value += __builtin_popcountll(rows[r]);
+    for (int64_t r = 0; r < 64; ++r) columns[r] = rows[r] = r >= work.row_begin && r < work.row_end ? rows[r] : 0;
+    transpose_bits(columns);
+    int32_t place[64];
+    int32_t filled = 0;
+    for (int64_t c = 0; c < work.tile_size; ++c) {
+        place[c] = filled;
+        work.row_offset_t[c] = static_cast<int16_t>(filled);
+        filled += __builtin_popcountll(columns[c]);
+        std::memcpy(work.bits_t + c * row_bytes, &columns[c], static_cast<size_t>(row_bytes));
+    }
+    for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+        for (uint64_t bits = rows[r]; bits != 0; bits &= bits - 1) {
+            work.values_t[place[__builtin_ctzll(bits)]++] = *value++;
+        }
     }
 }
 
@@ -253,8 +391,8 @@ template <class A>
 KernelTable<A> make_table() {
     KernelTable<A> table = {};
     table.lanes = kLanes<A>;
-    table.accumulate[1] = accumulate<A, 1>;
-    table.accumulate[2] = accumulate<A, 2>;
+    table.accumulate[1] = accumulate_narrow<A, 1>;
+    table.accumulate[2] = accumulate_narrow<A, 2>;
     table.accumulate[3] = accumulate<A, 3>;
     table.accumulate[4] = accumulate<A, 4>;
     table.accumulate[5] = accumulate<A, 5>;
@@ -271,6 +409,7 @@ KernelTable<A> make_table() {
     table.dot[8] = dot<A, 8>;
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
+    table.transpose_tile = transpose_tile<A>;
     table.vector_product = vector_product<A>;
     return table;
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernel_table.h"
+
 namespace sparsekern {
 
 TileMatrix as_matrix(const PatternView& pattern) {
@@ -21,6 +23,9 @@ TileMatrix as_matrix(const PatternView& pattern) {
 
 namespace {
 
+// What TileMatrix asks for in front of the bits.
+constexpr int64_t kFrontBytes = 8;
+
 // Values of the pattern in its rows [row_begin, row_end), an upper bound by whole rows of tiles.
 int64_t count_values(const PatternView& pattern, int64_t row_begin, int64_t row_end) {
     const int64_t first = pattern.tile_row_ptr[row_begin / pattern.tile_size];
@@ -37,7 +42,7 @@ TransposedMatrix<A>::TransposedMatrix(const PatternView& pattern, const A* value
     place_tiles(pattern, row_begin, row_end);
     const int64_t tiles = static_cast<int64_t>(tile_col_.size());
     row_offset_.resize(static_cast<size_t>(tiles * pattern.tile_size));
-    bits_.resize(static_cast<size_t>(tiles * pattern.tile_size * pattern.tile_size / 8));
+    bits_.resize(static_cast<size_t>(kFrontBytes + tiles * pattern.tile_size * pattern.tile_size / 8));
 #pragma omp parallel for schedule(static) num_threads(threads) if (tiles > 16)
     for (int64_t i = 0; i < tiles; ++i) transpose_tile(pattern, values, i, row_begin, row_end);
     matrix_.tile_size = pattern.tile_size;
@@ -49,7 +54,7 @@ TransposedMatrix<A>::TransposedMatrix(const PatternView& pattern, const A* value
     matrix_.tile_col = tile_col_.data();
     matrix_.tile_start = tile_start_.data();
     matrix_.row_offset = row_offset_.data();
-    matrix_.bits = bits_.data();
+    matrix_.bits = bits_.data() + kFrontBytes;
 }
 
 // Lists the tiles of the rows by column, then by row. A tile keeps room for all its values, also those of rows
@@ -87,29 +92,11 @@ void TransposedMatrix<A>::transpose_tile(const PatternView& pattern, const A* va
     const int64_t size = pattern.tile_size;
     const int64_t tile = source_tile_[static_cast<size_t>(index)];
     const int64_t top = tile_col_[static_cast<size_t>(index)] * size;
-    const int64_t from = std::max<int64_t>(0, row_begin - top);
-    const int64_t to = std::min(size, row_end - top);
-    uint64_t column[64] = {};
-    for (int64_t r = from; r < to; ++r) {
-        for (uint64_t bits = pattern.row_bits(tile, r); bits != 0; bits &= bits - 1) {
-            column[__builtin_ctzll(bits)] |= uint64_t{1} << r;
-        }
-    }
-    int16_t place[64];
-    int16_t filled = 0;
-    const size_t row_bytes = static_cast<size_t>(size / 8);
-    for (int64_t c = 0; c < size; ++c) {
-        place[c] = row_offset_[static_cast<size_t>(index * size + c)] = filled;
-        filled = static_cast<int16_t>(filled + __builtin_popcountll(column[c]));
-        std::memcpy(bits_.data() + static_cast<size_t>(index * size + c) * row_bytes, &column[c], row_bytes);
-    }
-    A* out = values_.data() + tile_start_[static_cast<size_t>(index)];
-    for (int64_t r = from; r < to; ++r) {
-        const A* value = values + pattern.row_start(tile, r);
-        for (uint64_t bits = pattern.row_bits(tile, r); bits != 0; bits &= bits - 1) {
-            out[place[__builtin_ctzll(bits)]++] = *value++;
-        }
-    }
+    const int64_t tile_bytes = size * size / 8;
+    kernels<A>().transpose_tile({size, std::max<int64_t>(0, row_begin - top), std::min(size, row_end - top),
+                                 pattern.bits + tile * tile_bytes, values + pattern.tile_start[tile],
+                                 bits_.data() + kFrontBytes + index * tile_bytes, row_offset_.data() + index * size,
+                                 values_.data() + tile_start_[static_cast<size_t>(index)]});
 }
 
 template class TransposedMatrix<float>;

@@ -48,6 +48,33 @@ inline void store(A* to, Vec<A> v) {
     std::memcpy(to, &v, sizeof(v));
 }
 
+// The first `count` lanes alone are read (the others become 0) or written; count < kLanes.
+#if SPARSEKERN_VECTOR_BYTES == 64
+inline FloatVec load_first(const float* from, int64_t count) {
+    return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+}
+inline void store_first(float* to, FloatVec v, int64_t count) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+inline DoubleVec load_first(const double* from, int64_t count) {
+    return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+}
+inline void store_first(double* to, DoubleVec v, int64_t count) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
+}
+#else
+template <class A>
+inline Vec<A> load_first(const A* from, int64_t count) {
+    Vec<A> v = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+    return v;
+}
+template <class A>
+inline void store_first(A* to, Vec<A> v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+
 // The low halves of a and b, interleaved; and the high halves.
 #if defined(__clang__)
 #define SPARSEKERN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -101,12 +128,33 @@ inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
     }
 }
 
-// The sum of the lanes, by halves: the order depends on the vector's width alone.
+// The sum of the lanes, by halves: narrow adds and no shuffles across the whole vector. The order depends on the
+// vector's width alone.
+template <class A, int Bytes>
+struct LaneSum {
+    typedef A Whole __attribute__((vector_size(Bytes)));
+    typedef A Half __attribute__((vector_size(Bytes / 2)));
+
+    static A of(Whole v) {
+        Half halves[2];
+        std::memcpy(halves, &v, sizeof(v));
+        return LaneSum<A, Bytes / 2>::of(halves[0] + halves[1]);
+    }
+};
+template <>
+struct LaneSum<float, 8> {
+    typedef float Whole __attribute__((vector_size(8)));
+    static float of(Whole v) { return v[0] + v[1]; }
+};
+template <>
+struct LaneSum<double, 16> {
+    typedef double Whole __attribute__((vector_size(16)));
+    static double of(Whole v) { return v[0] + v[1]; }
+};
+
 template <class A>
 inline A sum_lanes(Vec<A> v) {
-#pragma GCC unroll 4
-    for (int64_t width = kLanes<A>; width > 1; width /= 2) v = interleave_low(v, v) + interleave_high(v, v);
-    return v[0];
+    return LaneSum<A, SPARSEKERN_VECTOR_BYTES>::of(v);
 }
 
 inline FloatVec from_bfloat16(const uint16_t* from) {
