@@ -1,4 +1,5 @@
-// Scratch memory aligned for the widest vector, uninitialized.
+// Scratch memory aligned for the widest vector, uninitialized. Each thread keeps a few blocks for its next op: an
+// op takes some at every call, and fresh pages cost more than the arithmetic of a small layer.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +8,65 @@
 
 namespace sparsekern {
 
+class BlockCache {
+   public:
+    ~BlockCache() {
+        for (Block& block : blocks_) std::free(block.data);
+    }
+    static BlockCache& of_this_thread() {
+        thread_local BlockCache cache;
+        return cache;
+    }
+
+    void* take(size_t bytes, size_t* capacity) {
+        Block* best = nullptr;
+        for (Block& block : blocks_) {
+            const bool fits = block.data != nullptr && block.bytes >= bytes;
+            if (fits && (best == nullptr || block.bytes < best->bytes)) best = &block;
+        }
+        if (best != nullptr) {
+            void* const data = best->data;
+            *capacity = best->bytes;
+            *best = Block{};
+            return data;
+        }
+        *capacity = (bytes + 63) / 64 * 64;
+        void* const data = std::aligned_alloc(64, *capacity);
+        if (data == nullptr) throw std::bad_alloc();
+        return data;
+    }
+
+    // Keeps the block in place of the smallest one that is smaller, or frees it.
+    void give_back(void* data, size_t bytes) {
+        Block* place = nullptr;
+        if (bytes <= kLargestKept) {
+            for (Block& block : blocks_) {
+                if (block.bytes < bytes && (place == nullptr || block.bytes < place->bytes)) place = &block;
+            }
+        }
+        if (place == nullptr) return std::free(data);
+        std::free(place->data);
+        *place = Block{data, bytes};
+    }
+
+   private:
+    struct Block {
+        void* data = nullptr;
+        size_t bytes = 0;
+    };
+    static constexpr size_t kLargestKept = size_t{2} << 20;
+
+    Block blocks_[4];
+};
+
 template <class T>
 class Buffer {
    public:
     explicit Buffer(int64_t count) {
-        const size_t bytes = (static_cast<size_t>(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
-        data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-        if (data_ == nullptr) throw std::bad_alloc();
+        const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
+        data_ = static_cast<T*>(BlockCache::of_this_thread().take(bytes, &capacity_));
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() { BlockCache::of_this_thread().give_back(data_, capacity_); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 
@@ -26,6 +77,7 @@ class Buffer {
 
    private:
     T* data_;
+    size_t capacity_ = 0;
 };
 
 }  // namespace sparsekern

@@ -50,43 +50,70 @@ class Conv2dForward {
     }
 
     void run(const T* x, T* y) const {
-        const int64_t image_bytes = layout_.image_size * static_cast<int64_t>(sizeof(A));
-        const int64_t fitting = std::max<int64_t>(threads_, (int64_t{8} << 20) / image_bytes);
-        const int64_t together = std::min(fitting, shape_.batch);
+        if (shape_.batch >= 2 * threads_) return run_images(x, y);
         const int64_t in_size = shape_.height * shape_.width;
-        ImageStack<A> images(layout_.channels, layout_.channel_size, layout_.image_size, together);
-        for (int64_t first = 0; first < shape_.batch; first += together) {
-            const int64_t count = std::min(together, shape_.batch - first);
-            images.fill(count, threads_, [&](int64_t index, int64_t channel, A* to) {
-                pack_channel<T>(table_, layout_, x + ((first + index) * layout_.channels + channel) * in_size, to);
-            });
-            convolve(images, count, y + first * matrix_.rows * layout_.out_size());
-        }
+        ImageStack<A> images(layout_.channels, layout_.channel_size, layout_.image_size, shape_.batch);
+        images.fill(shape_.batch, threads_, [&](int64_t index, int64_t channel, A* to) {
+            pack_channel<T>(table_, layout_, x + (index * layout_.channels + channel) * in_size, to);
+        });
+        run_rows(images, y);
     }
 
    private:
-    void convolve(const ImageStack<A>& images, int64_t count, T* y) const {
-        const int64_t width = layout_.panels.width;
-        const int64_t row_bytes = matrix_.tile_size * width * static_cast<int64_t>(sizeof(A));
-        const int64_t fitting = std::max<int64_t>(1, kPrivateCacheBytes / 4 / row_bytes);
-        const int64_t even = (matrix_.tile_rows * count + 4 * threads_ - 1) / (4 * threads_);
-        const int64_t chunk = std::clamp<int64_t>(std::min(fitting, even), 1, matrix_.tile_rows);
-        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
-        const std::vector<int64_t> y_row = strided(matrix_.tile_size, width);
-#pragma omp parallel num_threads(threads_) if (count * chunks > 1)
+    // Enough images for every thread: each packs one and convolves it while it is in its cache.
+    void run_images(const T* x, T* y) const {
+        const std::vector<int64_t> y_row = strided(matrix_.tile_size, layout_.panels.width);
+        const int64_t chunk = rows_together();
+        const int64_t in_size = shape_.height * shape_.width;
+#pragma omp parallel num_threads(threads_)
         {
-            Buffer<A> sums(chunk * matrix_.tile_size * width);
+            Buffer<A> sums(chunk * matrix_.tile_size * layout_.panels.width);
+            Buffer<A> image(layout_.image_size);
 #pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < count * chunks; ++task) {
-                const int64_t begin = task % chunks * chunk;
-                const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                T* const out = y + task / chunks * matrix_.rows * layout_.out_size();
-                for (int64_t panel = 0; panel < layout_.panels.panels; ++panel) {
-                    multiply_rows(images.image(task / chunks) + layout_.panels.begin(panel), begin, end, y_row.data(),
-                                  sums.data());
-                    store_pixels(sums.data(), begin, end, panel, out);
+            for (int64_t index = 0; index < shape_.batch; ++index) {
+                const T* const from = x + index * layout_.channels * in_size;
+                for (int64_t c = 0; c < layout_.channels; ++c) {
+                    pack_channel<T>(table_, layout_, from + c * in_size, image.data() + c * layout_.channel_size);
+                }
+                std::fill(image.data() + layout_.channels * layout_.channel_size, image.data() + layout_.image_size,
+                          A(0));
+                for (int64_t begin = 0; begin < matrix_.tile_rows; begin += chunk) {
+                    convolve(image.data(), begin, std::min(begin + chunk, matrix_.tile_rows), y_row.data(),
+                             sums.data(), y + index * matrix_.rows * layout_.out_size());
                 }
             }
+        }
+    }
+
+    // Few images: their rows of tiles are shared out.
+    void run_rows(const ImageStack<A>& images, T* y) const {
+        const std::vector<int64_t> y_row = strided(matrix_.tile_size, layout_.panels.width);
+        const int64_t even = (matrix_.tile_rows * shape_.batch + 4 * threads_ - 1) / (4 * threads_);
+        const int64_t chunk = std::min(rows_together(), std::max<int64_t>(1, even));
+        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
+#pragma omp parallel num_threads(threads_) if (shape_.batch * chunks > 1)
+        {
+            Buffer<A> sums(chunk * matrix_.tile_size * layout_.panels.width);
+#pragma omp for schedule(dynamic)
+            for (int64_t task = 0; task < shape_.batch * chunks; ++task) {
+                const int64_t begin = task % chunks * chunk;
+                convolve(images.image(task / chunks), begin, std::min(begin + chunk, matrix_.tile_rows), y_row.data(),
+                         sums.data(), y + task / chunks * matrix_.rows * layout_.out_size());
+            }
+        }
+    }
+
+    // Rows of tiles whose sums stay in a core's own cache.
+    int64_t rows_together() const {
+        const int64_t row_bytes = matrix_.tile_size * layout_.panels.width * static_cast<int64_t>(sizeof(A));
+        return std::clamp<int64_t>(kPrivateCacheBytes / 4 / row_bytes, 1, matrix_.tile_rows);
+    }
+
+    // The rows of tiles [begin, end) of one image.
+    void convolve(const A* image, int64_t begin, int64_t end, const int64_t* y_row, A* sums, T* y) const {
+        for (int64_t panel = 0; panel < layout_.panels.panels; ++panel) {
+            multiply_rows(image + layout_.panels.begin(panel), begin, end, y_row, sums);
+            store_pixels(sums, begin, end, panel, y);
         }
     }
 

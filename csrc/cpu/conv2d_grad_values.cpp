@@ -12,8 +12,9 @@ namespace sparsekern {
 namespace {
 
 // Constants of the problem, never of the number of threads: they decide the order of the sums.
-constexpr int64_t kScratchBytes = int64_t{8} << 20;
-constexpr int64_t kEnoughTasks = 16;
+constexpr int64_t kScratchBytes = int64_t{1} << 20;
+constexpr int64_t kEnoughRows = 8;
+constexpr int64_t kSplits = 16;
 
 template <class T>
 class Conv2dGradValues {
@@ -26,7 +27,7 @@ class Conv2dGradValues {
           layout_(pattern, shape, table_.lanes),
           matrix_(as_matrix(pattern)),
           nnz_(pattern.nnz),
-          splits_(std::clamp<int64_t>(kEnoughTasks / matrix_.tile_rows, 1, shape.batch)),
+          splits_(matrix_.tile_rows < kEnoughRows ? std::min(kSplits, shape.batch) : 1),
           threads_(threads),
           column_offset_(layout_.column_offsets(pattern)),
           pixel_row_(strided(matrix_.tile_size, layout_.pixel_run)) {
@@ -38,30 +39,44 @@ class Conv2dGradValues {
     }
 
     void run(const T* grad_y, const T* x, A* out) const {
-        const int64_t pixels_size = matrix_.rows * layout_.pixel_run;
-        const int64_t bytes = (layout_.image_size + pixels_size) * static_cast<int64_t>(sizeof(A));
-        const int64_t together = std::clamp<int64_t>(kScratchBytes / bytes, splits_, shape_.batch);
-        const int64_t in_size = shape_.height * shape_.width;
-        ImageStack<A> images(layout_.channels, layout_.channel_size, layout_.image_size, together);
-        ImageStack<A> pixels(matrix_.rows, layout_.pixel_run, pixels_size, together);
-        Buffer<A> partial(nnz_ * (splits_ - 1));
         std::fill(out, out + nnz_, A(0));
+        if (splits_ > 1) {
+            run_splits(grad_y, x, out);
+        } else {
+            run_rows(grad_y, x, out);
+        }
+    }
+
+   private:
+    void pack_x(const T* x, int64_t index, int64_t channel, A* to) const {
+        pack_channel<T>(table_, layout_, x + (index * layout_.channels + channel) * shape_.height * shape_.width, to);
+    }
+    void pack_grad(const T* grad_y, int64_t index, int64_t row, A* to) const {
+        pack_pixels<T>(table_, layout_, grad_y + (index * matrix_.rows + row) * layout_.out_size(), to);
+    }
+
+    // Few rows of tiles: the batch is cut into parts with sums of their own, added up in order at the end. Each
+    // image is packed and used while it is in its thread's cache.
+    void run_splits(const T* grad_y, const T* x, A* out) const {
+        Buffer<A> partial(nnz_ * (splits_ - 1));
         std::fill(partial.data(), partial.data() + nnz_ * (splits_ - 1), A(0));
-        for (int64_t first = 0; first < shape_.batch; first += together) {
-            const int64_t count = std::min(together, shape_.batch - first);
-            images.fill(count, threads_, [&](int64_t index, int64_t channel, A* to) {
-                pack_channel<T>(table_, layout_, x + ((first + index) * layout_.channels + channel) * in_size, to);
-            });
-            pixels.fill(count, threads_, [&](int64_t index, int64_t row, A* to) {
-                pack_pixels<T>(table_, layout_, grad_y + ((first + index) * matrix_.rows + row) * layout_.out_size(),
-                               to);
-            });
-#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (matrix_.tile_rows * splits_ > 1)
-            for (int64_t task = 0; task < matrix_.tile_rows * splits_; ++task) {
-                const int64_t split = task % splits_;
+#pragma omp parallel num_threads(threads_)
+        {
+            Buffer<A> image(layout_.image_size);
+            Buffer<A> pixels(matrix_.rows * layout_.pixel_run);
+            std::fill(image.data(), image.data() + layout_.image_size, A(0));
+#pragma omp for schedule(dynamic)
+            for (int64_t split = 0; split < splits_; ++split) {
                 A* const to = split == 0 ? out : partial.data() + (split - 1) * nnz_;
-                for (int64_t i = count * split / splits_; i < count * (split + 1) / splits_; ++i) {
-                    add_image(task / splits_, images.image(i), pixels.image(i), to);
+                const int64_t end = shape_.batch * (split + 1) / splits_;
+                for (int64_t i = shape_.batch * split / splits_; i < end; ++i) {
+                    for (int64_t c = 0; c < layout_.channels; ++c) {
+                        pack_x(x, i, c, image.data() + c * layout_.channel_size);
+                    }
+                    for (int64_t n = 0; n < matrix_.rows; ++n) {
+                        pack_grad(grad_y, i, n, pixels.data() + n * layout_.pixel_run);
+                    }
+                    for (int64_t r = 0; r < matrix_.tile_rows; ++r) add_image(r, image.data(), pixels.data(), to);
                 }
             }
         }
@@ -71,7 +86,26 @@ class Conv2dGradValues {
         }
     }
 
-   private:
+    // Many rows of tiles: they are shared out, and each adds up the images in order.
+    void run_rows(const T* grad_y, const T* x, A* out) const {
+        const int64_t pixels_size = matrix_.rows * layout_.pixel_run;
+        const int64_t bytes = (layout_.image_size + pixels_size) * static_cast<int64_t>(sizeof(A));
+        const int64_t together = std::clamp<int64_t>(kScratchBytes / bytes, 1, shape_.batch);
+        ImageStack<A> images(layout_.channels, layout_.channel_size, layout_.image_size, together);
+        ImageStack<A> pixels(matrix_.rows, layout_.pixel_run, pixels_size, together);
+        for (int64_t first = 0; first < shape_.batch; first += together) {
+            const int64_t count = std::min(together, shape_.batch - first);
+            images.fill(count, threads_,
+                        [&](int64_t index, int64_t c, A* to) { pack_x(x, first + index, c, to); });
+            pixels.fill(count, threads_,
+                        [&](int64_t index, int64_t n, A* to) { pack_grad(grad_y, first + index, n, to); });
+#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (matrix_.tile_rows > 1)
+            for (int64_t r = 0; r < matrix_.tile_rows; ++r) {
+                for (int64_t i = 0; i < count; ++i) add_image(r, images.image(i), pixels.image(i), out);
+            }
+        }
+    }
+
     void add_image(int64_t tile_row, const A* image, const A* pixels, A* out) const {
         const auto dot = table_.dot[layout_.panels.width / table_.lanes];
         const int64_t row = tile_row * matrix_.tile_size;

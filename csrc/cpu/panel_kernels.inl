@@ -108,6 +108,7 @@ void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A*
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i) tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
         for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+            if (!fresh && count == 1 && tiles[0].bits(r, row_bytes, shift) == 0) continue;
             A* y = work.y + work.y_row[r];
             const A* x = work.x + work.x_row[r];
             Vec<A> sum[V];

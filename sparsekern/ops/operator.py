@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from sparsekern.backends import select
@@ -14,6 +15,11 @@ from sparsekern.backends import select
 __all__ = ["Operator"]
 
 _library = torch.library.Library("sparsekern", "DEF")
+
+
+def _is_transformed() -> bool:
+    """Whether a dispatch mode (fake tensors, FLOP counting) or a torch.func transform watches every op."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
 
 
 class Operator:
@@ -50,6 +56,7 @@ class Operator:
         def kernel(*arguments: Any) -> Tensor:
             return select(name, arguments[0], arguments[-1])(*arguments[:-1])
 
+        self._kernel = kernel
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
@@ -57,20 +64,22 @@ class Operator:
             f"sparsekern::{name}", backward, setup_context=save, lib=_library
         )
         self._registered = getattr(torch.ops.sparsekern, name).default
-        self._eager = type(
-            f"{name}_function",
-            (torch.autograd.Function,),
-            {
-                "forward": staticmethod(kernel),
-                "setup_context": staticmethod(save),
-                "backward": staticmethod(backward),
-            },
-        )
+
+        # With a separate setup_context, PyTorch binds the arguments by inspecting signatures at every call.
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            output = kernel(*arguments)
+            save(ctx, arguments, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._eager = type(f"{name}_function", (torch.autograd.Function,), methods)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if torch.compiler.is_compiling() or _is_transformed():
             return self._registered(*arguments)
         for argument in arguments:
             if isinstance(argument, Tensor) and type(argument) not in (Tensor, Parameter):
                 return self._registered(*arguments)
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return self._kernel(*arguments)  # as in a backward pass: nothing is recorded
         return self._eager.apply(*arguments)
