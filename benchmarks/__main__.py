@@ -52,9 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = options.output or (None if options.quick else RESULTS)
-    path = None if folder is None else folder / f"{machine.file_name(options.device)}.json"
+    # Quick figures have a file of their own, and so never replace real ones.
+    name = machine.file_name(options.device) + ("-quick" if options.quick else "")
+    path = None if folder is None else folder / f"{name}.json"
+    old = _load(parser, path)
     if chosen == ["report"]:
-        return _report(parser, path)
+        return _report(parser, path, old)
+    if old is not None and not store.belongs(old, machine.describe(options.device)):
+        print(f"note: {path} is of another machine and will be replaced", file=sys.stderr)
     settings = Settings(
         options.quick,
         options.sparsity,
@@ -65,8 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run["load_at_start"] > machine.IDLE_LOAD:
         print(f"note: the machine is busy (load {run['load_at_start']})", file=sys.stderr)
     wrong = False
-    for section in chosen:
-        wrong |= _measure(section, offered[section][1], settings, run, path, options.device)
+    try:
+        for section in chosen:
+            wrong |= _measure(section, offered[section][1], settings, run, path, options.device)
+    except KeyboardInterrupt:
+        settings.done()
+        print("stopped; the sections above are complete", file=sys.stderr)
+        return 130
     return int(wrong)
 
 
@@ -109,8 +119,15 @@ def save(path: Path, results: store.Results) -> None:
     print(f"{path.with_suffix('')}.json, .md{', .svg, .png' if picture else ''}\n")
 
 
-def _report(parser: argparse.ArgumentParser, path: Path | None) -> int:
-    results = None if path is None else store.load(path)
+def _load(parser: argparse.ArgumentParser, path: Path | None) -> store.Results | None:
+    # Read before anything is measured, so that minutes of work do not end in an error.
+    try:
+        return None if path is None else store.load(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--output: {path} cannot be read as a results file: {error}")
+
+
+def _report(parser: argparse.ArgumentParser, path: Path | None, results: store.Results | None) -> int:
     if results is None:
         parser.error(f"there are no results to report on in {path or 'a quick run without --output'}")
     for section in results["sections"]:

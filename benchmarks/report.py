@@ -127,6 +127,7 @@ def memory_table(records: list[Record]) -> Table:
         "pattern or mask": ["pattern"],
         "all of these": ["weights", "gradients", "optimizer", "pattern"],
         "resident after a step": ["resident"],
+        "the same, less the C library's free memory": ["resident_trimmed"],
         "peak of a step": ["step_peak"],
         "peak while building": ["building_peak"],
     }
@@ -135,7 +136,7 @@ def memory_table(records: list[Record]) -> Table:
         table.add(what, *(f"{v / MIB:,.1f}" for v in sums.values()), _quotient(sums))
     base = max(record["process_bytes"] for record in records)
     table.note(
-        "The last three are of the process, over what it held before the model was built "
+        "The last four are of the process, over what it held before the model was built "
         f"({base / MIB:.0f} MiB or less, most of it PyTorch's own code); a step's peak includes activations "
         "and temporaries."
     )
@@ -188,9 +189,7 @@ def gpu_tables(records: list[Record]) -> list[Table]:
             row = [record["case"], f"{record['sparsity']:.0%}", record["dtype"], *cells]
             table.add(*row, f"{record['bytes'] / 1e6:.1f}")
             _explain(table, record)
-        table.note(
-            "*least MB*: bytes that any way has to read and write; fill and copy do less than the op does."
-        )
+        table.note("least MB: what any way has to read and write; fill and copy do less than the op does.")
         tables.append(table)
     return tables
 

@@ -36,6 +36,11 @@ def load(path: Path) -> Results | None:
     return results
 
 
+def belongs(results: Results, machine: dict[str, Any]) -> bool:
+    """Whether figures of `machine` may stand beside those of `results`."""
+    return results["machine"] == machine
+
+
 def merge(
     old: Results | None,
     machine: dict[str, Any],
@@ -50,7 +55,7 @@ def merge(
     Parameters
     ----------
     old : dict or None
-        Left out altogether when it is of another machine, or of quick runs where this one is not.
+        Left out altogether when it is of another machine.
     machine, run : dict
         From `machine.describe` and `machine.provenance`.
     section : str
@@ -58,7 +63,7 @@ def merge(
     records : list of dict
         Each gets the field ``run``.
     """
-    if old is None or old["machine"] != machine or old["quick"] != quick:
+    if old is None or not belongs(old, machine):
         old = {"format": FORMAT, "quick": quick, "machine": machine, "runs": {}, "sections": {}}
     key = run["date"]
     fresh = {_name(section, record): {**record, "run": key} for record in records}
