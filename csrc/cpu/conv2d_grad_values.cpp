@@ -1,144 +1,137 @@
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "compute_values.h"
 #include "images.h"
+#include "list_convolution.h"
 #include "sparsekern/conv2d.h"
-#include "tile_schedule.h"
-#include "transposed_matrix.h"
 
 namespace sparsekern {
 namespace {
 
-// Constants of the problem, never of the number of threads: they decide the order of the sums.
-constexpr int64_t kScratchBytes = int64_t{1} << 20;
-constexpr int64_t kEnoughRows = 8;
+// Parts of the batch with sums of their own, added up in order at the end. A constant of the problem, never of the
+// number of threads: it decides the order of the sums.
 constexpr int64_t kSplits = 16;
+// Above this many values the parts' sums would be more than a cache holds, and rows are shared out instead.
+constexpr int64_t kFewValues = int64_t{1} << 16;
 
 template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
 
    public:
-    Conv2dGradValues(const PatternView& pattern, const Conv2dShape& shape, int threads)
-        : shape_(shape),
+    Conv2dGradValues(const PatternView& pattern, const Conv2dShape& shape, const T* grad_y, const T* x, int threads)
+        : pattern_(pattern),
+          shape_(shape),
+          grad_y_(grad_y),
+          x_(x),
+          threads_(threads),
           table_(kernels<A>()),
           layout_(pattern, shape, table_.lanes),
-          matrix_(as_matrix(pattern)),
-          nnz_(pattern.nnz),
-          splits_(matrix_.tile_rows < kEnoughRows ? std::min(kSplits, shape.batch) : 1),
-          threads_(threads),
-          column_offset_(layout_.column_offsets(pattern)),
-          pixel_row_(strided(matrix_.tile_size, layout_.pixel_run)) {
-        const int64_t rows_per_group = pattern.rows / shape.groups;
-        x_row_.resize(static_cast<size_t>(matrix_.tile_rows * matrix_.tile_size), 0);
-        for (int64_t n = 0; n < matrix_.rows; ++n) {
-            x_row_[static_cast<size_t>(n)] = n / rows_per_group * pattern.cin * layout_.channel_size;
-        }
+          grid_(layout_.vertical.out, layout_.horizontal.out, layout_.pitch, table_.lanes),
+          pixel_run_(grid_.panels.panels * grid_.panels.width),
+          list_(pattern,
+                forward_places(pattern, shape, layout_,
+                               TapGroups::fitting<A>(grid_, pattern.cin, pattern.kh,
+                                                     layout_.vertical.tap_shift.back())),
+                [](int64_t index) { return index; }) {
+        check_image_size(layout_.image_size() + beyond());
     }
 
-    void run(const T* grad_y, const T* x, A* out) const {
-        std::fill(out, out + nnz_, A(0));
-        if (splits_ > 1) {
-            run_splits(grad_y, x, out);
+    void run(A* out) const {
+        std::fill(out, out + pattern_.nnz, A(0));
+        if (pattern_.nnz <= kFewValues) {
+            run_splits(out);
         } else {
-            run_rows(grad_y, x, out);
+            run_rows(out);
         }
     }
 
    private:
-    void pack_x(const T* x, int64_t index, int64_t channel, A* to) const {
-        pack_channel<T>(table_, layout_, x + (index * layout_.channels + channel) * shape_.height * shape_.width, to);
-    }
-    void pack_grad(const T* grad_y, int64_t index, int64_t row, A* to) const {
-        pack_pixels<T>(table_, layout_, grad_y + (index * matrix_.rows + row) * layout_.out_size(), to);
+    int64_t beyond() const { return kMaxVectors * table_.lanes; }
+
+    const A* image(int64_t index, A* scratch) const {
+        const T* const from = x_ + index * layout_.channels * shape_.height * shape_.width;
+        if constexpr (std::is_same<T, A>::value) {
+            if (layout_.is_identity() && index + 1 < shape_.batch && layout_.image_size() >= beyond()) return from;
+        }
+        pack_image<T>(table_, layout_, from, scratch, beyond());
+        return scratch;
     }
 
-    // Few rows of tiles: the batch is cut into parts with sums of their own, added up in order at the end. Each
-    // image is packed and used while it is in its thread's cache.
-    void run_splits(const T* grad_y, const T* x, A* out) const {
-        Buffer<A> partial(nnz_ * (splits_ - 1));
-        std::fill(partial.data(), partial.data() + nnz_ * (splits_ - 1), A(0));
+    // Output gradients of some rows of one image, with zeros in the surplus pixels.
+    void pack_pixels(int64_t index, int64_t row, int64_t rows, A* to) const {
+        const int64_t out = layout_.horizontal.out;
+        for (int64_t n = row; n < row + rows; ++n, to += pixel_run_) {
+            const T* const from = grad_y_ + (index * pattern_.rows + n) * layout_.out_size();
+            pack_rows<T>(table_, {from, 1, out, out, layout_.vertical.out}, to, layout_.pitch,
+                         to + pixel_run_);
+        }
+    }
+
+    void add_rows(const A* image, const A* pixels, int64_t row, int64_t rows, A* out) const {
+        const auto dot = table_.dot_list[grid_.panels.width / table_.lanes];
+        for (int64_t panel = 0; panel < grid_.panels.panels; ++panel) {
+            const int64_t at = grid_.panels.begin(panel);
+            for (int64_t g = 0; g < list_.groups(); ++g) {
+                dot({list_.ptr(g) + row, rows, list_.offset(), image + at, const_cast<A*>(pixels) + at, pixel_run_},
+                    list_.payload(), out);
+            }
+        }
+    }
+
+    void run_splits(A* out) const {
+        const int64_t splits = std::min(kSplits, shape_.batch);
+        const int64_t nnz = pattern_.nnz;
+        Buffer<A> partial(nnz * (splits - 1));
+        std::fill(partial.data(), partial.data() + nnz * (splits - 1), A(0));
 #pragma omp parallel num_threads(threads_)
         {
-            Buffer<A> image(layout_.image_size);
-            Buffer<A> pixels(matrix_.rows * layout_.pixel_run);
-            std::fill(image.data(), image.data() + layout_.image_size, A(0));
+            Buffer<A> scratch(layout_.image_size() + beyond());
+            Buffer<A> pixels(pattern_.rows * pixel_run_);
 #pragma omp for schedule(dynamic)
-            for (int64_t split = 0; split < splits_; ++split) {
-                A* const to = split == 0 ? out : partial.data() + (split - 1) * nnz_;
-                const int64_t end = shape_.batch * (split + 1) / splits_;
-                for (int64_t i = shape_.batch * split / splits_; i < end; ++i) {
-                    for (int64_t c = 0; c < layout_.channels; ++c) {
-                        pack_x(x, i, c, image.data() + c * layout_.channel_size);
-                    }
-                    for (int64_t n = 0; n < matrix_.rows; ++n) {
-                        pack_grad(grad_y, i, n, pixels.data() + n * layout_.pixel_run);
-                    }
-                    for (int64_t r = 0; r < matrix_.tile_rows; ++r) add_image(r, image.data(), pixels.data(), to);
+            for (int64_t split = 0; split < splits; ++split) {
+                A* const to = split == 0 ? out : partial.data() + (split - 1) * nnz;
+                const int64_t end = shape_.batch * (split + 1) / splits;
+                for (int64_t i = shape_.batch * split / splits; i < end; ++i) {
+                    pack_pixels(i, 0, pattern_.rows, pixels.data());
+                    add_rows(image(i, scratch.data()), pixels.data(), 0, pattern_.rows, to);
                 }
             }
         }
-        for (int64_t split = 1; split < splits_; ++split) {
-            const A* from = partial.data() + (split - 1) * nnz_;
-            for (int64_t i = 0; i < nnz_; ++i) out[i] += from[i];
+        for (int64_t split = 1; split < splits; ++split) {
+            const A* const from = partial.data() + (split - 1) * nnz;
+            for (int64_t i = 0; i < nnz; ++i) out[i] += from[i];
         }
     }
 
-    // Many rows of tiles: they are shared out, and each adds up the images in order.
-    void run_rows(const T* grad_y, const T* x, A* out) const {
-        const int64_t pixels_size = matrix_.rows * layout_.pixel_run;
-        const int64_t bytes = (layout_.image_size + pixels_size) * static_cast<int64_t>(sizeof(A));
-        const int64_t together = std::clamp<int64_t>(kScratchBytes / bytes, 1, shape_.batch);
-        ImageStack<A> images(layout_.channels, layout_.channel_size, layout_.image_size, together);
-        ImageStack<A> pixels(matrix_.rows, layout_.pixel_run, pixels_size, together);
-        for (int64_t first = 0; first < shape_.batch; first += together) {
-            const int64_t count = std::min(together, shape_.batch - first);
-            images.fill(count, threads_,
-                        [&](int64_t index, int64_t c, A* to) { pack_x(x, first + index, c, to); });
-            pixels.fill(count, threads_,
-                        [&](int64_t index, int64_t n, A* to) { pack_grad(grad_y, first + index, n, to); });
-#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (matrix_.tile_rows > 1)
-            for (int64_t r = 0; r < matrix_.tile_rows; ++r) {
-                for (int64_t i = 0; i < count; ++i) add_image(r, images.image(i), pixels.image(i), out);
+    // Every thread adds up all images, in order, for rows of its own.
+    void run_rows(A* out) const {
+        const int64_t parts = std::min<int64_t>(pattern_.rows, threads_);
+        Buffer<A> scratch(layout_.image_size() + beyond());
+        for (int64_t i = 0; i < shape_.batch; ++i) {
+            const A* const source = image(i, scratch.data());
+#pragma omp parallel for schedule(static) num_threads(threads_)
+            for (int64_t part = 0; part < parts; ++part) {
+                const int64_t row = pattern_.rows * part / parts;
+                const int64_t rows = pattern_.rows * (part + 1) / parts - row;
+                Buffer<A> pixels(rows * pixel_run_);
+                pack_pixels(i, row, rows, pixels.data());
+                add_rows(source, pixels.data(), row, rows, out);
             }
         }
     }
 
-    void add_image(int64_t tile_row, const A* image, const A* pixels, A* out) const {
-        const auto dot = table_.dot[layout_.panels.width / table_.lanes];
-        const int64_t row = tile_row * matrix_.tile_size;
-        // Tiles of one row are neighbours; the kernel takes them as a list of indices.
-        const int32_t begin = matrix_.tile_row_ptr[tile_row];
-        std::vector<int32_t> tiles(static_cast<size_t>(matrix_.tile_row_ptr[tile_row + 1] - begin));
-        for (size_t i = 0; i < tiles.size(); ++i) tiles[i] = begin + static_cast<int32_t>(i);
-        for (int64_t panel = 0; panel < layout_.panels.panels; ++panel) {
-            const int64_t at = layout_.panels.begin(panel);
-            const PanelWork<A> work = {&matrix_,
-                                       tiles.data(),
-                                       static_cast<int64_t>(tiles.size()),
-                                       0,
-                                       std::min(matrix_.tile_size, matrix_.rows - row),
-                                       column_offset_.data(),
-                                       image + at,
-                                       x_row_.data() + row,
-                                       const_cast<A*>(pixels) + row * layout_.pixel_run + at,
-                                       pixel_row_.data()};
-            dot(work, out, false);
-        }
-    }
-
+    const PatternView& pattern_;
     const Conv2dShape& shape_;
+    const T* grad_y_;
+    const T* x_;
+    int threads_;
     const KernelTable<A>& table_;
     ConvLayout layout_;
-    TileMatrix matrix_;
-    int64_t nnz_;
-    int64_t splits_;
-    int threads_;
-    std::vector<int64_t> column_offset_;
-    std::vector<int64_t> pixel_row_;
-    std::vector<int64_t> x_row_;
+    PixelGrid grid_;
+    int64_t pixel_run_;
+    TapList<int64_t> list_;
 };
 
 }  // namespace
@@ -155,8 +148,9 @@ void conv2d_grad_values(DType dtype, const PatternView& pattern, const Conv2dSha
         if (grad_y.count == 0) {
             std::fill(out.data(), out.data() + pattern.nnz, A(0));
         } else {
-            Conv2dGradValues<T>(pattern, shape, threads)
-                .run(static_cast<const T*>(grad_y.data), static_cast<const T*>(x.data), out.data());
+            Conv2dGradValues<T>(pattern, shape, static_cast<const T*>(grad_y.data), static_cast<const T*>(x.data),
+                                threads)
+                .run(out.data());
         }
         out.finish();
     });

@@ -6,28 +6,10 @@ ConvLayout::ConvLayout(const PatternView& pattern, const Conv2dShape& shape, int
     : vertical(shape, 0, pattern.kh),
       horizontal(shape, 1, pattern.kw),
       channels(shape.groups * pattern.cin),
-      pixels((vertical.out - 1) * horizontal.plane + horizontal.out),
-      panels(pixels, lanes, kMaxVectors),
-      pixel_run(panels.panels * panels.width) {
-    plane_size = (vertical.plane * horizontal.plane + lanes - 1) / lanes * lanes;
-    channel_size =
-        plane_size * static_cast<int64_t>(vertical.phases.size()) * static_cast<int64_t>(horizontal.phases.size());
-    image_size = channels * channel_size + kMaxVectors * lanes;
-}
-
-std::vector<int64_t> ConvLayout::column_offsets(const PatternView& pattern) const {
-    std::vector<int64_t> offset(static_cast<size_t>(pattern.tile_cols * pattern.tile_size), 0);
-    size_t column = 0;
-    for (int64_t i = 0; i < pattern.kh; ++i) {
-        for (int64_t j = 0; j < pattern.kw; ++j) {
-            const int64_t planes = static_cast<int64_t>(horizontal.phases.size());
-            const int64_t plane = vertical.tap_phase[i] * planes + horizontal.tap_phase[j];
-            const int64_t tap = plane * plane_size + vertical.tap_shift[i] * horizontal.plane + horizontal.tap_shift[j];
-            for (int64_t c = 0; c < pattern.cin; ++c) offset[column++] = c * channel_size + tap;
-        }
-    }
-    return offset;
-}
+      phases(static_cast<int64_t>(vertical.phases.size() * horizontal.phases.size())),
+      pitch(vertical.tap_shift.back() > 0 ? padded_pitch(horizontal.plane, lanes) : horizontal.plane),
+      plane_size((vertical.plane * pitch + lanes - 1) / lanes * lanes),
+      channel_size(spread_size(phases * plane_size, lanes)) {}
 
 namespace {
 

@@ -2,18 +2,15 @@
 //
 // With stride s and dilation d, output pixel o meets input pixel o s + k d - padding for kernel tap k. In the plane
 // of phase (k d) mod s that is pixel o + (k d) div s, so every tap is one offset into a plane, and consecutive
-// output pixels read consecutive memory. Output pixels are numbered as if their rows were as wide as a plane's;
-// the surplus columns are computed and dropped (or hold zeros where a gradient is read).
+// output pixels read consecutive memory.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "buffer.h"
 #include "check.h"
 #include "kernel_table.h"
-#include "panels.h"
 #include "sparsekern/conv2d.h"
 
 namespace sparsekern {
@@ -44,6 +41,8 @@ struct ConvAxis {
         plane = out + tap_shift.back();
     }
 
+    bool is_identity() const { return stride == 1 && padding == 0 && plane == extent; }
+
     // The input coordinate of plane coordinate `i` in a phase; outside 0 .. extent - 1 is padding.
     int64_t source(int64_t phase, int64_t i) const { return i * stride + phases[phase] - padding; }
 
@@ -54,26 +53,61 @@ struct ConvAxis {
         const int64_t last = extent - 1 + first;
         *end = std::clamp<int64_t>(last >= 0 ? last / stride + 1 : 0, *begin, plane);
     }
+
+    // The same over all phases.
+    void inside_any(int64_t* begin, int64_t* end) const {
+        *begin = plane;
+        *end = 0;
+        for (int64_t phase = 0; phase < static_cast<int64_t>(phases.size()); ++phase) {
+            int64_t first, last;
+            inside(phase, &first, &last);
+            *begin = std::min(*begin, first);
+            *end = std::max(*end, last);
+        }
+        *begin = std::min(*begin, *end);
+    }
 };
 
-// The geometry that the three convolution kernels share.
+// A row length that keeps rows aligned to whole vectors, unless that would add many pixels to compute.
+inline int64_t padded_pitch(int64_t length, int64_t lanes) {
+    const int64_t whole = (length + lanes - 1) / lanes * lanes;
+    return whole * 8 <= length * 9 ? whole : length;
+}
+
+// The size of a channel of at least `size` elements: an odd number of vectors, since a power of two would put the same
+// pixels of all channels into the same few sets of a cache.
+inline int64_t spread_size(int64_t size, int64_t lanes) {
+    const int64_t vectors = (size + lanes - 1) / lanes;
+    return (vectors + 1 - vectors % 2) * lanes;
+}
+
+// How the input of a convolution is laid out: one run of `channel_size` elements for each channel, with a plane for
+// each phase in use.
 struct ConvLayout {
     ConvAxis vertical;
     ConvAxis horizontal;
-    int64_t channels;       // of the input, over all groups
-    int64_t plane_size;     // rounded up to whole vectors
-    int64_t channel_size;   // all planes of a channel
-    int64_t image_size;     // all channels, and what the last vector reads beyond them
-    int64_t pixels;         // output pixels, surplus columns counted
-    PanelShape panels;      // how they are cut
-    int64_t pixel_run;      // as many pixels as whole panels hold
+    int64_t channels;      // over all groups
+    int64_t phases;        // planes of a channel
+    int64_t pitch;         // from one row of a plane to the next
+    int64_t plane_size;    // whole vectors, so that every channel begins aligned alike
+    int64_t channel_size;  // spread over the sets of a cache
 
     ConvLayout(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes);
 
+    int64_t image_size() const { return channels * channel_size; }
     int64_t out_size() const { return vertical.out * horizontal.out; }
-
-    // Offsets of the columns (kh, kw, cin) of a weight into an image, for whole tiles.
-    std::vector<int64_t> column_offsets(const PatternView& pattern) const;
+    // The plane that tap (i, j) reads, and where in it.
+    int64_t tap_plane(int64_t i, int64_t j) const {
+        return vertical.tap_phase[i] * static_cast<int64_t>(horizontal.phases.size()) + horizontal.tap_phase[j];
+    }
+    int64_t tap_offset(int64_t i, int64_t j) const {
+        return vertical.tap_shift[i] * pitch + horizontal.tap_shift[j];
+    }
+    // Whether images lie in memory just as they are laid out here.
+    bool is_identity() const {
+        return vertical.is_identity() && horizontal.is_identity() &&
+               channel_size == vertical.extent * horizontal.extent;
+    }
 };
 
 // Copies `rows` rows of `count` samples into rows of `plane` elements that begin at `to`, 0 where no sample falls,
@@ -106,70 +140,27 @@ void pack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayout&
             v.inside(pv, &top, &bottom);
             h.inside(ph, &left, &right);
             const T* source = from + v.source(pv, top) * h.extent + h.source(ph, left);
-            A* const first = to + top * h.plane + left;
+            A* const first = to + top * layout.pitch + left;
             std::fill(to, first, A(0));
-            pack_rows<T>(table, {source, h.stride, v.stride * h.extent, right - left, bottom - top}, first, h.plane,
+            pack_rows<T>(table, {source, h.stride, v.stride * h.extent, right - left, bottom - top}, first, layout.pitch,
                          to + layout.plane_size);
         }
     }
 }
 
-// The inverse of pack_channel: input pixels that no tap reaches become 0.
+// Packs all channels of an image, with zeros in the `beyond` elements behind them.
 template <class T>
-void unpack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout,
-                    const AccumulateType<T>* from, T* to) {
-    const ConvAxis& v = layout.vertical;
-    const ConvAxis& h = layout.horizontal;
-    std::fill(to, to + v.extent * h.extent, T{});
-    for (int64_t pv = 0; pv < static_cast<int64_t>(v.phases.size()); ++pv) {
-        for (int64_t ph = 0; ph < static_cast<int64_t>(h.phases.size()); ++ph, from += layout.plane_size) {
-            int64_t top, bottom, left, right;
-            v.inside(pv, &top, &bottom);
-            h.inside(ph, &left, &right);
-            T* target = to + v.source(pv, top) * h.extent + h.source(ph, left);
-            unpack(table, from + top * h.plane + left, h.plane,
-                   Samples<T>{target, h.stride, v.stride * h.extent, right - left, bottom - top});
-        }
+void pack_image(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout, const T* from,
+                AccumulateType<T>* to, int64_t beyond) {
+    using A = AccumulateType<T>;
+    const int64_t size = layout.vertical.extent * layout.horizontal.extent;
+    for (int64_t c = 0; c < layout.channels; ++c) {
+        A* const channel = to + c * layout.channel_size;
+        pack_channel<T>(table, layout, from + c * size, channel);
+        std::fill(channel + layout.phases * layout.plane_size, channel + layout.channel_size, A(0));
     }
+    std::fill(to + layout.image_size(), to + layout.image_size() + beyond, A(0));
 }
-
-// Output pixels of one channel as a run with zeros in the surplus columns.
-template <class T>
-void pack_pixels(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout, const T* from,
-                 AccumulateType<T>* to) {
-    const int64_t out = layout.horizontal.out;
-    pack_rows<T>(table, {from, 1, out, out, layout.vertical.out}, to, layout.horizontal.plane,
-                 to + layout.pixel_run);
-}
-
-// Packed images (or packed output pixels) of a stretch of the batch; `pack_one` packs one channel of one image.
-template <class A>
-class ImageStack {
-   public:
-    ImageStack(int64_t channels, int64_t channel_size, int64_t image_size, int64_t capacity)
-        : channels_(channels), channel_size_(channel_size), image_size_(image_size), data_(image_size * capacity) {}
-
-    A* image(int64_t index) { return data_.data() + index * image_size_; }
-    const A* image(int64_t index) const { return data_.data() + index * image_size_; }
-
-    template <class PackOne>
-    void fill(int64_t count, int threads, PackOne&& pack_one) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (int64_t task = 0; task < count * channels_; ++task) {
-            const int64_t index = task / channels_;
-            const int64_t channel = task % channels_;
-            A* const to = image(index) + channel * channel_size_;
-            pack_one(index, channel, to);
-            if (channel == channels_ - 1) std::fill(to + channel_size_, image(index + 1), A(0));
-        }
-    }
-
-   private:
-    int64_t channels_;
-    int64_t channel_size_;
-    int64_t image_size_;
-    Buffer<A> data_;
-};
 
 // Throws unless the weight, the geometry and the three buffers fit one another.
 void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, int64_t x_count,

@@ -14,20 +14,29 @@ namespace sparsekern {
 
 constexpr int kMaxVectors = 8;  // vectors in a panel; their sums fit the registers of every level
 
-// One row of tiles against one panel. Row r of the tiles reads features at x + x_row[r] + column_offset[c] and
-// owns the panel row y + y_row[r].
+// One row of tiles against one panel. A column's features begin at x + column_offset[column], and row r of the tiles
+// owns the panel row at y + r * y_stride.
 template <class A>
 struct PanelWork {
     const TileMatrix* matrix;
     const int32_t* tiles;  // indices of the tiles to visit
     int64_t tile_count;
-    int64_t row_begin;  // rows to work on, in this row of tiles
-    int64_t row_end;
+    int64_t rows;  // rows of this row of tiles that exist
     const int64_t* column_offset;
     const A* x;
-    const int64_t* x_row;
     A* y;
-    const int64_t* y_row;
+    int64_t y_stride;
+};
+
+// Rows given as lists against one panel: row r reads x + offset[i] for i in ptr[r] .. ptr[r + 1] - 1.
+template <class A>
+struct ListWork {
+    const int64_t* ptr;
+    int64_t rows;
+    const int32_t* offset;
+    const A* x;
+    A* y;
+    int64_t y_stride;
 };
 
 // `count` samples by `features` in memory at data[sample * sample_stride + feature * feature_stride].
@@ -40,13 +49,10 @@ struct Samples {
     int64_t features;
 };
 
-// One tile and its transpose. `bits_t`, `row_offset_t` and `values_t` are written; rows outside [row_begin, row_end)
-// are left out.
+// One tile and its transpose, which is written.
 template <class A>
 struct TileTranspose {
     int64_t tile_size;
-    int64_t row_begin;
-    int64_t row_end;
     const unsigned char* bits;
     const A* values;
     unsigned char* bits_t;
@@ -61,6 +67,9 @@ struct KernelTable {
     void (*accumulate[kMaxVectors + 1])(const PanelWork<A>&, const A* values, bool fresh, const A* start);
     // values_gradient[r, c] (+)= sum over the panel of y[r] * x[c]; overwrites if `fresh`.
     void (*dot[kMaxVectors + 1])(const PanelWork<A>&, A* values_gradient, bool fresh);
+    // The same for rows given as lists; values[i] and index[i] belong to offset[i], and dots are added.
+    void (*accumulate_list[kMaxVectors + 1])(const ListWork<A>&, const A* values, bool fresh, const A* start);
+    void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, const int64_t* index, A* values_gradient);
     // Into and out of panels of `width` samples; samples past the end read as 0 and are not written.
     void (*pack)(const Samples<const A>&, A* panel, int64_t width);
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);

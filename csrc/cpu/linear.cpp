@@ -53,8 +53,6 @@ class PanelProduct {
         const int64_t even = (matrix_.tile_rows * count + 4 * threads_ - 1) / (4 * threads_);
         const int64_t chunk = std::clamp<int64_t>(std::min(fitting, even), 1, matrix_.tile_rows);
         const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
-        const std::vector<int64_t> y_row = strided(matrix_.tile_size, shape.width);
-        const std::vector<int64_t> x_row(static_cast<size_t>(matrix_.tile_size), 0);
 #pragma omp parallel num_threads(threads_) if (count * chunks > 1)
         {
             Buffer<A> sums(chunk * matrix_.tile_size * shape.width);
@@ -63,8 +61,8 @@ class PanelProduct {
                 const int64_t panel = task / chunks;
                 const int64_t begin = task % chunks * chunk;
                 const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                PanelWork<A> work = {&matrix_,      nullptr,  0, 0, 0, column_offset, panels.panel(panel), x_row.data(),
-                                     sums.data(), y_row.data()};
+                PanelWork<A> work = {&matrix_, nullptr, 0, 0, column_offset, panels.panel(panel), sums.data(),
+                                     shape.width};
                 multiply_rows(work, begin, end, shape.width, schedule);
                 const int64_t row = begin * matrix_.tile_size;
                 const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
@@ -85,7 +83,7 @@ class PanelProduct {
                 work.tile_count = schedule.count(r, g);
                 if (work.tile_count == 0 && g > 0) continue;
                 const int64_t row = r * matrix_.tile_size;
-                work.row_end = std::min(matrix_.tile_size, matrix_.rows - row);
+                work.rows = std::min(matrix_.tile_size, matrix_.rows - row);
                 work.y = sums + (r - begin) * matrix_.tile_size * width;
                 accumulate(work, values_, g == 0, start_ != nullptr ? start_ + row : nullptr);
             }
@@ -99,8 +97,6 @@ class PanelProduct {
              matrix_.cols);
         std::fill(sample.data() + matrix_.cols, sample.data() + matrix_.tile_cols * matrix_.tile_size, A(0));
         const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, matrix_.tile_cols));
-        const std::vector<int64_t> y_row = strided(matrix_.tile_size, 1);
-        const std::vector<int64_t> x_row(static_cast<size_t>(matrix_.tile_size), 0);
         Buffer<A> sums(matrix_.tile_rows * matrix_.tile_size);
         const int64_t words = matrix_.tile_row_ptr[matrix_.tile_rows] * matrix_.tile_size;
 #pragma omp parallel for schedule(static) num_threads(threads_) if (words > 2048)
@@ -109,13 +105,11 @@ class PanelProduct {
             const PanelWork<A> work = {&matrix_,
                                        schedule.tiles(r, 0),
                                        schedule.count(r, 0),
-                                       0,
                                        std::min(matrix_.tile_size, matrix_.rows - row),
                                        nullptr,
                                        sample.data(),
-                                       x_row.data(),
                                        sums.data() + row,
-                                       y_row.data()};
+                                       1};
             table_.vector_product(work, values_, start_ != nullptr ? start_ + row : nullptr);
         }
         unpack(table_, sums.data(), matrix_.rows, Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
@@ -155,7 +149,7 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
-        const TransposedMatrix<AccumulateType<T>> transposed(pattern, weights.data(), 0, pattern.rows, threads);
+        const TransposedMatrix<AccumulateType<T>> transposed(pattern, weights.data(), threads);
         PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, threads).run(grad_y, grad_x);
     });
 }

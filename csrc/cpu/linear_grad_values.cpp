@@ -36,9 +36,7 @@ class GradValues {
           schedule_(TileSchedule::of_runs(
               matrix, std::max<int64_t>(1, kNearCacheBytes / (matrix.tile_size * shape.width *
                                                               static_cast<int64_t>(sizeof(A)))))),
-          column_offset_(strided(matrix.tile_cols * matrix.tile_size, shape.width)),
-          y_row_(strided(matrix.tile_size, shape.width)),
-          x_row_(static_cast<size_t>(matrix.tile_size), 0) {}
+          column_offset_(strided(matrix.tile_cols * matrix.tile_size, shape.width)) {}
 
     void run(const InputMatrix& grad_y, const InputMatrix& x, A* out) const {
         const int64_t together =
@@ -79,13 +77,11 @@ class GradValues {
                 const PanelWork<A> work = {&matrix_,
                                            schedule_.tiles(tile_row, g),
                                            schedule_.count(tile_row, g),
-                                           0,
                                            std::min(matrix_.tile_size, matrix_.rows - row),
                                            column_offset_.data(),
                                            x_panels.panel(panel),
-                                           x_row_.data(),
                                            const_cast<A*>(y_panels.panel(panel)) + row * shape_.width,
-                                           y_row_.data()};
+                                           shape_.width};
                 if (work.tile_count > 0) dot(work, out, overwrite && panel == begin);
             }
         }
@@ -99,8 +95,6 @@ class GradValues {
     const KernelTable<A>& table_;
     TileSchedule schedule_;
     std::vector<int64_t> column_offset_;
-    std::vector<int64_t> y_row_;
-    std::vector<int64_t> x_row_;
 };
 
 }  // namespace

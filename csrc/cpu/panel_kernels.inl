@@ -56,14 +56,14 @@ struct RowsByCount {
     uint8_t count[64];
     uint8_t order[64];
 
-    RowsByCount(const TileRows<A, Value>& tile, int64_t begin, int64_t end, int64_t row_bytes, int shift) {
+    RowsByCount(const TileRows<A, Value>& tile, int64_t rows, int64_t row_bytes, int shift) {
         uint8_t place[66] = {};
-        for (int64_t r = begin; r < end; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             count[r] = static_cast<uint8_t>(__builtin_popcountll(tile.bits(r, row_bytes, shift)));
             ++place[count[r] + 1];
         }
         for (int k = 0; k < 65; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
-        for (int64_t r = begin; r < end; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
+        for (int64_t r = 0; r < rows; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
     }
 };
 
@@ -74,22 +74,22 @@ void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, c
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
     if (fresh) {
-        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+        for (int64_t r = 0; r < work.rows; ++r) {
             const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
-            for (int j = 0; j < V; ++j) store<A>(work.y + work.y_row[r] + j * lanes, initial);
+            for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * lanes, initial);
         }
     }
     for (int64_t i = 0; i < work.tile_count; ++i) {
         const TileRows<A, const A> tile(work, work.tiles[i], values);
-        const RowsByCount<A, const A> rows(tile, work.row_begin, work.row_end, row_bytes, shift);
-        for (int64_t k = 0; k < work.row_end - work.row_begin; ++k) {
+        const RowsByCount<A, const A> rows(tile, work.rows, row_bytes, shift);
+        for (int64_t k = 0; k < work.rows; ++k) {
             const int64_t r = rows.order[k];
-            A* y = work.y + work.y_row[r];
+            A* y = work.y + r * work.y_stride;
             Vec<A> sum[V];
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
             add_row<A, V>(sum, tile.bits(r, row_bytes, shift), tile.values + tile.row_offset[r],
-                          work.x + work.x_row[r], tile.column_offset);
+                          work.x, tile.column_offset);
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
         }
@@ -107,10 +107,9 @@ void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A*
     do {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i) tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
-        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+        for (int64_t r = 0; r < work.rows; ++r) {
             if (!fresh && count == 1 && tiles[0].bits(r, row_bytes, shift) == 0) continue;
-            A* y = work.y + work.y_row[r];
-            const A* x = work.x + work.x_row[r];
+            A* y = work.y + r * work.y_stride;
             Vec<A> sum[V];
             if (fresh) {
                 const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
@@ -122,7 +121,7 @@ void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A*
             }
             for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
                 const uint64_t bits = tile->bits(r, row_bytes, shift);
-                add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], x, tile->column_offset);
+                add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
             }
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
@@ -142,9 +141,8 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
     for (int64_t first = 0; first < work.tile_count; first += kTilesAtOnce) {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i) tiles[i] = TileRows<A, A>(work, work.tiles[first + i], values_gradient);
-        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
-            const A* y = work.y + work.y_row[r];
-            const A* x = work.x + work.x_row[r];
+        for (int64_t r = 0; r < work.rows; ++r) {
+            const A* y = work.y + r * work.y_stride;
             Vec<A> gradient[V];
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);
@@ -152,7 +150,7 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
                 A* out = tile->values + tile->row_offset[r];
                 const int64_t* offset = tile->column_offset;
                 for (uint64_t bits = tile->bits(r, row_bytes, shift); bits != 0; bits &= bits - 1) {
-                    const A* feature = x + offset[__builtin_ctzll(bits)];
+                    const A* feature = work.x + offset[__builtin_ctzll(bits)];
                     Vec<A> sum = gradient[0] * load<A>(feature);
 #pragma GCC unroll 8
                     for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
@@ -161,6 +159,49 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
                     ++out;
                 }
             }
+        }
+    }
+}
+
+template <class A, int V>
+void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, const A* start) {
+    constexpr int64_t lanes = kLanes<A>;
+    const ListWork<A> work = given;
+    for (int64_t r = 0; r < work.rows; ++r) {
+        int64_t i = work.ptr[r];
+        const int64_t end = work.ptr[r + 1];
+        if (!fresh && i == end) continue;
+        A* y = work.y + r * work.y_stride;
+        Vec<A> sum[V];
+        const Vec<A> initial = broadcast<A>(fresh && start != nullptr ? start[r] : A(0));
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) sum[j] = fresh ? initial : load<A>(y + j * lanes);
+        for (; i < end; ++i) {
+            const A* feature = work.x + work.offset[i];
+            const Vec<A> weight = broadcast<A>(values[i]);
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * lanes);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+    }
+}
+
+template <class A, int V>
+void dot_list(const ListWork<A>& given, const int64_t* index, A* values_gradient) {
+    constexpr int64_t lanes = kLanes<A>;
+    const ListWork<A> work = given;
+    for (int64_t r = 0; r < work.rows; ++r) {
+        if (work.ptr[r] == work.ptr[r + 1]) continue;
+        Vec<A> gradient[V];
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) gradient[j] = load<A>(work.y + r * work.y_stride + j * lanes);
+        for (int64_t i = work.ptr[r]; i < work.ptr[r + 1]; ++i) {
+            const A* feature = work.x + work.offset[i];
+            Vec<A> sum = gradient[0] * load<A>(feature);
+#pragma GCC unroll 8
+            for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
+            values_gradient[index[i]] += sum_lanes<A>(sum);
         }
     }
 }
@@ -331,12 +372,12 @@ void vector_product(const PanelWork<A>& given, const A* values, const A* start) 
             tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
             x[i] = work.x + work.matrix->tile_col[work.tiles[first + i]] * size;
         }
-        for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+        for (int64_t r = 0; r < work.rows; ++r) {
             RowSum<A> sum;
             for (int64_t i = 0; i < count; ++i) {
                 sum.add(tiles[i].bits(r, row_bytes, shift), tiles[i].values + tiles[i].row_offset[r], x[i]);
             }
-            A* y = work.y + work.y_row[r];
+            A* y = work.y + r * work.y_stride;
             const A before = first > 0 ? *y : (start != nullptr ? start[r] : A(0));
             *y = before + sum.total();
         }
@@ -363,15 +404,12 @@ void transpose_tile(const TileTranspose<A>& given) {
     const int shift = static_cast<int>(64 - work.tile_size);
     uint64_t rows[64] = {};
     uint64_t columns[64];
-    const unsigned char* row_end = work.bits + row_bytes;
     for (int64_t r = 0; r < work.tile_size; ++r) {
         uint64_t word;
-        std::memcpy(&word, row_end + r * row_bytes - 8, 8);
+        std::memcpy(&word, work.bits + (r + 1) * row_bytes - 8, 8);
         rows[r] = word >> shift;
     }
-    const A* value = work.values;
-    for (int64_t r = 0; r < work.row_begin; ++r) value += __builtin_popcountll(rows[r]);
-    for (int64_t r = 0; r < 64; ++r) columns[r] = rows[r] = r >= work.row_begin && r < work.row_end ? rows[r] : 0;
+    std::memcpy(columns, rows, sizeof(rows));
     transpose_bits(columns);
     int32_t place[64];
     int32_t filled = 0;
@@ -381,33 +419,30 @@ void transpose_tile(const TileTranspose<A>& given) {
         filled += __builtin_popcountll(columns[c]);
         std::memcpy(work.bits_t + c * row_bytes, &columns[c], static_cast<size_t>(row_bytes));
     }
-    for (int64_t r = work.row_begin; r < work.row_end; ++r) {
+    const A* value = work.values;
+    for (int64_t r = 0; r < work.tile_size; ++r) {
         for (uint64_t bits = rows[r]; bits != 0; bits &= bits - 1) {
             work.values_t[place[__builtin_ctzll(bits)]++] = *value++;
         }
     }
 }
 
+template <class A, int V>
+void set_widths(KernelTable<A>& table) {
+    table.accumulate[V] = accumulate<A, V>;
+    table.dot[V] = dot<A, V>;
+    table.accumulate_list[V] = accumulate_list<A, V>;
+    table.dot_list[V] = dot_list<A, V>;
+    if constexpr (V < kMaxVectors) set_widths<A, V + 1>(table);
+}
+
 template <class A>
 KernelTable<A> make_table() {
     KernelTable<A> table = {};
     table.lanes = kLanes<A>;
+    set_widths<A, 1>(table);
     table.accumulate[1] = accumulate_narrow<A, 1>;
     table.accumulate[2] = accumulate_narrow<A, 2>;
-    table.accumulate[3] = accumulate<A, 3>;
-    table.accumulate[4] = accumulate<A, 4>;
-    table.accumulate[5] = accumulate<A, 5>;
-    table.accumulate[6] = accumulate<A, 6>;
-    table.accumulate[7] = accumulate<A, 7>;
-    table.accumulate[8] = accumulate<A, 8>;
-    table.dot[1] = dot<A, 1>;
-    table.dot[2] = dot<A, 2>;
-    table.dot[3] = dot<A, 3>;
-    table.dot[4] = dot<A, 4>;
-    table.dot[5] = dot<A, 5>;
-    table.dot[6] = dot<A, 6>;
-    table.dot[7] = dot<A, 7>;
-    table.dot[8] = dot<A, 8>;
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
     table.transpose_tile = transpose_tile<A>;

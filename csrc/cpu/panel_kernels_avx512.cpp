@@ -30,7 +30,7 @@ __attribute__((target("avx512vbmi,avx512vbmi2"))) void vector_product_vbmi2(cons
         const float* x = work.x + m.tile_col[tile] * 64;
         const __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
         const __m512 x2 = _mm512_loadu_ps(x + 32), x3 = _mm512_loadu_ps(x + 48);
-        for (int64_t r = 0; r < work.row_end; ++r) {
+        for (int64_t r = 0; r < work.rows; ++r) {
             uint64_t bits;
             std::memcpy(&bits, m.bits + (tile * 64 + r) * 8, 8);
             int left = __builtin_popcountll(bits);
@@ -51,9 +51,9 @@ __attribute__((target("avx512vbmi,avx512vbmi2"))) void vector_product_vbmi2(cons
             _mm512_store_ps(sums[r], sum);
         }
     }
-    for (int64_t r = 0; r < work.row_end; ++r) {
+    for (int64_t r = 0; r < work.rows; ++r) {
         const float first = start != nullptr ? start[r] : 0.0f;
-        work.y[work.y_row[r]] = first + sum_lanes<float>(_mm512_load_ps(sums[r]));
+        work.y[r * work.y_stride] = first + sum_lanes<float>(_mm512_load_ps(sums[r]));
     }
 }
 

@@ -26,7 +26,7 @@ struct PanelShape {
     int64_t count(int64_t panel, int64_t samples) const { return std::min(width, samples - panel * width); }
 };
 
-// Where each row of a panel (or each column's run in it) begins.
+// Where each feature's run begins in a panel.
 inline std::vector<int64_t> strided(int64_t count, int64_t stride) {
     std::vector<int64_t> offset(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i) offset[static_cast<size_t>(i)] = i * stride;

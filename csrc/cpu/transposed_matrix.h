@@ -12,25 +12,20 @@ namespace sparsekern {
 
 TileMatrix as_matrix(const PatternView& pattern);
 
-// The transpose of the rows [row_begin, row_end) of a pattern with its values, in scratch of nnz size. Columns
-// keep the numbers of the rows they came from, so a group of a convolution transposes on its own.
+// The transpose of a pattern with its values, in scratch of nnz size.
 template <class A>
 class TransposedMatrix {
    public:
-    TransposedMatrix(const PatternView& pattern, const A* values, int64_t row_begin, int64_t row_end, int threads);
+    TransposedMatrix(const PatternView& pattern, const A* values, int threads);
 
     const TileMatrix& matrix() const { return matrix_; }
     const A* values() const { return values_.data(); }
 
    private:
-    void place_tiles(const PatternView& pattern, int64_t row_begin, int64_t row_end);
-    void transpose_tile(const PatternView& pattern, const A* values, int64_t index, int64_t row_begin,
-                        int64_t row_end);
+    void place_tiles(const PatternView& pattern);
 
     TileMatrix matrix_;
-    std::vector<int32_t> tile_row_ptr_;
     std::vector<int32_t> tile_col_;
-    std::vector<int32_t> source_tile_;
     std::vector<int64_t> tile_start_;
     std::vector<int16_t> row_offset_;
     std::vector<unsigned char> bits_;
