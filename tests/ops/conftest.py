@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -94,3 +98,40 @@ def assert_accurate():
             assert error <= 2 * peer_error + floor, f"{name}: {error:.3g}, dense op {peer_error:.3g}"
 
     return check
+
+
+# Each case in a process of its own: one that crashes or hangs is one failure, not the end of the tests.
+RUN_CASES = """
+import json, os, signal
+outcomes = {}
+for name, case in CASES.items():
+    read, write = os.pipe()
+    if os.fork() == 0:
+        signal.alarm(60)
+        try:
+            case()
+            outcome = "returned"
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+        os.write(write, outcome.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        outcome = pipe.read()
+    _, status = os.wait()
+    outcomes[name] = f"ended by {signal.Signals(status).name}" if os.WIFSIGNALED(status) else outcome
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="session")
+def run_isolated():
+    """Runs the functions in the dict CASES of some source; gives "returned" or the error of each."""
+
+    def run(source):
+        command = [sys.executable, "-c", source + RUN_CASES]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run

@@ -1,0 +1,136 @@
+"""Runs every op on memory that ends (or begins) at a page nobody may touch, and compares with dense PyTorch.
+
+A script, run by test_memory.py in a process of its own: an access out of bounds ends it with a signal. Its
+argument says where the page is, "before" or "behind" every tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from sparsekern import cpp, native
+from sparsekern.formats import Pattern
+
+PAGE = mmap.PAGESIZE
+PROT_NONE = 0
+SIDE = sys.argv[1] if len(sys.argv) > 1 else "behind"
+GEOMETRY = (2, 1, 1, 0, 1, 2)  # stride, padding, dilation
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+regions: list[mmap.mmap] = []
+guarded_outputs = 0
+
+
+def guarded(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor full of NaN (or -1) between forbidden pages, with not a byte to spare on the chosen side."""
+    count = max(1, torch.Size(size).numel())
+    data_bytes = count * dtype.itemsize
+    pages = (data_bytes + PAGE - 1) // PAGE
+    region = mmap.mmap(-1, (pages + 2) * PAGE)
+    regions.append(region)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for edge in (start, start + (pages + 1) * PAGE):
+        if libc.mprotect(edge, PAGE, PROT_NONE) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE if SIDE == "before" else (pages + 1) * PAGE - data_bytes
+    flat = torch.frombuffer(region, dtype=dtype, count=count, offset=offset)
+    flat.fill_(torch.nan if dtype.is_floating_point else -1)
+    return flat[: torch.Size(size).numel()].view(size)
+
+
+def keep(tensor: torch.Tensor) -> torch.Tensor:
+    return guarded(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+
+class GuardedTorch:
+    """torch, but for the memory of results."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+    @staticmethod
+    def empty(*size: int | tuple[int, ...], dtype: torch.dtype, **_: object) -> torch.Tensor:
+        global guarded_outputs
+        guarded_outputs += 1
+        flat = size[0] if isinstance(size[0], (tuple, list, torch.Size)) else size
+        return guarded(tuple(flat), dtype)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[got.dtype]
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance * 10)
+
+
+def random(*size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(size).to(dtype)
+
+
+def check_linear(dtype: torch.dtype, shape: tuple[int, int], tile_size: int, batch: int) -> None:
+    pattern = Pattern.from_mask(torch.rand(shape) < 0.5, tile_size=tile_size)
+    data, (rows, columns) = keep(pattern.data), shape
+    x, grad_y = keep(random(batch, columns, dtype=dtype)), keep(random(batch, rows, dtype=dtype))
+    values, bias = keep(random(pattern.nnz, dtype=dtype)), keep(random(rows, dtype=dtype))
+    weight = pattern.unpack(values).double()
+    expected = F.linear(x.double(), weight, bias.double())
+    close(cpp.linear(x, values, bias, data, shape), expected)
+    close(cpp.linear(x, keep(weight.to(dtype)), bias, data, shape), expected)
+    wide = keep(torch.cat([x, x], 1))
+    close(cpp.linear(wide[:, columns:], values, bias, data, shape), expected)
+    close(cpp.linear(keep(x.t()).t(), values, bias, data, shape), expected)
+    close(cpp.linear_grad_input(grad_y, values, data, shape), grad_y.double() @ weight)
+    grad_values = cpp.linear_grad_values(grad_y, x, data, shape, (pattern.nnz,))
+    close(grad_values, pattern.pack(grad_y.double().t() @ x.double()))
+
+
+def check_conv2d(dtype: torch.dtype, shape: tuple[int, ...], size: tuple[int, ...], groups: int) -> None:
+    pattern = Pattern.from_mask(torch.rand(shape) < 0.5)
+    data = keep(pattern.data)
+    x, values, bias = (keep(random(*s, dtype=dtype)) for s in (size, (pattern.nnz,), shape[:1]))
+    leaves = [x.double().requires_grad_(), pattern.unpack(values).double().requires_grad_()]
+    how = (GEOMETRY[0:2], GEOMETRY[2:4], GEOMETRY[4:6], groups)
+    y = F.conv2d(*leaves, bias.double(), *how)
+    close(cpp.conv2d(x, values, bias, data, shape, GEOMETRY, groups), y.detach())
+    grad_y = keep(random(*y.shape, dtype=dtype))
+    grad_x, grad_weight = torch.autograd.grad(y, leaves, grad_y.double())
+    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, GEOMETRY, groups), grad_x)
+    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), GEOMETRY, groups)
+    close(got, pattern.pack(grad_weight))
+
+
+def check_copies(shape: tuple[int, ...]) -> None:
+    source, target = (Pattern.from_mask(torch.rand(shape) < 0.5, tile_size=8) for _ in range(2))
+    dense = keep(torch.randn(shape))
+    values = cpp.pack(dense, keep(source.data), source.nnz)
+    assert torch.equal(values, source.pack(dense))
+    assert torch.equal(cpp.unpack(values, keep(source.data), shape), source.unpack(values))
+    moved = cpp.transfer(values, keep(source.data), keep(target.data), target.nnz)
+    assert torch.equal(moved, source.transfer(values, target))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    cpp.torch = GuardedTorch()
+    for level in native.isa_levels():
+        with native.isa(level):
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                for tile_size in (8, 16, 32, 64):
+                    for batch in (1, 2, 19):
+                        check_linear(dtype, (tile_size + 3, 2 * tile_size - 1), tile_size, batch)
+                check_linear(dtype, (1, 1), 8, 1)
+                check_linear(dtype, (9, 65), 8, 150)
+                check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8), 1)
+                check_conv2d(dtype, (6, 2, 1, 1), (1, 4, 6, 7), 2)
+                check_conv2d(dtype, (9, 1, 2, 3), (3, 9, 7, 7), 9)
+    for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
+        check_copies(shape)
+    assert guarded_outputs > 100, guarded_outputs
+
+
+if __name__ == "__main__":
+    main()

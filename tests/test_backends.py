@@ -1,0 +1,183 @@
+"""Which backend runs an op, and what the others say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from sparsekern import backends, cpp, reference
+from sparsekern.backends import AUTOMATIC, BACKENDS, Backend, BackendError, select
+from sparsekern.formats import Pattern
+from sparsekern.ops import (
+    conv2d,
+    conv2d_grad_input,
+    conv2d_grad_values,
+    linear,
+    linear_grad_input,
+    linear_grad_values,
+    pack,
+    transfer,
+    unpack,
+)
+
+COMPUTED = [
+    "linear",
+    "linear_grad_input",
+    "linear_grad_values",
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_values",
+]
+COPIED = ["pack", "unpack", "transfer"]
+ON_CPU = torch.zeros(1)
+
+
+@pytest.mark.parametrize("op", COMPUTED + COPIED)
+def test_every_backend_has_every_op(op):
+    assert cpp.KERNELS[op].__name__ == reference.KERNELS[op].__name__ == op
+    assert select(op, ON_CPU) is BACKENDS["cpp"].kernels[op]
+    assert select(op, ON_CPU, "cpp") is BACKENDS["cpp"].kernels[op]
+    assert select(op, ON_CPU, "reference") is BACKENDS["reference"].kernels[op]
+
+
+def test_there_are_no_other_ops():
+    assert set(cpp.KERNELS) == set(reference.KERNELS) == {*COMPUTED, *COPIED}
+
+
+@pytest.mark.parametrize("op", COMPUTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_cpu_dtypes(op, dtype):
+    assert select(op, ON_CPU.to(dtype)) is BACKENDS["cpp"].kernels[op]
+
+
+@pytest.mark.parametrize("op", COMPUTED)
+def test_float16_on_the_cpu_is_refused_in_words(op):
+    with pytest.raises(BackendError) as refused:
+        select(op, ON_CPU.half())
+    first, *reasons = str(refused.value).splitlines()
+    assert first == f"sparsekern.{op}: no backend can run it on float16 tensors on cpu"
+    assert "  cpp: it computes in float32, float64, bfloat16, and the inputs are float16" in reasons
+    assert "  reference: it runs only when asked for, with backend='reference'" in reasons
+    assert {reason.split(":")[0].strip() for reason in reasons} == set(BACKENDS)
+
+
+@pytest.mark.parametrize("op", COPIED)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+def test_copies_take_every_dtype(op, dtype):
+    assert select(op, ON_CPU.to(dtype)) is BACKENDS["cpp"].kernels[op]
+
+
+@pytest.mark.parametrize("op", COMPUTED + COPIED)
+def test_another_device_is_refused_in_words(op):
+    reason = "  cpp: its kernels run on the CPU, and the inputs are on meta"
+    for name in (AUTOMATIC, "cpp"):
+        with pytest.raises(BackendError) as refused:
+            select(op, ON_CPU.to("meta"), name)
+        first, *reasons = str(refused.value).splitlines()
+        assert first == f"sparsekern.{op}: no backend can run it on float32 tensors on meta"
+        assert reason in reasons
+
+
+def test_all_objections_of_a_backend_are_listed():
+    with pytest.raises(BackendError) as refused:
+        select("linear", torch.zeros(1, dtype=torch.float16, device="meta"), "cpp")
+    assert str(refused.value).splitlines()[1:] == [
+        "  cpp: its kernels run on the CPU, and the inputs are on meta",
+        "  cpp: it computes in float32, float64, bfloat16, and the inputs are float16",
+    ]
+
+
+def test_an_unknown_name():
+    message = f"backend must be one of {', '.join(BACKENDS)}, got 'cudnn'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        select("linear", ON_CPU, "cudnn")
+
+
+def test_the_first_without_an_objection_runs(monkeypatch):
+    """In the order of the table, and the reference never by itself."""
+
+    def backend(name, refusals):
+        return Backend(name, lambda op, tensor: refusals, {"linear": name})
+
+    table = {
+        "first": backend("first", ["it is busy"]),
+        "second": backend("second", []),
+        "third": backend("third", []),
+        "reference": backend("reference", []),
+    }
+    monkeypatch.setattr(backends, "BACKENDS", table)
+    assert select("linear", ON_CPU) == "second"
+    assert select("linear", ON_CPU, "third") == "third"
+    assert select("linear", ON_CPU, "reference") == "reference"
+    with pytest.raises(BackendError, match="first: it is busy"):
+        select("linear", ON_CPU, "first")
+    monkeypatch.setattr(backends, "BACKENDS", {name: table[name] for name in ("first", "reference")})
+    with pytest.raises(BackendError, match="first: it is busy\n  reference: it runs only when asked for"):
+        select("linear", ON_CPU)
+
+
+MATRIX = Pattern.random((6, 9), 0.5, generator=torch.Generator().manual_seed(0))
+OTHER = Pattern.random((6, 9), 0.5, generator=torch.Generator().manual_seed(1))
+KERNEL = Pattern.random((6, 2, 3, 2), 0.5, generator=torch.Generator().manual_seed(0))
+GEOMETRY = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+
+
+def random_tensor(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X, GRAD_Y, IMAGES, PIXELS = (random_tensor(*shape) for shape in ((4, 9), (4, 6), (2, 4, 5, 6), (2, 6, 3, 3)))
+VALUES, TAPS, BIAS = random_tensor(MATRIX.nnz), random_tensor(KERNEL.nnz), random_tensor(6)
+CALLS = {
+    "linear": lambda cast, **how: linear(cast(X), cast(VALUES), MATRIX, cast(BIAS), **how),
+    "linear, masked": lambda cast, **how: linear(cast(X), cast(random_tensor(6, 9)), MATRIX, **how),
+    "linear_grad_input": lambda cast, **how: linear_grad_input(cast(GRAD_Y), cast(VALUES), MATRIX, **how),
+    "linear_grad_values": lambda cast, **how: linear_grad_values(cast(GRAD_Y), cast(X), MATRIX, **how),
+    "linear_grad_values, dense": lambda cast, **how: linear_grad_values(
+        cast(GRAD_Y), cast(X), MATRIX, dense=True, **how
+    ),
+    "conv2d": lambda cast, **how: conv2d(cast(IMAGES), cast(TAPS), KERNEL, cast(BIAS), **GEOMETRY, **how),
+    "conv2d_grad_input": lambda cast, **how: conv2d_grad_input(
+        cast(PIXELS), cast(TAPS), KERNEL, IMAGES.shape, **GEOMETRY, **how
+    ),
+    "conv2d_grad_values": lambda cast, **how: conv2d_grad_values(
+        cast(PIXELS), cast(IMAGES), KERNEL, **GEOMETRY, **how
+    ),
+    "pack": lambda cast, **how: pack(cast(random_tensor(6, 9)), MATRIX, **how),
+    "unpack": lambda cast, **how: unpack(cast(VALUES), MATRIX, **how),
+    "transfer": lambda cast, **how: transfer(cast(VALUES), MATRIX, OTHER, **how),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_backends_agree(call):
+    expected = call(torch.Tensor.double, backend="reference")
+    torch.testing.assert_close(call(torch.Tensor.double, backend="cpp"), expected)
+    assert torch.equal(call(torch.Tensor.double), call(torch.Tensor.double, backend="cpp"))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in COPIED])
+def test_a_named_backend_never_falls_back(name):
+    """The reference runs float16; the C++ kernels do not, and asking for them hands over to nobody."""
+    call = CALLS[name]
+    expected = call(torch.Tensor.double, backend="reference")
+    torch.testing.assert_close(
+        call(torch.Tensor.half, backend="reference").double(), expected, rtol=1e-2, atol=1e-2
+    )
+    for how in ({}, {"backend": "cpp"}):
+        with pytest.raises(BackendError, match="it computes in float32, float64, bfloat16"):
+            call(torch.Tensor.half, **how)
+
+
+def test_gradients_stay_with_the_named_backend(monkeypatch):
+    for kernels in (BACKENDS["cpp"].kernels, BACKENDS["reference"].kernels):
+        assert isinstance(kernels, dict)
+    leaves = [X.clone().requires_grad_(), VALUES.clone().requires_grad_()]
+    y = linear(*leaves, MATRIX, backend="reference")
+    for op in ("linear_grad_input", "linear_grad_values"):
+        monkeypatch.delitem(BACKENDS["cpp"].kernels, op)
+    (grad,) = torch.autograd.grad(y.square().sum(), leaves[0], create_graph=True)
+    grad.square().sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves)
