@@ -6,4 +6,5 @@ PYBIND11_MODULE(_C, module) {
     module.doc() = "Native kernels of sparsekern";
     bind_pattern(module);
     bind_compute(module);
+    bind_cuda(module);
 }

@@ -5,3 +5,4 @@
 
 void bind_pattern(pybind11::module_& module);
 void bind_compute(pybind11::module_& module);
+void bind_cuda(pybind11::module_& module);

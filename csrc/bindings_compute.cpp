@@ -42,9 +42,9 @@ sk::OutputMatrix output(Address data, int64_t rows, int64_t cols) {
 void bind_linear(py::module_& module) {
     module.def(
         "linear",
-        [](int dtype, Address pattern, int64_t words, Address values, int64_t value_count, Address x, int64_t x_count,
-           int64_t m, int64_t x_row_stride, int64_t x_col_stride, Address bias, int64_t bias_count, Address y,
-           int threads) {
+        [](int dtype, Address pattern, int64_t words, Address values, int64_t value_count, Address x,
+           int64_t x_count, int64_t m, int64_t x_row_stride, int64_t x_col_stride, Address bias,
+           int64_t bias_count, Address y, int threads) {
             const sk::PatternView p = view(pattern, words);
             sk::linear(dtype_of(dtype), p, input(values, value_count),
                        input(x, x_count, m, p.cols, x_row_stride, x_col_stride), input(bias, bias_count),
@@ -54,7 +54,8 @@ void bind_linear(py::module_& module) {
     module.def(
         "linear_grad_input",
         [](int dtype, Address pattern, int64_t words, Address values, int64_t value_count, Address grad_y,
-           int64_t grad_y_count, int64_t m, int64_t row_stride, int64_t col_stride, Address grad_x, int threads) {
+           int64_t grad_y_count, int64_t m, int64_t row_stride, int64_t col_stride, Address grad_x,
+           int threads) {
             const sk::PatternView p = view(pattern, words);
             sk::linear_grad_input(dtype_of(dtype), p, input(values, value_count),
                                   input(grad_y, grad_y_count, m, p.rows, row_stride, col_stride),
@@ -67,7 +68,8 @@ void bind_linear(py::module_& module) {
            int64_t y_row_stride, int64_t y_col_stride, Address x, int64_t x_count, int64_t x_row_stride,
            int64_t x_col_stride, Address grad_values, int64_t value_count, int threads) {
             const sk::PatternView p = view(pattern, words);
-            sk::linear_grad_values(dtype_of(dtype), p, input(grad_y, grad_y_count, m, p.rows, y_row_stride, y_col_stride),
+            sk::linear_grad_values(dtype_of(dtype), p,
+                                   input(grad_y, grad_y_count, m, p.rows, y_row_stride, y_col_stride),
                                    input(x, x_count, m, p.cols, x_row_stride, x_col_stride),
                                    output(grad_values, value_count), threads);
         },
@@ -92,8 +94,8 @@ void bind_conv2d(py::module_& module) {
         [](int dtype, Address pattern, int64_t words, const sk::Conv2dShape& shape, Address values,
            int64_t value_count, Address x, int64_t x_count, Address bias, int64_t bias_count, Address y,
            int64_t y_count, int threads) {
-            sk::conv2d(dtype_of(dtype), view(pattern, words), shape, input(values, value_count), input(x, x_count),
-                       input(bias, bias_count), output(y, y_count), threads);
+            sk::conv2d(dtype_of(dtype), view(pattern, words), shape, input(values, value_count),
+                       input(x, x_count), input(bias, bias_count), output(y, y_count), threads);
         },
         ReleaseGil());
     module.def(
@@ -108,7 +110,8 @@ void bind_conv2d(py::module_& module) {
     module.def(
         "conv2d_grad_values",
         [](int dtype, Address pattern, int64_t words, const sk::Conv2dShape& shape, Address grad_y,
-           int64_t grad_y_count, Address x, int64_t x_count, Address grad_values, int64_t value_count, int threads) {
+           int64_t grad_y_count, Address x, int64_t x_count, Address grad_values, int64_t value_count,
+           int threads) {
             sk::conv2d_grad_values(dtype_of(dtype), view(pattern, words), shape, input(grad_y, grad_y_count),
                                    input(x, x_count), output(grad_values, value_count), threads);
         },

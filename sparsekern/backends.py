@@ -1,7 +1,7 @@
 """Which code runs an op: the first backend that does not refuse its inputs.
 
-Each backend says for itself, in words, what it cannot do. ``backend=None`` takes the first without an objection;
-a named backend runs or raises, and never hands over to another.
+Each backend says for itself, in words, what it cannot do. ``backend=None`` takes the first without an
+objection; a named backend runs or raises, and never hands over to another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsekern import cpp, reference
+from sparsekern import cpp, cuda, reference
 
 __all__ = ["AUTOMATIC", "BACKENDS", "Backend", "BackendError", "select"]
 
@@ -33,7 +33,7 @@ class Backend:
     name : str
         What `backend=` names it by.
     refusals : callable
-        ``refusals(op, tensor) -> list of str``: why it cannot run `op` on inputs like `tensor`; empty if it can.
+        ``refusals(op, tensor) -> list of str``: why it cannot run `op` on inputs like `tensor`, if so.
     kernels : mapping
         Op name to function.
     """
@@ -52,7 +52,20 @@ def _cpp_refusals(op: str, tensor: Tensor) -> list[str]:
         reasons.append(f"its kernels run on the CPU, and the inputs are on {tensor.device}")
     if tensor.dtype not in cpp.DTYPES and op not in _BIT_COPIES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in cpp.DTYPES)
-        reasons.append(f"it computes in {names}, and the inputs are {str(tensor.dtype).removeprefix('torch.')}")
+        reasons.append(
+            f"it computes in {names}, and the inputs are {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    return reasons
+
+
+def _cuda_refusals(op: str, tensor: Tensor) -> list[str]:
+    reasons = []
+    if tensor.device.type != "cuda":
+        reasons.append(f"its kernels run on CUDA devices, and the inputs are on {tensor.device}")
+    if op not in cuda.KERNELS:
+        reasons.append(f"it has no kernel for {op}")
+    if not cuda.is_built():
+        reasons.append("this build has no CUDA kernels: install with nvcc on PATH and SPARSEKERN_CUDA=1")
     return reasons
 
 
@@ -62,6 +75,7 @@ def _reference_refusals(op: str, tensor: Tensor) -> list[str]:
 
 BACKENDS: dict[str, Backend] = {
     "cpp": Backend("cpp", _cpp_refusals, cpp.KERNELS),
+    "cuda": Backend("cuda", _cuda_refusals, cuda.KERNELS),
     "reference": Backend("reference", _reference_refusals, reference.KERNELS),
 }
 

@@ -1,7 +1,7 @@
 """The C++ backend: each op's kernel of ``sparsekern._C`` on torch tensors.
 
-Functions here are handed checked arguments (see `sparsekern.ops`); they arrange memory and pass addresses. Sizes
-are checked once more by the extension itself.
+Functions here are handed checked arguments (see `sparsekern.ops`); they arrange memory and pass addresses.
+Sizes are checked once more by the extension itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _buffer(tensor: Tensor | None) -> tuple[int, int]:
 
 
 def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
-    """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor that owns them."""
+    """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor behind them."""
     matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
     if matrix.is_contiguous():
         reach = matrix.numel()

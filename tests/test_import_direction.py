@@ -20,7 +20,7 @@ PACKAGE = ROOT / "sparsekern"
 LAYERS = [
     {"_version"},
     {"native", "kernels", "_C"},
-    {"formats", "backends", "cpp", "reference"},
+    {"formats", "backends", "cpp", "cuda", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},

@@ -1,5 +1,5 @@
-// Scratch memory aligned for the widest vector, uninitialized. Each thread keeps a few blocks for its next op: an
-// op takes some at every call, and fresh pages cost more than the arithmetic of a small layer.
+// Scratch memory aligned for the widest vector, uninitialized. Each thread keeps a few blocks for its next
+// op: an op takes some at every call, and fresh pages cost more than the arithmetic of a small layer.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace sparsekern {
 
 class BlockCache {
-   public:
+public:
     ~BlockCache() {
         for (Block& block : blocks_) std::free(block.data);
     }
@@ -49,7 +49,7 @@ class BlockCache {
         *place = Block{data, bytes};
     }
 
-   private:
+private:
     struct Block {
         void* data = nullptr;
         size_t bytes = 0;
@@ -61,7 +61,7 @@ class BlockCache {
 
 template <class T>
 class Buffer {
-   public:
+public:
     explicit Buffer(int64_t count) {
         const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
         data_ = static_cast<T*>(BlockCache::of_this_thread().take(bytes, &capacity_));
@@ -75,7 +75,7 @@ class Buffer {
     T& operator[](int64_t i) { return data_[i]; }
     const T& operator[](int64_t i) const { return data_[i]; }
 
-   private:
+private:
     T* data_;
     size_t capacity_ = 0;
 };

@@ -23,7 +23,8 @@ inline void check_threads(int threads) {
 template <class Pointer>
 void check_values(const char* name, const Values<Pointer>& values, int64_t expected) {
     check_equal(name, "length", expected, values.count);
-    if (values.count > 0 && values.data == nullptr) throw std::invalid_argument(std::string(name) + ": null data");
+    if (values.count > 0 && values.data == nullptr)
+        throw std::invalid_argument(std::string(name) + ": null data");
 }
 
 template <class Pointer>
@@ -37,8 +38,8 @@ void check_matrix(const char* name, const Matrix<Pointer>& matrix, int64_t rows,
     }
     const int64_t last = (rows - 1) * matrix.row_stride + (cols - 1) * matrix.col_stride;
     if (last >= matrix.count) {
-        throw std::invalid_argument(std::string(name) + ": its strides reach element " + std::to_string(last) +
-                                    " of " + std::to_string(matrix.count));
+        throw std::invalid_argument(std::string(name) + ": its strides reach element " +
+                                    std::to_string(last) + " of " + std::to_string(matrix.count));
     }
 }
 

@@ -15,7 +15,7 @@ class ComputeValues {
     using A = AccumulateType<T>;
     static constexpr bool kCopies = !std::is_same<T, A>::value;
 
-   public:
+public:
     // `from` may be null, and then so is data().
     ComputeValues(const void* from, int64_t count) : copy_(kCopies ? count : 0) {
         const T* source = static_cast<const T*>(from);
@@ -28,7 +28,7 @@ class ComputeValues {
     }
     const A* data() const { return data_; }
 
-   private:
+private:
     Buffer<A> copy_;
     const A* data_ = nullptr;
 };
@@ -39,15 +39,16 @@ class ComputeOutput {
     using A = AccumulateType<T>;
     static constexpr bool kCopies = !std::is_same<T, A>::value;
 
-   public:
-    ComputeOutput(void* to, int64_t count) : to_(static_cast<T*>(to)), count_(count), copy_(kCopies ? count : 0) {}
+public:
+    ComputeOutput(void* to, int64_t count)
+        : to_(static_cast<T*>(to)), count_(count), copy_(kCopies ? count : 0) {}
     A* data() { return kCopies ? copy_.data() : reinterpret_cast<A*>(to_); }
     void finish() {
         if (!kCopies) return;
         unpack(kernels<A>(), copy_.data(), count_, Samples<T>{to_, 1, count_, count_, 1});
     }
 
-   private:
+private:
     T* to_;
     int64_t count_;
     Buffer<A> copy_;

@@ -31,8 +31,8 @@ TapPlaces forward_places(const PatternView& pattern, const Conv2dShape& shape, c
 namespace {
 
 template <class T>
-void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* values, const T* x, const void* bias,
-              T* y, int threads) {
+void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* values, const T* x,
+              const void* bias, T* y, int threads) {
     using A = AccumulateType<T>;
     const KernelTable<A>& table = kernels<A>();
     const ComputeValues<T> weights(values, pattern.nnz);
@@ -41,7 +41,8 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
     const PixelGrid grid(layout.vertical.out, layout.horizontal.out, layout.pitch, table.lanes);
     const TapGroups groups =
         TapGroups::fitting<A>(grid, pattern.cin, pattern.kh, layout.vertical.tap_shift.back());
-    const TapList<A> list(pattern, forward_places(pattern, shape, layout, groups), [&](int64_t index) { return weights.data()[index]; });
+    const TapList<A> list(pattern, forward_places(pattern, shape, layout, groups),
+                          [&](int64_t index) { return weights.data()[index]; });
     const int64_t beyond = kMaxVectors * table.lanes;
     const int64_t in_size = shape.height * shape.width;
     const auto source = [&](int64_t image, A* scratch) -> const A* {
@@ -60,21 +61,22 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
                    Samples<T>{to + i * layout.horizontal.out + column, 1, layout.out_size(), count, rows});
         });
     };
-    ListConvolution<A>(list, grid, start.data(), layout.image_size(), threads).run(shape.batch, source, store);
+    ListConvolution<A>(list, grid, start.data(), layout.image_size(), threads)
+        .run(shape.batch, source, store);
 }
 
 }  // namespace
 
-void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values, InputValues x,
-            InputValues bias, OutputValues y, int threads) {
+void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values,
+            InputValues x, InputValues bias, OutputValues y, int threads) {
     check_conv2d(pattern, shape, "x", x.count, "y", y.count, threads);
     check_values("values", values, pattern.nnz);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
     if (y.count == 0) return;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
-        convolve<T>(pattern, shape, values.data, static_cast<const T*>(x.data), bias.data, static_cast<T*>(y.data),
-                    threads);
+        convolve<T>(pattern, shape, values.data, static_cast<const T*>(x.data), bias.data,
+                    static_cast<T*>(y.data), threads);
     });
 }
 

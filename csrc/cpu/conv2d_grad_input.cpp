@@ -9,8 +9,9 @@
 namespace sparsekern {
 namespace {
 
-// One axis of the source. Pixel i of a plane gathers from output pixel i - shift for each of the plane's taps; with
-// margins of zeros around grad_y that is one offset for each tap. Only the pixels [begin, end) are inside the input.
+// One axis of the source. Pixel i of a plane gathers from output pixel i - shift for each of the plane's
+// taps; with margins of zeros around grad_y that is one offset for each tap. Only the pixels [begin, end) are
+// inside the input.
 struct GradAxis {
     int64_t begin;
     int64_t end;
@@ -46,7 +47,8 @@ TapPlaces backward_places(const PatternView& pattern, const Conv2dShape& shape, 
     places.rows = input.phases * input.channels;
     places.groups = groups.count();
     for (int64_t n = 0; n < pattern.rows; ++n) {
-        places.of_row.push_back({n / rows_per_group * pattern.cin, groups.of(0, n % rows_per_group), n * layout.size});
+        places.of_row.push_back(
+            {n / rows_per_group * pattern.cin, groups.of(0, n % rows_per_group), n * layout.size});
     }
     for (int64_t i = 0; i < pattern.kh; ++i) {
         for (int64_t j = 0; j < pattern.kw; ++j) {
@@ -63,8 +65,9 @@ TapPlaces backward_places(const PatternView& pattern, const Conv2dShape& shape, 
 
 // Writes rows [row, row + rows) of one panel to the input pixels that they are the gradients of.
 template <class T>
-void store_planes(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout, const GradLayout& source,
-                  const PixelGrid& grid, int64_t row, int64_t rows, int64_t panel, const AccumulateType<T>* sums, T* image) {
+void store_planes(const KernelTable<AccumulateType<T>>& table, const ConvLayout& layout,
+                  const GradLayout& source, const PixelGrid& grid, int64_t row, int64_t rows, int64_t panel,
+                  const AccumulateType<T>* sums, T* image) {
     const ConvAxis& v = layout.vertical;
     const ConvAxis& h = layout.horizontal;
     const int64_t end = row + rows;
@@ -86,16 +89,16 @@ void store_planes(const KernelTable<AccumulateType<T>>& table, const ConvLayout&
             const int64_t live = std::min(column + count, right) - first;
             if (i < top || i >= bottom || live <= 0) return;
             unpack(table, from + pixel + first - column, grid.panels.width,
-                   Samples<T>{to + v.source(pv, i) * h.extent + h.source(ph, first), h.stride, v.extent * h.extent, live,
-                              together});
+                   Samples<T>{to + v.source(pv, i) * h.extent + h.source(ph, first), h.stride,
+                              v.extent * h.extent, live, together});
         });
         r += together;
     }
 }
 
 template <class T>
-void grad_input(const PatternView& pattern, const Conv2dShape& shape, const void* values, const T* grad_y, T* grad_x,
-                int threads) {
+void grad_input(const PatternView& pattern, const Conv2dShape& shape, const void* values, const T* grad_y,
+                T* grad_x, int threads) {
     using A = AccumulateType<T>;
     const KernelTable<A>& table = kernels<A>();
     const ComputeValues<T> weights(values, pattern.nnz);
@@ -122,15 +125,17 @@ void grad_input(const PatternView& pattern, const Conv2dShape& shape, const void
             A* const first =
                 plane + source_layout.vertical.margin * source_layout.pitch + source_layout.horizontal.margin;
             std::fill(plane, first, A(0));
-            pack_rows<T>(table,
-                         {grad_y + (image * pattern.rows + n) * layout.out_size(), 1, out, out, layout.vertical.out},
-                         first, source_layout.pitch, plane + source_layout.size);
+            pack_rows<T>(
+                table,
+                {grad_y + (image * pattern.rows + n) * layout.out_size(), 1, out, out, layout.vertical.out},
+                first, source_layout.pitch, plane + source_layout.size);
         }
         std::fill(scratch + source_size, scratch + source_size + kMaxVectors * table.lanes, A(0));
         return scratch;
     };
     const auto store = [&](int64_t image, int64_t row, int64_t rows, int64_t panel, const A* sums) {
-        store_planes<T>(table, layout, source_layout, grid, row, rows, panel, sums, grad_x + image * image_size);
+        store_planes<T>(table, layout, source_layout, grid, row, rows, panel, sums,
+                        grad_x + image * image_size);
     };
     ListConvolution<A>(list, grid, nullptr, source_size, threads).run(shape.batch, source, store);
 }

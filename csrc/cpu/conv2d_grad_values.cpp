@@ -9,8 +9,8 @@
 namespace sparsekern {
 namespace {
 
-// Parts of the batch with sums of their own, added up in order at the end. A constant of the problem, never of the
-// number of threads: it decides the order of the sums.
+// Parts of the batch with sums of their own, added up in order at the end. A constant of the problem, never
+// of the number of threads: it decides the order of the sums.
 constexpr int64_t kSplits = 16;
 // Above this many values the parts' sums would be more than a cache holds, and rows are shared out instead.
 constexpr int64_t kFewValues = int64_t{1} << 16;
@@ -19,8 +19,9 @@ template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
 
-   public:
-    Conv2dGradValues(const PatternView& pattern, const Conv2dShape& shape, const T* grad_y, const T* x, int threads)
+public:
+    Conv2dGradValues(const PatternView& pattern, const Conv2dShape& shape, const T* grad_y, const T* x,
+                     int threads)
         : pattern_(pattern),
           shape_(shape),
           grad_y_(grad_y),
@@ -31,9 +32,9 @@ class Conv2dGradValues {
           grid_(layout_.vertical.out, layout_.horizontal.out, layout_.pitch, table_.lanes),
           pixel_run_(grid_.panels.panels * grid_.panels.width),
           list_(pattern,
-                forward_places(pattern, shape, layout_,
-                               TapGroups::fitting<A>(grid_, pattern.cin, pattern.kh,
-                                                     layout_.vertical.tap_shift.back())),
+                forward_places(
+                    pattern, shape, layout_,
+                    TapGroups::fitting<A>(grid_, pattern.cin, pattern.kh, layout_.vertical.tap_shift.back())),
                 [](int64_t index) { return index; }) {
         check_image_size(layout_.image_size() + beyond());
     }
@@ -47,13 +48,14 @@ class Conv2dGradValues {
         }
     }
 
-   private:
+private:
     int64_t beyond() const { return kMaxVectors * table_.lanes; }
 
     const A* image(int64_t index, A* scratch) const {
         const T* const from = x_ + index * layout_.channels * shape_.height * shape_.width;
         if constexpr (std::is_same<T, A>::value) {
-            if (layout_.is_identity() && index + 1 < shape_.batch && layout_.image_size() >= beyond()) return from;
+            if (layout_.is_identity() && index + 1 < shape_.batch && layout_.image_size() >= beyond())
+                return from;
         }
         pack_image<T>(table_, layout_, from, scratch, beyond());
         return scratch;
@@ -74,7 +76,8 @@ class Conv2dGradValues {
         for (int64_t panel = 0; panel < grid_.panels.panels; ++panel) {
             const int64_t at = grid_.panels.begin(panel);
             for (int64_t g = 0; g < list_.groups(); ++g) {
-                dot({list_.ptr(g) + row, rows, list_.offset(), image + at, const_cast<A*>(pixels) + at, pixel_run_},
+                dot({list_.ptr(g) + row, rows, list_.offset(), image + at, const_cast<A*>(pixels) + at,
+                     pixel_run_},
                     list_.payload(), out);
             }
         }
@@ -148,8 +151,8 @@ void conv2d_grad_values(DType dtype, const PatternView& pattern, const Conv2dSha
         if (grad_y.count == 0) {
             std::fill(out.data(), out.data() + pattern.nnz, A(0));
         } else {
-            Conv2dGradValues<T>(pattern, shape, static_cast<const T*>(grad_y.data), static_cast<const T*>(x.data),
-                                threads)
+            Conv2dGradValues<T>(pattern, shape, static_cast<const T*>(grad_y.data),
+                                static_cast<const T*>(x.data), threads)
                 .run(out.data());
         }
         out.finish();

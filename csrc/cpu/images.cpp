@@ -15,8 +15,8 @@ namespace {
 
 void check_at_least(const char* name, int64_t least, int64_t got) {
     if (got >= least) return;
-    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-                                std::to_string(got));
+    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) +
+                                ", got " + std::to_string(got));
 }
 
 }  // namespace
@@ -39,7 +39,8 @@ void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const ch
                                     std::to_string(pattern.rows) + ", got " + std::to_string(shape.groups));
     }
     const int64_t out = shape.out_extent(0, pattern.kh) * shape.out_extent(1, pattern.kw);
-    check_equal(x_name, "elements", shape.batch * shape.groups * pattern.cin * shape.height * shape.width, x_count);
+    check_equal(x_name, "elements", shape.batch * shape.groups * pattern.cin * shape.height * shape.width,
+                x_count);
     check_equal(y_name, "elements", shape.batch * pattern.rows * out, y_count);
 }
 

@@ -1,8 +1,8 @@
 // Images laid out so that a convolution reads runs: padded, and split by the phase of the stride.
 //
-// With stride s and dilation d, output pixel o meets input pixel o s + k d - padding for kernel tap k. In the plane
-// of phase (k d) mod s that is pixel o + (k d) div s, so every tap is one offset into a plane, and consecutive
-// output pixels read consecutive memory.
+// With stride s and dilation d, output pixel o meets input pixel o s + k d - padding for kernel tap k. In the
+// plane of phase (k d) mod s that is pixel o + (k d) div s, so every tap is one offset into a plane, and
+// consecutive output pixels read consecutive memory.
 #pragma once
 
 #include <algorithm>
@@ -74,15 +74,15 @@ inline int64_t padded_pitch(int64_t length, int64_t lanes) {
     return whole * 8 <= length * 9 ? whole : length;
 }
 
-// The size of a channel of at least `size` elements: an odd number of vectors, since a power of two would put the same
-// pixels of all channels into the same few sets of a cache.
+// The size of a channel of at least `size` elements: an odd number of vectors, since a power of two would put
+// the same pixels of all channels into the same few sets of a cache.
 inline int64_t spread_size(int64_t size, int64_t lanes) {
     const int64_t vectors = (size + lanes - 1) / lanes;
     return (vectors + 1 - vectors % 2) * lanes;
 }
 
-// How the input of a convolution is laid out: one run of `channel_size` elements for each channel, with a plane for
-// each phase in use.
+// How the input of a convolution is laid out: one run of `channel_size` elements for each channel, with a
+// plane for each phase in use.
 struct ConvLayout {
     ConvAxis vertical;
     ConvAxis horizontal;
@@ -98,7 +98,8 @@ struct ConvLayout {
     int64_t out_size() const { return vertical.out * horizontal.out; }
     // The plane that tap (i, j) reads, and where in it.
     int64_t tap_plane(int64_t i, int64_t j) const {
-        return vertical.tap_phase[i] * static_cast<int64_t>(horizontal.phases.size()) + horizontal.tap_phase[j];
+        return vertical.tap_phase[i] * static_cast<int64_t>(horizontal.phases.size()) +
+               horizontal.tap_phase[j];
     }
     int64_t tap_offset(int64_t i, int64_t j) const {
         return vertical.tap_shift[i] * pitch + horizontal.tap_shift[j];
@@ -110,11 +111,11 @@ struct ConvLayout {
     }
 };
 
-// Copies `rows` rows of `count` samples into rows of `plane` elements that begin at `to`, 0 where no sample falls,
-// up to the element at `end`.
+// Copies `rows` rows of `count` samples into rows of `plane` elements that begin at `to`, 0 where no sample
+// falls, up to the element at `end`.
 template <class T>
-void pack_rows(const KernelTable<AccumulateType<T>>& table, const Samples<const T>& from, AccumulateType<T>* to,
-               int64_t plane, AccumulateType<T>* end) {
+void pack_rows(const KernelTable<AccumulateType<T>>& table, const Samples<const T>& from,
+               AccumulateType<T>* to, int64_t plane, AccumulateType<T>* end) {
     using A = AccumulateType<T>;
     if (from.features == 0 || from.count == 0) return std::fill(to, end, A(0));
     // The last row alone might reach beyond `end` with the zeros behind its samples.
@@ -142,8 +143,8 @@ void pack_channel(const KernelTable<AccumulateType<T>>& table, const ConvLayout&
             const T* source = from + v.source(pv, top) * h.extent + h.source(ph, left);
             A* const first = to + top * layout.pitch + left;
             std::fill(to, first, A(0));
-            pack_rows<T>(table, {source, h.stride, v.stride * h.extent, right - left, bottom - top}, first, layout.pitch,
-                         to + layout.plane_size);
+            pack_rows<T>(table, {source, h.stride, v.stride * h.extent, right - left, bottom - top}, first,
+                         layout.pitch, to + layout.plane_size);
         }
     }
 }

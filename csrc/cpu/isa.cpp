@@ -45,7 +45,8 @@ const Level kLevels[] = {
 #if !defined(SPARSEKERN_NO_X86)
     {Isa::avx2, avx2::float_table, avx2::double_table,
      [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("bmi2");
      }},
     {Isa::avx512, avx512_float_table, avx512::double_table,
      [] {

@@ -14,8 +14,8 @@ namespace sparsekern {
 
 constexpr int kMaxVectors = 8;  // vectors in a panel; their sums fit the registers of every level
 
-// One row of tiles against one panel. A column's features begin at x + column_offset[column], and row r of the tiles
-// owns the panel row at y + r * y_stride.
+// One row of tiles against one panel. A column's features begin at x + column_offset[column], and row r of
+// the tiles owns the panel row at y + r * y_stride.
 template <class A>
 struct PanelWork {
     const TileMatrix* matrix;
@@ -76,24 +76,28 @@ struct KernelTable {
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
     void (*transpose_tile)(const TileTranspose<A>&);
-    // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a column.
+    // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a
+    // column.
     void (*vector_product)(const PanelWork<A>&, const A* values, const A* start);
 };
 
 template <class A>
 const KernelTable<A>& kernels();
 
-inline void pack(const KernelTable<float>& table, const Samples<const float>& from, float* panel, int64_t width) {
+inline void pack(const KernelTable<float>& table, const Samples<const float>& from, float* panel,
+                 int64_t width) {
     table.pack(from, panel, width);
 }
-inline void pack(const KernelTable<double>& table, const Samples<const double>& from, double* panel, int64_t width) {
+inline void pack(const KernelTable<double>& table, const Samples<const double>& from, double* panel,
+                 int64_t width) {
     table.pack(from, panel, width);
 }
 inline void pack(const KernelTable<float>& table, const Samples<const BFloat16>& from, float* panel,
                  int64_t width) {
     table.pack_bfloat16(from, panel, width);
 }
-inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width, const Samples<float>& to) {
+inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width,
+                   const Samples<float>& to) {
     table.unpack(panel, width, to);
 }
 inline void unpack(const KernelTable<double>& table, const double* panel, int64_t width,

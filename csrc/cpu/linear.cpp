@@ -23,7 +23,7 @@ template <class T>
 class PanelProduct {
     using A = AccumulateType<T>;
 
-   public:
+public:
     PanelProduct(const TileMatrix& matrix, const A* values, const A* start, int threads)
         : matrix_(matrix), values_(values), start_(start), threads_(threads), table_(kernels<A>()) {}
 
@@ -33,9 +33,11 @@ class PanelProduct {
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
         const int64_t fitting = PanelStack<T>::fitting(matrix_.cols, shape, kPanelBytes);
         const int64_t together = std::max(fitting, std::min<int64_t>(threads_, shape.panels));
-        const int64_t group = kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
+        const int64_t group =
+            kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
         const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, group));
-        const std::vector<int64_t> column_offset = strided(matrix_.tile_cols * matrix_.tile_size, shape.width);
+        const std::vector<int64_t> column_offset =
+            strided(matrix_.tile_cols * matrix_.tile_size, shape.width);
         PanelStack<T> panels(matrix_.cols, shape, together);
         for (int64_t first = 0; first < shape.panels; first += together) {
             const int64_t count = std::min(together, shape.panels - first);
@@ -44,7 +46,7 @@ class PanelProduct {
         }
     }
 
-   private:
+private:
     void multiply_panels(const OutputMatrix& y, const PanelShape& shape, int64_t first, int64_t count,
                          const PanelStack<T>& panels, const TileSchedule& schedule,
                          const int64_t* column_offset) const {
@@ -61,13 +63,14 @@ class PanelProduct {
                 const int64_t panel = task / chunks;
                 const int64_t begin = task % chunks * chunk;
                 const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                PanelWork<A> work = {&matrix_, nullptr, 0, 0, column_offset, panels.panel(panel), sums.data(),
-                                     shape.width};
+                PanelWork<A> work = {&matrix_,    nullptr,    0, 0, column_offset, panels.panel(panel),
+                                     sums.data(), shape.width};
                 multiply_rows(work, begin, end, shape.width, schedule);
                 const int64_t row = begin * matrix_.tile_size;
                 const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
                 unpack(table_, sums.data(), shape.width,
-                       samples_of<T>(y, shape.begin(first + panel), shape.count(first + panel, y.rows), row, rows));
+                       samples_of<T>(y, shape.begin(first + panel), shape.count(first + panel, y.rows), row,
+                                     rows));
             }
         }
     }
@@ -93,8 +96,8 @@ class PanelProduct {
     // One sample: the weights are read once, so there is nothing to transpose and nothing to keep near.
     void run_single(const InputMatrix& x, const OutputMatrix& y) const {
         Buffer<A> sample(matrix_.tile_cols * matrix_.tile_size);
-        pack(table_, Samples<const T>{static_cast<const T*>(x.data), x.col_stride, 1, matrix_.cols, 1}, sample.data(),
-             matrix_.cols);
+        pack(table_, Samples<const T>{static_cast<const T*>(x.data), x.col_stride, 1, matrix_.cols, 1},
+             sample.data(), matrix_.cols);
         std::fill(sample.data() + matrix_.cols, sample.data() + matrix_.tile_cols * matrix_.tile_size, A(0));
         const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, matrix_.tile_cols));
         Buffer<A> sums(matrix_.tile_rows * matrix_.tile_size);
@@ -112,7 +115,8 @@ class PanelProduct {
                                        1};
             table_.vector_product(work, values_, start_ != nullptr ? start_ + row : nullptr);
         }
-        unpack(table_, sums.data(), matrix_.rows, Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
+        unpack(table_, sums.data(), matrix_.rows,
+               Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
     }
 
     const TileMatrix& matrix_;

@@ -25,7 +25,7 @@ template <class T>
 class GradValues {
     using A = AccumulateType<T>;
 
-   public:
+public:
     GradValues(const TileMatrix& matrix, int64_t nnz, const PanelShape& shape, int threads)
         : matrix_(matrix),
           nnz_(nnz),
@@ -63,9 +63,9 @@ class GradValues {
         }
     }
 
-   private:
-    void add_tile_row(int64_t tile_row, const PanelStack<T>& y_panels, const PanelStack<T>& x_panels, int64_t begin,
-                      int64_t end, bool overwrite, A* out) const {
+private:
+    void add_tile_row(int64_t tile_row, const PanelStack<T>& y_panels, const PanelStack<T>& x_panels,
+                      int64_t begin, int64_t end, bool overwrite, A* out) const {
         const auto dot = table_.dot[shape_.width / table_.lanes];
         const int64_t row = tile_row * matrix_.tile_size;
         if (overwrite && begin == end) {

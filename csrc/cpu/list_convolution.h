@@ -5,16 +5,16 @@
 #include <cstdint>
 
 #include "buffer.h"
-#include "kernel_table.h"
 #include "images.h"
+#include "kernel_table.h"
 #include "panels.h"
 #include "tap_list.h"
 #include "tile_schedule.h"
 
 namespace sparsekern {
 
-// The pixels of a result, numbered as if its rows were `pitch` wide: the rows of the source, so that a tap is one
-// offset whatever the pixel. The surplus pixels are computed and dropped.
+// The pixels of a result, numbered as if its rows were `pitch` wide: the rows of the source, so that a tap is
+// one offset whatever the pixel. The surplus pixels are computed and dropped.
 struct PixelGrid {
     int64_t height;
     int64_t width;
@@ -30,8 +30,8 @@ struct PixelGrid {
           panels(pixels, lanes, kMaxVectors) {}
 };
 
-// Calls body(first, column, count, pixel) for each run of a panel's pixels that is in the result: `count` pixels from
-// (first, column), which begin `pixel` pixels into the panel.
+// Calls body(first, column, count, pixel) for each run of a panel's pixels that is in the result: `count`
+// pixels from (first, column), which begin `pixel` pixels into the panel.
 template <class Body>
 void for_each_run(const PixelGrid& grid, int64_t panel, Body&& body) {
     const int64_t first = grid.panels.begin(panel);
@@ -43,12 +43,12 @@ void for_each_run(const PixelGrid& grid, int64_t panel, Body&& body) {
     }
 }
 
-// Which taps are summed together, so that what they read of a panel stays in the nearest cache: all of them, or those
-// of one row of the kernel and a block of channels.
+// Which taps are summed together, so that what they read of a panel stays in the nearest cache: all of them,
+// or those of one row of the kernel and a block of channels.
 struct TapGroups {
-    int64_t block;   // channels
+    int64_t block;  // channels
     int64_t blocks;
-    int64_t rows;    // rows of the kernel that are told apart
+    int64_t rows;  // rows of the kernel that are told apart
 
     template <class A>
     static TapGroups fitting(const PixelGrid& grid, int64_t channels, int64_t kernel_rows, int64_t reach) {
@@ -70,8 +70,9 @@ TapPlaces forward_places(const PatternView& pattern, const Conv2dShape& shape, c
 
 template <class A>
 class ListConvolution {
-   public:
-    ListConvolution(const TapList<A>& list, const PixelGrid& grid, const A* start, int64_t source_size, int threads)
+public:
+    ListConvolution(const TapList<A>& list, const PixelGrid& grid, const A* start, int64_t source_size,
+                    int threads)
         : list_(list),
           grid_(grid),
           start_(start),
@@ -81,14 +82,15 @@ class ListConvolution {
         check_image_size(source_size_);
     }
 
-    // For each image, get_source(image, scratch) returns the packed source, in scratch or elsewhere, followed by one
-    // readable panel; store(image, first row, rows, panel, sums) takes the sums of one panel.
+    // For each image, get_source(image, scratch) returns the packed source, in scratch or elsewhere, followed
+    // by one readable panel; store(image, first row, rows, panel, sums) takes the sums of one panel.
     template <class GetSource, class Store>
     void run(int64_t batch, GetSource&& get_source, Store&& store) const {
         const int64_t row_bytes = grid_.panels.width * static_cast<int64_t>(sizeof(A));
         const int64_t fitting = std::max<int64_t>(1, kPrivateCacheBytes / 4 / row_bytes);
         // Without an image for every thread, threads share an image's rows, and each packs it for itself.
-        const int64_t parts = batch >= 2 * threads_ ? 1 : std::min(list_.rows(), (2 * threads_ + batch - 1) / batch);
+        const int64_t parts =
+            batch >= 2 * threads_ ? 1 : std::min(list_.rows(), (2 * threads_ + batch - 1) / batch);
 #pragma omp parallel num_threads(threads_) if (batch * parts > 1)
         {
             Buffer<A> sums(std::min(fitting, list_.rows()) * grid_.panels.width);
@@ -112,12 +114,12 @@ class ListConvolution {
         }
     }
 
-   private:
+private:
     void sum_rows(const A* source, int64_t row, int64_t rows, A* sums) const {
         const auto accumulate = table_.accumulate_list[grid_.panels.width / table_.lanes];
         for (int64_t g = 0; g < list_.groups(); ++g) {
-            accumulate({list_.ptr(g) + row, rows, list_.offset(), source, sums, grid_.panels.width}, list_.payload(),
-                       g == 0, start_ != nullptr ? start_ + row : nullptr);
+            accumulate({list_.ptr(g) + row, rows, list_.offset(), source, sums, grid_.panels.width},
+                       list_.payload(), g == 0, start_ != nullptr ? start_ + row : nullptr);
         }
     }
 

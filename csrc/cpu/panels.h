@@ -35,13 +35,15 @@ inline std::vector<int64_t> strided(int64_t count, int64_t stride) {
 
 // `count` samples of a matrix from sample `begin`, with `features` of their features.
 template <class T>
-Samples<const T> samples_of(const InputMatrix& m, int64_t begin, int64_t count, int64_t feature, int64_t features) {
+Samples<const T> samples_of(const InputMatrix& m, int64_t begin, int64_t count, int64_t feature,
+                            int64_t features) {
     const T* data = static_cast<const T*>(m.data) + begin * m.row_stride + feature * m.col_stride;
     return {data, m.row_stride, m.col_stride, count, features};
 }
 
 template <class T>
-Samples<T> samples_of(const OutputMatrix& m, int64_t begin, int64_t count, int64_t feature, int64_t features) {
+Samples<T> samples_of(const OutputMatrix& m, int64_t begin, int64_t count, int64_t feature,
+                      int64_t features) {
     T* data = static_cast<T*>(m.data) + begin * m.row_stride + feature * m.col_stride;
     return {data, m.row_stride, m.col_stride, count, features};
 }
@@ -52,19 +54,21 @@ class PanelStack {
     using A = AccumulateType<T>;
     static constexpr int64_t kFeaturesPerTask = 256;
 
-   public:
+public:
     PanelStack(int64_t features, const PanelShape& shape, int64_t capacity)
         : features_(features), shape_(shape), data_(features * shape.width * capacity) {}
 
     // How many panels of `features` keep the scratch at about `bytes`.
     static int64_t fitting(int64_t features, const PanelShape& shape, int64_t bytes) {
-        const int64_t panel_bytes = std::max<int64_t>(1, features * shape.width * static_cast<int64_t>(sizeof(A)));
+        const int64_t panel_bytes =
+            std::max<int64_t>(1, features * shape.width * static_cast<int64_t>(sizeof(A)));
         return std::clamp<int64_t>(bytes / panel_bytes, 1, std::max<int64_t>(1, shape.panels));
     }
 
     const A* panel(int64_t index) const { return data_.data() + index * features_ * shape_.width; }
 
-    void fill(const KernelTable<A>& table, const InputMatrix& from, int64_t first, int64_t count, int threads) {
+    void fill(const KernelTable<A>& table, const InputMatrix& from, int64_t first, int64_t count,
+              int threads) {
         const int64_t parts = (features_ + kFeaturesPerTask - 1) / kFeaturesPerTask;
 #pragma omp parallel for schedule(static) num_threads(threads) if (features_ * count > 64)
         for (int64_t task = 0; task < count * parts; ++task) {
@@ -77,7 +81,7 @@ class PanelStack {
         }
     }
 
-   private:
+private:
     int64_t features_;
     PanelShape shape_;
     Buffer<A> data_;

@@ -1,7 +1,8 @@
-// The weight of a convolution as lists: for each row of the result, which runs of the source it reads, and with what.
+// The weight of a convolution as lists: for each row of the result, which runs of the source it reads, and
+// with what.
 //
-// A convolution goes over its weight once for every panel of pixels, so the bits are decoded once per call; the lists
-// are scratch of 4 bytes and one payload for each value.
+// A convolution goes over its weight once for every panel of pixels, so the bits are decoded once per call;
+// the lists are scratch of 4 bytes and one payload for each value.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace sparsekern {
 
-// Where the position (n, k) of a weight goes: row, group and offset are sums of a part for n and a part for k.
+// Where the position (n, k) of a weight goes: row, group and offset are sums of a part for n and a part for
+// k.
 struct TapPlaces {
     struct Part {
         int64_t row = 0;
@@ -30,7 +32,7 @@ struct TapPlaces {
 // `Payload` is a weight's value, or its index among the values.
 template <class Payload>
 class TapList {
-   public:
+public:
     template <class Lookup>
     TapList(const PatternView& pattern, const TapPlaces& places, Lookup&& lookup)
         : rows_(places.rows),
@@ -38,7 +40,8 @@ class TapList {
           ptr_(static_cast<size_t>(places.rows * places.groups + 1), 0),
           offset_(pattern.nnz),
           payload_(pattern.nnz) {
-        for_each(pattern, places, [&](int64_t list, int64_t, int64_t) { ++ptr_[static_cast<size_t>(list + 1)]; });
+        for_each(pattern, places,
+                 [&](int64_t list, int64_t, int64_t) { ++ptr_[static_cast<size_t>(list + 1)]; });
         for (size_t i = 1; i < ptr_.size(); ++i) ptr_[i] += ptr_[i - 1];
         std::vector<int64_t> next(ptr_.begin(), ptr_.end() - 1);
         for_each(pattern, places, [&](int64_t list, int64_t offset, int64_t index) {
@@ -55,17 +58,19 @@ class TapList {
     const int32_t* offset() const { return offset_.data(); }
     const Payload* payload() const { return payload_.data(); }
 
-   private:
+private:
     template <class Visit>
     static void for_each(const PatternView& pattern, const TapPlaces& places, Visit&& visit) {
         for (int64_t r = 0; r < pattern.tile_rows; ++r) {
             for (int64_t t = pattern.tile_row_ptr[r]; t < pattern.tile_row_ptr[r + 1]; ++t) {
-                const TapPlaces::Part* columns = places.of_column.data() + pattern.tile_col[t] * pattern.tile_size;
+                const TapPlaces::Part* columns =
+                    places.of_column.data() + pattern.tile_col[t] * pattern.tile_size;
                 int64_t index = pattern.tile_start[t];
                 for (int64_t i = 0; i < pattern.tile_size; ++i) {
                     uint64_t bits = pattern.row_bits(t, i);
                     if (bits == 0) continue;
-                    const TapPlaces::Part& row = places.of_row[static_cast<size_t>(r * pattern.tile_size + i)];
+                    const TapPlaces::Part& row =
+                        places.of_row[static_cast<size_t>(r * pattern.tile_size + i)];
                     for (; bits != 0; bits &= bits - 1, ++index) {
                         const TapPlaces::Part& column = columns[__builtin_ctzll(bits)];
                         visit((row.group + column.group) * places.rows + row.row + column.row,

@@ -5,7 +5,8 @@
 
 namespace sparsekern {
 
-// `bits` has at least eight readable bytes in front of it, so that a row of any tile size is one eight-byte load.
+// `bits` has at least eight readable bytes in front of it, so that a row of any tile size is one eight-byte
+// load.
 struct TileMatrix {
     int64_t tile_size = 0;
     int64_t rows = 0;

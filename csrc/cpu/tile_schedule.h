@@ -1,4 +1,5 @@
-// The order in which a row of tiles is visited: by groups of tile columns whose features fit the nearest cache.
+// The order in which a row of tiles is visited: by groups of tile columns whose features fit the nearest
+// cache.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +14,7 @@ constexpr int64_t kNearCacheBytes = 32 << 10;
 constexpr int64_t kPrivateCacheBytes = 512 << 10;
 
 class TileSchedule {
-   public:
+public:
     // `group[c]` is the group of tile column c, in 0 .. groups - 1.
     TileSchedule(const TileMatrix& matrix, const std::vector<int32_t>& group, int64_t groups)
         : groups_(groups), order_(static_cast<size_t>(matrix.tile_row_ptr[matrix.tile_rows])) {
@@ -50,7 +51,7 @@ class TileSchedule {
         return ptr_[at + 1] - ptr_[at];
     }
 
-   private:
+private:
     int64_t groups_;
     std::vector<int32_t> order_;
     std::vector<int32_t> ptr_;

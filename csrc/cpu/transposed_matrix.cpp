@@ -33,8 +33,9 @@ TransposedMatrix<A>::TransposedMatrix(const PatternView& pattern, const A* value
 #pragma omp parallel for schedule(static) num_threads(threads) if (pattern.tiles > 16)
     for (int64_t i = 0; i < pattern.tiles; ++i) {
         const int64_t tile = pattern.tile_order_t[i];
-        table.transpose_tile({pattern.tile_size, pattern.bits + tile * tile_bytes, values + pattern.tile_start[tile],
-                              bits_.data() + kFrontBytes + i * tile_bytes, row_offset_.data() + i * pattern.tile_size,
+        table.transpose_tile({pattern.tile_size, pattern.bits + tile * tile_bytes,
+                              values + pattern.tile_start[tile], bits_.data() + kFrontBytes + i * tile_bytes,
+                              row_offset_.data() + i * pattern.tile_size,
                               values_.data() + tile_start_[static_cast<size_t>(i)]});
     }
     matrix_.tile_size = pattern.tile_size;

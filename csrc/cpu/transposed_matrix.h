@@ -15,13 +15,13 @@ TileMatrix as_matrix(const PatternView& pattern);
 // The transpose of a pattern with its values, in scratch of nnz size.
 template <class A>
 class TransposedMatrix {
-   public:
+public:
     TransposedMatrix(const PatternView& pattern, const A* values, int threads);
 
     const TileMatrix& matrix() const { return matrix_; }
     const A* values() const { return values_.data(); }
 
-   private:
+private:
     void place_tiles(const PatternView& pattern);
 
     TileMatrix matrix_;

@@ -1,8 +1,8 @@
-// Vectors of one instruction set through the compiler's vector extensions: no intrinsics, so one source serves
-// every level. The including file sets SPARSEKERN_ISA (a namespace) and SPARSEKERN_VECTOR_BYTES.
+// Vectors of one instruction set through the compiler's vector extensions: no intrinsics, so one source
+// serves every level. The including file sets SPARSEKERN_ISA (a namespace) and SPARSEKERN_VECTOR_BYTES.
 //
-// Files compiled for a level beyond the baseline call no inline function from outside SPARSEKERN_ISA: the linker
-// keeps one copy of such a function, perhaps theirs, and then every machine would need their level.
+// Files compiled for a level beyond the baseline call no inline function from outside SPARSEKERN_ISA: the
+// linker keeps one copy of such a function, perhaps theirs, and then every machine would need their level.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,11 @@ inline void store(A* to, Vec<A> v) {
     std::memcpy(to, &v, sizeof(v));
 }
 
+template <class A>
+inline Vec<A> broadcast(A value) {
+    return value - Vec<A>{};  // exact for every value, -0 too
+}
+
 // The first `count` lanes alone are read (the others become 0) or written; count < kLanes.
 #if SPARSEKERN_VECTOR_BYTES == 64
 inline FloatVec load_first(const float* from, int64_t count) {
@@ -82,14 +87,14 @@ inline void store_first(A* to, Vec<A> v, int64_t count) {
 #define SPARSEKERN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IndexVec{__VA_ARGS__})
 #endif
 
-#define SPARSEKERN_SHUFFLES(TYPE, INDEX, LOW, HIGH)                \
-    inline TYPE interleave_low(TYPE a, TYPE b) {                   \
-        using IndexVec [[maybe_unused]] = INDEX;                   \
-        return SPARSEKERN_SHUFFLE(a, b, LOW);                      \
-    }                                                              \
-    inline TYPE interleave_high(TYPE a, TYPE b) {                  \
-        using IndexVec [[maybe_unused]] = INDEX;                   \
-        return SPARSEKERN_SHUFFLE(a, b, HIGH);                     \
+#define SPARSEKERN_SHUFFLES(TYPE, INDEX, LOW, HIGH) \
+    inline TYPE interleave_low(TYPE a, TYPE b) {    \
+        using IndexVec [[maybe_unused]] = INDEX;    \
+        return SPARSEKERN_SHUFFLE(a, b, LOW);       \
+    }                                               \
+    inline TYPE interleave_high(TYPE a, TYPE b) {   \
+        using IndexVec [[maybe_unused]] = INDEX;    \
+        return SPARSEKERN_SHUFFLE(a, b, HIGH);      \
     }
 
 #define SPARSEKERN_LOW_2 0, 2
@@ -128,8 +133,8 @@ inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
     }
 }
 
-// The sum of the lanes, by halves: narrow adds and no shuffles across the whole vector. The order depends on the
-// vector's width alone.
+// The sum of the lanes, by halves: narrow adds and no shuffles across the whole vector. The order depends on
+// the vector's width alone.
 template <class A, int Bytes>
 struct LaneSum {
     typedef A Whole __attribute__((vector_size(Bytes)));

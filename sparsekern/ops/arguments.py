@@ -19,18 +19,20 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_pattern(pattern: Pattern, dimensions: int, tensor: Tensor, name: str) -> None:
-    """Raise unless `tensor` is one and `pattern` is of a weight with `dimensions` dimensions, on its device."""
+    """Raise unless `tensor` is one, and `pattern` is on its device and of a weight of `dimensions`."""
     check_tensor(name, tensor)
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern must be a sparsekern.Pattern, got {type(pattern).__name__}")
     if len(pattern.shape) != dimensions:
         raise ValueError(f"pattern must have {dimensions} dimensions, got shape {tuple(pattern.shape)}")
     if pattern.data.device != tensor.device:
-        raise ValueError(f"pattern and {name} must be on one device, got {pattern.device} and {tensor.device}")
+        raise ValueError(
+            f"pattern and {name} must be on one device, got {pattern.device} and {tensor.device}"
+        )
 
 
 def check_values(values: Tensor, pattern: Pattern, like: Tensor, name: str) -> None:
-    """Raise unless `values` are the pattern's, compact or dense, and match the tensor `like` called `name`."""
+    """Raise unless `values` are the pattern's, compact or dense, and match the tensor `like`."""
     check_tensor("values", values)
     shape = tuple(values.shape)
     if shape != (pattern.nnz,) and shape != pattern.shape:
@@ -54,7 +56,9 @@ def _check_match(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Non
     if tensor.dtype != like.dtype:
         raise TypeError(f"{name} and {like_name} must have one dtype, got {tensor.dtype} and {like.dtype}")
     if tensor.device != like.device:
-        raise ValueError(f"{name} and {like_name} must be on one device, got {tensor.device} and {like.device}")
+        raise ValueError(
+            f"{name} and {like_name} must be on one device, got {tensor.device} and {like.device}"
+        )
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

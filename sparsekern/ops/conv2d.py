@@ -152,11 +152,13 @@ def _check_input(size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...
     """Raise unless an input of `size` (batch, channels, height, width) suits the weight."""
     outputs, channels, kh, kw = pattern.shape
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or outputs % groups:
-        raise ValueError(f"groups must be a positive divisor of the {outputs} output channels, got {groups!r}")
+        raise ValueError(
+            f"groups must be a positive divisor of the {outputs} output channels, got {groups!r}"
+        )
     if len(size) != 4 or size[1] != groups * channels:
         raise ValueError(
-            f"x must have shape (batch, {groups * channels}, height, width) for {groups} groups of {channels} "
-            f"channels, got {tuple(size)}"
+            f"x must have shape (batch, {groups * channels}, height, width) for {groups} groups of "
+            f"{channels} channels, got {tuple(size)}"
         )
     _, _, out_h, out_w = conv2d_output_size(size, pattern.shape, geometry)
     if out_h < 1 or out_w < 1:
@@ -185,10 +187,10 @@ def conv2d(
     Parameters
     ----------
     x : Tensor
-        ``(batch, groups * cin, height, width)``, in any memory format; float32, float64 or bfloat16 on the CPU.
+        ``(batch, groups * cin, height, width)``, in any memory format; float32, float64 or bfloat16.
     values : Tensor
-        ``(nnz,)``, the active weights in the pattern's order; or ``(cout, cin, kh, kw)``, a dense weight whose
-        inactive positions are read as 0.
+        ``(nnz,)``, the active weights in the pattern's order; or ``(cout, cin, kh, kw)``, a dense weight
+        whose inactive positions are read as 0.
     pattern : Pattern
         Of shape ``(cout, cin, kh, kw)``, on x's device.
     bias : Tensor, optional
@@ -203,8 +205,8 @@ def conv2d(
     Returns
     -------
     Tensor
-        ``(batch, cout, out_height, out_width)``, contiguous. Sums are in float32 for bfloat16, and have the same
-        bits for any number of threads.
+        ``(batch, cout, out_height, out_width)``, contiguous. Sums are in float32 for bfloat16, and have the
+        same bits for any number of threads.
 
     Raises
     ------
@@ -215,8 +217,8 @@ def conv2d(
 
     Notes
     -----
-    The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at its
-    inactive positions.
+    The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at
+    its inactive positions.
     """
     check_pattern(pattern, 4, x, "x")
     geometry = _geometry(stride, padding, dilation)

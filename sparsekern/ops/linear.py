@@ -144,7 +144,8 @@ def linear(
     Returns
     -------
     Tensor
-        ``(..., N)``, contiguous. Sums are in float32 for bfloat16, and have the same bits for any number of threads.
+        ``(..., N)``, contiguous. Sums are in float32 for bfloat16, and have the same bits for any number of
+        threads.
 
     Raises
     ------
@@ -155,8 +156,8 @@ def linear(
 
     Notes
     -----
-    The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at its
-    inactive positions.
+    The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at
+    its inactive positions.
     """
     check_pattern(pattern, 2, x, "x")
     _check_last("x", x, pattern.shape[1], "the last dimension being the weight's columns")

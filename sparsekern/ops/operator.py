@@ -32,8 +32,8 @@ class Operator:
     Parameters
     ----------
     schema : str
-        As `torch.library.define` takes it; the last argument is ``str backend``. The first argument is the tensor
-        whose device and dtype choose the backend.
+        As `torch.library.define` takes it; the last argument is ``str backend``. The first argument is the
+        tensor whose device and dtype choose the backend.
     fake : callable
         Shape and dtype of the result, from the same arguments.
     save : callable
@@ -60,9 +60,7 @@ class Operator:
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
-        torch.library.register_autograd(
-            f"sparsekern::{name}", backward, setup_context=save, lib=_library
-        )
+        torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=save, lib=_library)
         self._registered = getattr(torch.ops.sparsekern, name).default
 
         # With a separate setup_context, PyTorch binds the arguments by inspecting signatures at every call.

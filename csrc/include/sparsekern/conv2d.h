@@ -29,8 +29,8 @@ struct Conv2dShape {
 // All throw std::invalid_argument when a size does not fit. Results have the same bits for any `threads`.
 
 // y (batch, rows, out_height, out_width) from x (batch, groups * cin, height, width).
-void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values, InputValues x,
-            InputValues bias, OutputValues y, int threads);
+void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values,
+            InputValues x, InputValues bias, OutputValues y, int threads);
 
 void conv2d_grad_input(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values,
                        InputValues grad_y, OutputValues grad_x, int threads);

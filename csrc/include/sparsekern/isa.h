@@ -1,4 +1,5 @@
-// Which instruction set the CPU kernels use: the best one that the machine has, unless a lower one is asked for.
+// Which instruction set the CPU kernels use: the best one that the machine has, unless a lower one is asked
+// for.
 #pragma once
 
 #include <string>

@@ -2,5 +2,5 @@
 #define SPARSEKERN_VECTOR_BYTES 16
 
 #include "kernel_table.h"
+#include "leaf_table.inl"
 #include "vec.h"
-#include "panel_kernels.inl"

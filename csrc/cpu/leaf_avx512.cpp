@@ -6,16 +6,17 @@
 #include <immintrin.h>
 
 #include "kernel_table.h"
+#include "leaf_table.inl"
 #include "vec.h"
-#include "panel_kernels.inl"
 
 namespace sparsekern {
 namespace avx512 {
 
-// vector_product for tiles of 64. The columns of a row's bits are gathered into consecutive lanes, so up to 16 of
-// its values cost one multiplication; a row's sum stays spread over 16 lanes until its last tile.
+// vector_product for tiles of 64. The columns of a row's bits are gathered into consecutive lanes, so up to
+// 16 of its values cost one multiplication; a row's sum stays spread over 16 lanes until its last tile.
 __attribute__((target("avx512vbmi,avx512vbmi2"))) void vector_product_vbmi2(const PanelWork<float>& given,
-                                                                           const float* values, const float* start) {
+                                                                            const float* values,
+                                                                            const float* start) {
     const PanelWork<float> work = given;
     const TileMatrix m = *work.matrix;
     if (m.tile_size != 64) return vector_product<float>(work, values, start);
@@ -40,7 +41,8 @@ __attribute__((target("avx512vbmi,avx512vbmi2"))) void vector_product_vbmi2(cons
                 const __m512i lane = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(index));
                 const __m512 low = _mm512_permutex2var_ps(x0, lane, x1);
                 const __m512 high = _mm512_permutex2var_ps(x2, lane, x3);
-                const __m512 feature = _mm512_mask_blend_ps(_mm512_test_epi32_mask(lane, upper_half), low, high);
+                const __m512 feature =
+                    _mm512_mask_blend_ps(_mm512_test_epi32_mask(lane, upper_half), low, high);
                 const __mmask16 live = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
                 sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(live, value), feature, sum);
                 if (left <= 16) break;

@@ -1,0 +1,47 @@
+// All leaf kernels of one instruction set, written once and compiled for each (see vec.h), and their table.
+
+#include "leaf_lists.inl"
+#include "leaf_panels.inl"
+#include "leaf_tiles.inl"
+#include "leaf_transpose.inl"
+
+namespace sparsekern {
+namespace SPARSEKERN_ISA {
+namespace {
+
+template <class A, int V>
+void set_widths(KernelTable<A>& table) {
+    table.accumulate[V] = accumulate<A, V>;
+    table.dot[V] = dot<A, V>;
+    table.accumulate_list[V] = accumulate_list<A, V>;
+    table.dot_list[V] = dot_list<A, V>;
+    if constexpr (V < kMaxVectors) set_widths<A, V + 1>(table);
+}
+
+template <class A>
+KernelTable<A> make_table() {
+    KernelTable<A> table = {};
+    table.lanes = kLanes<A>;
+    set_widths<A, 1>(table);
+    table.accumulate[1] = accumulate_narrow<A, 1>;
+    table.accumulate[2] = accumulate_narrow<A, 2>;
+    table.pack = pack<A, A>;
+    table.unpack = unpack<A, A>;
+    table.transpose_tile = transpose_tile<A>;
+    table.vector_product = vector_product<A>;
+    return table;
+}
+
+}  // namespace
+
+KernelTable<float> float_table() {
+    KernelTable<float> table = make_table<float>();
+    table.pack_bfloat16 = pack<BFloat16, float>;
+    table.unpack_bfloat16 = unpack<BFloat16, float>;
+    return table;
+}
+
+KernelTable<double> double_table() { return make_table<double>(); }
+
+}  // namespace SPARSEKERN_ISA
+}  // namespace sparsekern

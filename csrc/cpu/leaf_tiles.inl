@@ -1,0 +1,211 @@
+// Leaf kernels that walk the bits of tiles: rows of tiles against a panel, or against one sample.
+
+namespace sparsekern {
+namespace SPARSEKERN_ISA {
+namespace {
+
+// Tiles that a kernel takes at a time: their addresses are worked out once and serve every row.
+constexpr int64_t kTilesAtOnce = 16;
+
+// One tile, ready to be walked by rows.
+template <class A, class Value>
+struct TileRows {
+    const unsigned char* row_end;  // the byte behind the bits of row 0
+    const int16_t* row_offset;
+    Value* values;
+    const int64_t* column_offset;
+
+    TileRows() = default;
+    TileRows(const PanelWork<A>& work, int64_t tile, Value* all_values) {
+        const TileMatrix& m = *work.matrix;
+        row_end = m.bits + (tile * m.tile_size * m.tile_size + m.tile_size) / 8;
+        row_offset = m.row_offset + tile * m.tile_size;
+        values = all_values + m.tile_start[tile];
+        column_offset = work.column_offset + m.tile_col[tile] * m.tile_size;
+    }
+
+    // Reads eight bytes whatever the tile's size: those in front of the row, which are there (see
+    // TileMatrix), are shifted out.
+    uint64_t bits(int64_t row, int64_t row_bytes, int shift) const {
+        uint64_t word;
+        std::memcpy(&word, row_end + row * row_bytes - 8, 8);
+        return word >> shift;
+    }
+};
+
+// sum += the products of one tile row's values with the features that its bits name.
+template <class A, int V>
+inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x, const int64_t* offset) {
+    for (; bits != 0; bits &= bits - 1) {
+        const A* feature = x + offset[__builtin_ctzll(bits)];
+        const Vec<A> weight = broadcast<A>(*value++);
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * kLanes<A>);
+    }
+}
+
+// The rows of a tile by how many values they have. Loops of one length predict; in narrow panels a wrong
+// guess for every row would cost more than the arithmetic.
+template <class A, class Value>
+struct RowsByCount {
+    uint8_t count[64];
+    uint8_t order[64];
+
+    RowsByCount(const TileRows<A, Value>& tile, int64_t rows, int64_t row_bytes, int shift) {
+        uint8_t place[66] = {};
+        for (int64_t r = 0; r < rows; ++r) {
+            count[r] = static_cast<uint8_t>(__builtin_popcountll(tile.bits(r, row_bytes, shift)));
+            ++place[count[r] + 1];
+        }
+        for (int k = 0; k < 65; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
+        for (int64_t r = 0; r < rows; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
+    }
+};
+
+template <class A, int V>
+void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
+    constexpr int64_t lanes = kLanes<A>;
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    if (fresh) {
+        for (int64_t r = 0; r < work.rows; ++r) {
+            const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
+            for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * lanes, initial);
+        }
+    }
+    for (int64_t i = 0; i < work.tile_count; ++i) {
+        const TileRows<A, const A> tile(work, work.tiles[i], values);
+        const RowsByCount<A, const A> rows(tile, work.rows, row_bytes, shift);
+        for (int64_t k = 0; k < work.rows; ++k) {
+            const int64_t r = rows.order[k];
+            A* y = work.y + r * work.y_stride;
+            Vec<A> sum[V];
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
+            add_row<A, V>(sum, tile.bits(r, row_bytes, shift), tile.values + tile.row_offset[r], work.x,
+                          tile.column_offset);
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        }
+    }
+}
+
+template <class A, int V>
+void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
+    constexpr int64_t lanes = kLanes<A>;
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    TileRows<A, const A> tiles[kTilesAtOnce];
+    int64_t first = 0;
+    do {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i)
+            tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
+        for (int64_t r = 0; r < work.rows; ++r) {
+            if (!fresh && count == 1 && tiles[0].bits(r, row_bytes, shift) == 0) continue;
+            A* y = work.y + r * work.y_stride;
+            Vec<A> sum[V];
+            if (fresh) {
+                const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
+#pragma GCC unroll 8
+                for (int j = 0; j < V; ++j) sum[j] = initial;
+            } else {
+#pragma GCC unroll 8
+                for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
+            }
+            for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
+                const uint64_t bits = tile->bits(r, row_bytes, shift);
+                add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
+            }
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        }
+        first += kTilesAtOnce;
+        fresh = false;
+    } while (first < work.tile_count);
+}
+
+template <class A, int V>
+void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
+    constexpr int64_t lanes = kLanes<A>;
+    const PanelWork<A> work = given;
+    const int64_t row_bytes = work.matrix->tile_size / 8;
+    const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    TileRows<A, A> tiles[kTilesAtOnce];
+    for (int64_t first = 0; first < work.tile_count; first += kTilesAtOnce) {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i)
+            tiles[i] = TileRows<A, A>(work, work.tiles[first + i], values_gradient);
+        for (int64_t r = 0; r < work.rows; ++r) {
+            const A* y = work.y + r * work.y_stride;
+            Vec<A> gradient[V];
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);
+            for (const TileRows<A, A>* tile = tiles; tile != tiles + count; ++tile) {
+                A* out = tile->values + tile->row_offset[r];
+                const int64_t* offset = tile->column_offset;
+                for (uint64_t bits = tile->bits(r, row_bytes, shift); bits != 0; bits &= bits - 1) {
+                    const A* feature = work.x + offset[__builtin_ctzll(bits)];
+                    Vec<A> sum = gradient[0] * load<A>(feature);
+#pragma GCC unroll 8
+                    for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
+                    const A total = sum_lanes<A>(sum);
+                    *out = fresh ? total : *out + total;
+                    ++out;
+                }
+            }
+        }
+    }
+}
+
+// The running sum of one row's products with one sample.
+template <class A>
+struct RowSum {
+    A even = A(0);
+    A odd = A(0);
+
+    void add(uint64_t bits, const A* value, const A* x) {
+        for (; bits != 0; bits &= bits - 1) {
+            even += *value++ * x[__builtin_ctzll(bits)];
+            const A previous = even;
+            even = odd;
+            odd = previous;
+        }
+    }
+    A total() const { return even + odd; }
+};
+
+// One sample has no panel to share a weight with: here a row's own columns fill the vector.
+template <class A>
+void vector_product(const PanelWork<A>& given, const A* values, const A* start) {
+    const PanelWork<A> work = given;
+    const int64_t size = work.matrix->tile_size;
+    const int64_t row_bytes = size / 8;
+    const int shift = static_cast<int>(64 - size);
+    TileRows<A, const A> tiles[kTilesAtOnce];
+    const A* x[kTilesAtOnce];
+    int64_t first = 0;
+    do {
+        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
+        for (int64_t i = 0; i < count; ++i) {
+            tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
+            x[i] = work.x + work.matrix->tile_col[work.tiles[first + i]] * size;
+        }
+        for (int64_t r = 0; r < work.rows; ++r) {
+            RowSum<A> sum;
+            for (int64_t i = 0; i < count; ++i) {
+                sum.add(tiles[i].bits(r, row_bytes, shift), tiles[i].values + tiles[i].row_offset[r], x[i]);
+            }
+            A* y = work.y + r * work.y_stride;
+            const A before = first > 0 ? *y : (start != nullptr ? start[r] : A(0));
+            *y = before + sum.total();
+        }
+        first += kTilesAtOnce;
+    } while (first < work.tile_count);
+}
+
+}  // namespace
+}  // namespace SPARSEKERN_ISA
+}  // namespace sparsekern
