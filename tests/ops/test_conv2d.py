@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,15 @@ CASES = {
     "1x1": ((3, 20, 5, 6), (17, 20, 1, 1), {}),
     "1x1, stride 2": ((3, 20, 5, 6), (17, 20, 1, 1), {"stride": 2}),
     "1x1, padding 1": ((1, 9, 3, 3), (8, 9, 1, 1), {"padding": 1}),
+    "1x1, 12 pixels": ((3, 40, 4, 3), (17, 40, 1, 1), {}),
+    "1x1, 16 pixels": ((3, 40, 4, 4), (17, 40, 1, 1), {}),
+    "1x1, 24 pixels": ((3, 40, 6, 4), (17, 40, 1, 1), {}),
+    "1x1, only padding is read": ((2, 3, 1, 1), (4, 3, 1, 1), {"stride": 2, "padding": 1}),
+    "1x1, rows of padding alone are read": (
+        (2, 3, 1, 5),
+        (4, 3, 1, 1),
+        {"stride": (2, 1), "padding": (1, 0)},
+    ),
     "one pixel": ((4, 6, 1, 1), (5, 6, 1, 1), {}),
     "one row": ((2, 4, 1, 33), (5, 4, 1, 3), {"padding": (0, 1)}),
     "one column": ((2, 4, 33, 1), (5, 4, 3, 1), {"padding": (1, 0)}),
@@ -111,6 +122,31 @@ def test_every_geometry(check, case, dtype):
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
 def test_large(check, case, dtype):
     check(case, 64, "tenth", dtype)
+
+
+def test_many_values(check, dtype):
+    check(((3, 140, 5, 4), (1000, 140, 1, 1), {}), 64, "half", dtype)
+
+
+def random_case(draw):
+    """Shapes and geometry of any valid convolution of a modest size."""
+    groups = draw.choice([1, 1, 2, 3])
+    outputs, channels = groups * draw.randint(1, 12), draw.randint(1, 20)
+    kernel = [draw.choice([1, 1, 2, 3, 3, 5]) for _ in "hw"]
+    stride = [draw.choice([1, 1, 1, 2, 3]) for _ in "hw"]
+    padding = [draw.choice([0, 0, 1, 2, 3]) for _ in "hw"]
+    dilation = [draw.choice([1, 1, 2, 3]) for _ in "hw"]
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation)]
+    height, width = (draw.randint(low, low + 16) for low in least)
+    geometry = {"groups": groups, "stride": stride, "padding": padding, "dilation": dilation}
+    return (draw.randint(1, 4), groups * channels, height, width), (outputs, channels, *kernel), geometry
+
+
+@pytest.mark.parametrize("seed", range(8), ids="seed_{}".format)
+def test_random_geometries(check, seed, dtype):
+    draw = random.Random(seed)
+    for _ in range(8):
+        check(random_case(draw), draw.choice([8, 16, 32, 64]), draw.choice(["all", "half", "tenth"]), dtype)
 
 
 @pytest.mark.parametrize("tile_size", [8, 16, 32, 64], ids="tile_{}".format)

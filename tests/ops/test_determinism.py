@@ -34,6 +34,7 @@ CONV2D = {
     "batch, for want of rows of tiles": ((6, 3, 5, 5), (37, 3, 14, 14), {}),
     "channels of one image": ((70, 33, 3, 3), (1, 33, 10, 10), {"stride": 2, "padding": 1}),
     "channels of three images": ((24, 1, 3, 3), (3, 24, 12, 12), {"groups": 24}),
+    "rows, with many values": ((400, 64, 3, 3), (5, 64, 6, 6), {}),
     "images beyond the scratch memory": ((8, 32, 3, 3), (9, 32, 90, 90), {}),
 }
 

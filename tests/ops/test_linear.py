@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,15 @@ def test_storage_and_bias(check, how, leading, dtype):
 )
 def test_large(check, shape, batch, dtype):
     check(shape, 64, "hundredth", (batch,), dtype)
+
+
+@pytest.mark.parametrize("seed", range(4), ids="seed_{}".format)
+def test_random_shapes(check, seed, dtype):
+    draw = random.Random(seed)
+    for _ in range(8):
+        shape = draw.randint(1, 150), draw.randint(1, 150)
+        kind = draw.choice(["all", "half", "tenth", "empty tiles"])
+        check(shape, draw.choice([8, 16, 32, 64]), kind, (draw.randint(1, 140),), dtype)
 
 
 @pytest.mark.parametrize("shape", [(20, 8192), (8192, 20)], ids=["rows", "columns"])
