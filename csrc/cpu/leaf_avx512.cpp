@@ -5,9 +5,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "kernel_table.h"
 #include "leaf_table.inl"
-#include "vec.h"
+
 
 namespace sparsekern {
 namespace avx512 {

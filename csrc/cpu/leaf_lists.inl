@@ -1,5 +1,8 @@
 // Leaf kernels for rows given as lists of offsets.
 
+#include "kernel_table.h"
+#include "vec.h"
+
 namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {

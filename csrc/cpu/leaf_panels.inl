@@ -1,5 +1,8 @@
 // Samples into panels and out of them, with the conversions that stored types need.
 
+#include "kernel_table.h"
+#include "vec.h"
+
 namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {

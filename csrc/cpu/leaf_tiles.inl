@@ -1,5 +1,8 @@
 // Leaf kernels that walk the bits of tiles: rows of tiles against a panel, or against one sample.
 
+#include "kernel_table.h"
+#include "vec.h"
+
 namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {
@@ -33,6 +36,17 @@ struct TileRows {
     }
 };
 
+// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in memory.
+template <class A>
+inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
+    const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
+    const char* bits = reinterpret_cast<const char*>(m.bits + tile * tile_bytes);
+    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
+    const char* first = reinterpret_cast<const char*>(values + m.tile_start[tile]);
+    const char* last = reinterpret_cast<const char*>(values + m.tile_start[tile + 1]);
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+}
+
 // sum += the products of one tile row's values with the features that its bits name.
 template <class A, int V>
 inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x, const int64_t* offset) {
@@ -53,40 +67,75 @@ struct RowsByCount {
 
     RowsByCount(const TileRows<A, Value>& tile, int64_t rows, int64_t row_bytes, int shift) {
         uint8_t place[66] = {};
+        int most = 0;
         for (int64_t r = 0; r < rows; ++r) {
-            count[r] = static_cast<uint8_t>(__builtin_popcountll(tile.bits(r, row_bytes, shift)));
-            ++place[count[r] + 1];
+            const int values = __builtin_popcountll(tile.bits(r, row_bytes, shift));
+            count[r] = static_cast<uint8_t>(values);
+            ++place[values + 1];
+            most = values > most ? values : most;
         }
-        for (int k = 0; k < 65; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
+        for (int k = 0; k < most; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
         for (int64_t r = 0; r < rows; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
     }
 };
 
+// As many rows as R at once: a single row's sums would wait for one another.
+template <class A, int V, int R>
+inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile, const uint8_t* rows, int common,
+                     int64_t row_bytes, int shift) {
+    uint64_t bits[R];
+    const A* value[R];
+    Vec<A> sum[R][V];
+#pragma GCC unroll 4
+    for (int q = 0; q < R; ++q) {
+        bits[q] = tile.bits(rows[q], row_bytes, shift);
+        value[q] = tile.values + tile.row_offset[rows[q]];
+        const A* y = work.y + rows[q] * work.y_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) sum[q][j] = load<A>(y + j * kLanes<A>);
+    }
+    for (int k = 0; k < common; ++k) {
+#pragma GCC unroll 4
+        for (int q = 0; q < R; ++q) {
+            const A* feature = work.x + tile.column_offset[__builtin_ctzll(bits[q])];
+            bits[q] &= bits[q] - 1;
+            const Vec<A> weight = broadcast<A>(*value[q]++);
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) sum[q][j] += weight * load<A>(feature + j * kLanes<A>);
+        }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < R; ++q) {
+        add_row<A, V>(sum[q], bits[q], value[q], work.x, tile.column_offset);
+        A* y = work.y + rows[q] * work.y_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) store<A>(y + j * kLanes<A>, sum[q][j]);
+    }
+}
+
 template <class A, int V>
 void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
-    constexpr int64_t lanes = kLanes<A>;
+    constexpr int kRows = 4;
     const PanelWork<A> work = given;
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
     if (fresh) {
         for (int64_t r = 0; r < work.rows; ++r) {
             const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
-            for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * lanes, initial);
+            for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * kLanes<A>, initial);
         }
     }
     for (int64_t i = 0; i < work.tile_count; ++i) {
+        const int64_t next = i + 1 < work.tile_count ? work.tiles[i + 1] : work.next_tile;
+        if (next >= 0) prefetch_tile<A>(*work.matrix, values, next);
         const TileRows<A, const A> tile(work, work.tiles[i], values);
         const RowsByCount<A, const A> rows(tile, work.rows, row_bytes, shift);
-        for (int64_t k = 0; k < work.rows; ++k) {
-            const int64_t r = rows.order[k];
-            A* y = work.y + r * work.y_stride;
-            Vec<A> sum[V];
-#pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
-            add_row<A, V>(sum, tile.bits(r, row_bytes, shift), tile.values + tile.row_offset[r], work.x,
-                          tile.column_offset);
-#pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        int64_t k = 0;
+        for (; k + kRows <= work.rows; k += kRows) {
+            add_rows<A, V, kRows>(work, tile, rows.order + k, rows.count[rows.order[k]], row_bytes, shift);
+        }
+        for (; k < work.rows; ++k) {
+            add_rows<A, V, 1>(work, tile, rows.order + k, rows.count[rows.order[k]], row_bytes, shift);
         }
     }
 }
@@ -98,6 +147,7 @@ void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A*
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
     TileRows<A, const A> tiles[kTilesAtOnce];
+    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values, work.next_tile);
     int64_t first = 0;
     do {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;

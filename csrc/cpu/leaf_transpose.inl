@@ -1,5 +1,8 @@
 // A tile's transpose: its bits by swapping blocks, its values by counting.
 
+#include "kernel_table.h"
+#include "vec.h"
+
 namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {

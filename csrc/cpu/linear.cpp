@@ -63,7 +63,7 @@ private:
                 const int64_t panel = task / chunks;
                 const int64_t begin = task % chunks * chunk;
                 const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                PanelWork<A> work = {&matrix_,    nullptr,    0, 0, column_offset, panels.panel(panel),
+                PanelWork<A> work = {&matrix_, nullptr, 0, -1, 0, column_offset, panels.panel(panel),
                                      sums.data(), shape.width};
                 multiply_rows(work, begin, end, shape.width, schedule);
                 const int64_t row = begin * matrix_.tile_size;
@@ -85,6 +85,7 @@ private:
                 work.tiles = schedule.tiles(r, g);
                 work.tile_count = schedule.count(r, g);
                 if (work.tile_count == 0 && g > 0) continue;
+                work.next_tile = r + 1 < end && schedule.count(r + 1, g) > 0 ? schedule.tiles(r + 1, g)[0] : -1;
                 const int64_t row = r * matrix_.tile_size;
                 work.rows = std::min(matrix_.tile_size, matrix_.rows - row);
                 work.y = sums + (r - begin) * matrix_.tile_size * width;
@@ -108,6 +109,7 @@ private:
             const PanelWork<A> work = {&matrix_,
                                        schedule.tiles(r, 0),
                                        schedule.count(r, 0),
+                                       -1,
                                        std::min(matrix_.tile_size, matrix_.rows - row),
                                        nullptr,
                                        sample.data(),

@@ -77,6 +77,7 @@ private:
                 const PanelWork<A> work = {&matrix_,
                                            schedule_.tiles(tile_row, g),
                                            schedule_.count(tile_row, g),
+                                           -1,
                                            std::min(matrix_.tile_size, matrix_.rows - row),
                                            column_offset_.data(),
                                            x_panels.panel(panel),

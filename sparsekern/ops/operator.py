@@ -17,6 +17,10 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
+# What the eager way takes; a subclass (fake tensors, DTensor) goes through the dispatcher.
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
+
+
 def _is_transformed() -> bool:
     """Whether a dispatch mode (fake tensors, FLOP counting) or a torch.func transform watches every op."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
@@ -57,6 +61,8 @@ class Operator:
             return select(name, arguments[0], arguments[-1])(*arguments[:-1])
 
         self._kernel = kernel
+        declared = schema.partition("(")[2].split(", ")
+        self._tensor_positions = [i for i, text in enumerate(declared) if text.startswith("Tensor")]
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
@@ -75,8 +81,8 @@ class Operator:
     def __call__(self, *arguments: Any) -> Tensor:
         if torch.compiler.is_compiling() or _is_transformed():
             return self._registered(*arguments)
-        for argument in arguments:
-            if isinstance(argument, Tensor) and type(argument) not in (Tensor, Parameter):
+        for position in self._tensor_positions:
+            if type(arguments[position]) not in _PLAIN:
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded
