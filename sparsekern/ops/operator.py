@@ -30,8 +30,8 @@ class Operator:
     """An op in the namespace ``torch.ops.sparsekern``, callable with the arguments of its schema.
 
     The registered op is what ``torch.compile``, ``torch.export`` and fake tensors see. Plain tensors in eager
-    mode take an `autograd.Function` built from the same pieces, which costs a third of the dispatcher's way
-    through Python: a training step of LeNet-5 makes fifteen such calls.
+    mode take an `autograd.Function` built from the same pieces, which is cheaper than the way through the
+    dispatcher: a training step of LeNet-5 makes fifteen such calls.
 
     Parameters
     ----------
