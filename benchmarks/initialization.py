@@ -74,8 +74,8 @@ def markdown(results: dict[str, object]) -> str:
     lines = [
         "# LeNet-5 on MNIST, 95 % sparse with random static masks",
         "",
-        f"Recipe `lenet5-mnist`, {rows[0]['steps']:,} steps, test accuracy in %. {results['machine']}, one thread "
-        f"a run, PyTorch {results['torch']}, commit {results['commit']}, {results['date']}.",
+        f"Recipe `lenet5-mnist`, {rows[0]['steps']:,} steps, test accuracy in %. {results['machine']}, "
+        f"one thread a run, PyTorch {results['torch']}, commit {results['commit']}, {results['date']}.",
         "",
         "| model | initialization | seeds | mean |",
         "|---|---|---|---|",

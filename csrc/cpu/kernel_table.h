@@ -22,7 +22,7 @@ struct PanelWork {
     const int32_t* tiles;  // indices of the tiles to visit
     int64_t tile_count;
     int64_t next_tile;  // one that is visited soon, or -1
-    int64_t rows;  // rows of this row of tiles that exist
+    int64_t rows;       // rows of this row of tiles that exist
     const int64_t* column_offset;
     const A* x;
     A* y;

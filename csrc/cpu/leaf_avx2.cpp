@@ -2,4 +2,3 @@
 #define SPARSEKERN_VECTOR_BYTES 32
 
 #include "leaf_table.inl"
-

@@ -7,7 +7,6 @@
 
 #include "leaf_table.inl"
 
-
 namespace sparsekern {
 namespace avx512 {
 

@@ -36,7 +36,8 @@ struct TileRows {
     }
 };
 
-// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in memory.
+// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in
+// memory.
 template <class A>
 inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
     const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
@@ -81,8 +82,8 @@ struct RowsByCount {
 
 // As many rows as R at once: a single row's sums would wait for one another.
 template <class A, int V, int R>
-inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile, const uint8_t* rows, int common,
-                     int64_t row_bytes, int shift) {
+inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile, const uint8_t* rows,
+                     int common, int64_t row_bytes, int shift) {
     uint64_t bits[R];
     const A* value[R];
     Vec<A> sum[R][V];

@@ -63,7 +63,7 @@ private:
                 const int64_t panel = task / chunks;
                 const int64_t begin = task % chunks * chunk;
                 const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                PanelWork<A> work = {&matrix_, nullptr, 0, -1, 0, column_offset, panels.panel(panel),
+                PanelWork<A> work = {&matrix_,    nullptr,    0, -1, 0, column_offset, panels.panel(panel),
                                      sums.data(), shape.width};
                 multiply_rows(work, begin, end, shape.width, schedule);
                 const int64_t row = begin * matrix_.tile_size;
@@ -85,7 +85,8 @@ private:
                 work.tiles = schedule.tiles(r, g);
                 work.tile_count = schedule.count(r, g);
                 if (work.tile_count == 0 && g > 0) continue;
-                work.next_tile = r + 1 < end && schedule.count(r + 1, g) > 0 ? schedule.tiles(r + 1, g)[0] : -1;
+                work.next_tile =
+                    r + 1 < end && schedule.count(r + 1, g) > 0 ? schedule.tiles(r + 1, g)[0] : -1;
                 const int64_t row = r * matrix_.tile_size;
                 work.rows = std::min(matrix_.tile_size, matrix_.rows - row);
                 work.y = sums + (r - begin) * matrix_.tile_size * width;
@@ -137,6 +138,7 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
     check_matrix("x", x, x.rows, pattern.cols);
     check_matrix("y", y, x.rows, pattern.rows);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
+    threads = worthwhile_threads(threads, x.rows, pattern.nnz, pattern.rows, pattern.cols);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
@@ -152,6 +154,7 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
     check_values("values", values, pattern.nnz);
     check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
     check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
+    threads = worthwhile_threads(threads, grad_y.rows, pattern.nnz, pattern.rows, pattern.cols);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);

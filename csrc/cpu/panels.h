@@ -26,6 +26,13 @@ struct PanelShape {
     int64_t count(int64_t panel, int64_t samples) const { return std::min(width, samples - panel * width); }
 };
 
+// How many threads a product of `samples` with a matrix is worth: below some 20 microseconds each, waking
+// them costs more than they save.
+inline int worthwhile_threads(int threads, int64_t samples, int64_t nnz, int64_t rows, int64_t cols) {
+    const int64_t nanoseconds = samples * nnz / 25 + samples * (rows + cols) / 3;
+    return static_cast<int>(std::min<int64_t>(threads, nanoseconds / 25000 + 1));
+}
+
 // Where each feature's run begins in a panel.
 inline std::vector<int64_t> strided(int64_t count, int64_t stride) {
     std::vector<int64_t> offset(static_cast<size_t>(count));
