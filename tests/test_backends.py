@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from sparsekern import backends, cpp, reference
+from sparsekern import backends, cpp, cuda, reference
 from sparsekern.backends import AUTOMATIC, BACKENDS, Backend, BackendError, select
 from sparsekern.formats import Pattern
 from sparsekern.ops import (
@@ -78,6 +78,17 @@ def test_another_device_is_refused_in_words(op):
         first, *reasons = str(refused.value).splitlines()
         assert first == f"sparsekern.{op}: no backend can run it on float32 tensors on meta"
         assert reason in reasons
+
+
+@pytest.mark.parametrize("op", COMPUTED + COPIED)
+def test_the_cuda_backend_refuses_tensors_on_the_cpu(op):
+    with pytest.raises(BackendError) as refused:
+        select(op, ON_CPU, "cuda")
+    first, *reasons = str(refused.value).splitlines()
+    assert first == f"sparsekern.{op}: no backend can run it on float32 tensors on cpu"
+    assert "  cuda: its kernels run on CUDA devices, and the inputs are on cpu" in reasons
+    assert (f"  cuda: it has no kernel for {op}" in reasons) == (op not in BACKENDS["cuda"].kernels)
+    assert len(reasons) == 1 + (op not in BACKENDS["cuda"].kernels) + (not cuda.is_built())
 
 
 def test_all_objections_of_a_backend_are_listed():

@@ -115,9 +115,9 @@ LINEAR = {
         "bias must be a tensor, got float",
     ),
     "backend unknown": (
-        lambda: linear(X, VALUES, MATRIX, backend="cuda"),
+        lambda: linear(X, VALUES, MATRIX, backend="cudnn"),
         ValueError,
-        "got 'cuda'",
+        "got 'cudnn'",
     ),
     "backend a number": (
         lambda: linear(X, VALUES, MATRIX, backend=1),
