@@ -19,7 +19,9 @@ from sparsekern.formats import Pattern
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
 SIDE = sys.argv[1] if len(sys.argv) > 1 else "behind"
-GEOMETRY = (2, 1, 1, 0, 1, 2)  # stride, padding, dilation
+# Stride, padding and dilation.
+GEOMETRY = (2, 1, 1, 0, 1, 2)
+PLAIN = (1, 1, 0, 0, 1, 1)
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -88,18 +90,24 @@ def check_linear(dtype: torch.dtype, shape: tuple[int, int], tile_size: int, bat
     close(grad_values, pattern.pack(grad_y.double().t() @ x.double()))
 
 
-def check_conv2d(dtype: torch.dtype, shape: tuple[int, ...], size: tuple[int, ...], groups: int) -> None:
+def check_conv2d(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    groups: int = 1,
+    geometry: tuple[int, ...] = GEOMETRY,
+) -> None:
     pattern = Pattern.from_mask(torch.rand(shape) < 0.5)
     data = keep(pattern.data)
     x, values, bias = (keep(random(*s, dtype=dtype)) for s in (size, (pattern.nnz,), shape[:1]))
     leaves = [x.double().requires_grad_(), pattern.unpack(values).double().requires_grad_()]
-    how = (GEOMETRY[0:2], GEOMETRY[2:4], GEOMETRY[4:6], groups)
+    how = (geometry[0:2], geometry[2:4], geometry[4:6], groups)
     y = F.conv2d(*leaves, bias.double(), *how)
-    close(cpp.conv2d(x, values, bias, data, shape, GEOMETRY, groups), y.detach())
+    close(cpp.conv2d(x, values, bias, data, shape, geometry, groups), y.detach())
     grad_y = keep(random(*y.shape, dtype=dtype))
     grad_x, grad_weight = torch.autograd.grad(y, leaves, grad_y.double())
-    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, GEOMETRY, groups), grad_x)
-    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), GEOMETRY, groups)
+    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, geometry, groups), grad_x)
+    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), geometry, groups)
     close(got, pattern.pack(grad_weight))
 
 
@@ -124,9 +132,12 @@ def main() -> None:
                         check_linear(dtype, (tile_size + 3, 2 * tile_size - 1), tile_size, batch)
                 check_linear(dtype, (1, 1), 8, 1)
                 check_linear(dtype, (9, 65), 8, 150)
-                check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8), 1)
-                check_conv2d(dtype, (6, 2, 1, 1), (1, 4, 6, 7), 2)
-                check_conv2d(dtype, (9, 1, 2, 3), (3, 9, 7, 7), 9)
+                check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8))
+                check_conv2d(dtype, (6, 2, 1, 1), (1, 4, 6, 7), groups=2)
+                check_conv2d(dtype, (9, 1, 2, 3), (3, 9, 7, 7), groups=9)
+                check_conv2d(dtype, (4, 3, 3, 2), (2, 3, 5, 9), geometry=PLAIN)
+                for pixels in ((4, 3), (4, 4), (6, 4), (5, 8)):
+                    check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), geometry=PLAIN)
     for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
         check_copies(shape)
     assert guarded_outputs > 100, guarded_outputs
