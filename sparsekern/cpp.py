@@ -24,8 +24,14 @@ def _buffer(tensor: Tensor | None) -> tuple[int, int]:
     return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
 
 
+def _contiguous(tensor: Tensor) -> Tensor:
+    """`tensor` as its memory should read: a lazily negated one would read as its opposite."""
+    return tensor.resolve_neg().contiguous()
+
+
 def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
     """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor behind them."""
+    tensor = tensor.resolve_neg()
     matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
     if matrix.is_contiguous():
         reach = matrix.numel()
@@ -39,7 +45,7 @@ def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
 def _compact(values: Tensor, pattern: Tensor) -> Tensor:
     """Values in the pattern's order: themselves, or gathered from a dense weight."""
     if values.dim() == 1:
-        return values.contiguous()
+        return _contiguous(values)
     return pack(values, pattern, _nnz(pattern))
 
 
@@ -51,8 +57,8 @@ def _nnz(pattern: Tensor) -> int:
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sequence[int]) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
-    bias = None if bias is None else bias.contiguous()
-    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
+    bias = None if bias is None else _contiguous(bias)
+    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device="cpu")
     matrix, _owner = _matrix(x, columns)
     _C.linear(
         DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), y.data_ptr(), threads()
@@ -63,7 +69,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
-    grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype)
+    grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype, device="cpu")
     matrix, _owner = _matrix(grad_y, rows)
     _C.linear_grad_input(
         DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, grad_x.data_ptr(), threads()
@@ -76,7 +82,7 @@ def linear_grad_values(
 ) -> Tensor:
     rows, columns = shape
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
-    grad_values = torch.empty(nnz, dtype=x.dtype)
+    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
     grad_matrix, _grad_owner = _matrix(grad_y, rows)
     (address, reach, _, *strides), _owner = _matrix(x, columns)
     _C.linear_grad_values(
@@ -123,9 +129,9 @@ def conv2d(
 ) -> Tensor:
     convolution, out = _geometry(x.shape, shape, geometry, groups)
     weight = _compact(values, pattern)
-    x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = torch.empty(out, dtype=x.dtype)
+    x = _contiguous(x)
+    bias = None if bias is None else _contiguous(bias)
+    y = torch.empty(out, dtype=x.dtype, device="cpu")
     _C.conv2d(
         DTYPES[x.dtype],
         *_buffer(pattern),
@@ -150,8 +156,8 @@ def conv2d_grad_input(
 ) -> Tensor:
     convolution, _ = _geometry(input_size, shape, geometry, groups)
     weight = _compact(values, pattern)
-    grad_y = grad_y.contiguous()
-    grad_x = torch.empty(input_size, dtype=grad_y.dtype)
+    grad_y = _contiguous(grad_y)
+    grad_x = torch.empty(input_size, dtype=grad_y.dtype, device="cpu")
     _C.conv2d_grad_input(
         DTYPES[grad_y.dtype],
         *_buffer(pattern),
@@ -175,8 +181,8 @@ def conv2d_grad_values(
 ) -> Tensor:
     convolution, _ = _geometry(x.shape, shape, geometry, groups)
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
-    grad_y, x = grad_y.contiguous(), x.contiguous()
-    grad_values = torch.empty(nnz, dtype=x.dtype)
+    grad_y, x = _contiguous(grad_y), _contiguous(x)
+    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
     _C.conv2d_grad_values(
         DTYPES[x.dtype],
         *_buffer(pattern),
@@ -190,22 +196,22 @@ def conv2d_grad_values(
 
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
-    dense = dense.contiguous()
-    values = torch.empty(nnz, dtype=dense.dtype)
+    dense = _contiguous(dense)
+    values = torch.empty(nnz, dtype=dense.dtype, device="cpu")
     _pattern.pack(*_buffer(pattern), *_buffer(dense), *_buffer(values), dense.element_size(), threads())
     return values
 
 
 def unpack(values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
-    values = values.contiguous()
-    dense = torch.empty(shape, dtype=values.dtype)
+    values = _contiguous(values)
+    dense = torch.empty(shape, dtype=values.dtype, device="cpu")
     _pattern.unpack(*_buffer(pattern), *_buffer(values), *_buffer(dense), values.element_size(), threads())
     return dense
 
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
-    values = values.contiguous()
-    moved = torch.empty(nnz, dtype=values.dtype)
+    values = _contiguous(values)
+    moved = torch.empty(nnz, dtype=values.dtype, device="cpu")
     _pattern.transfer(
         *_buffer(source),
         *_buffer(values),

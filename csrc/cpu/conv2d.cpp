@@ -73,6 +73,7 @@ void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, I
     check_values("values", values, pattern.nnz);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
     if (y.count == 0) return;
+    threads = conv2d_threads(pattern, shape, threads);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         convolve<T>(pattern, shape, values.data, static_cast<const T*>(x.data), bias.data,

@@ -146,6 +146,7 @@ void conv2d_grad_input(DType dtype, const PatternView& pattern, const Conv2dShap
                        InputValues grad_y, OutputValues grad_x, int threads) {
     check_conv2d(pattern, shape, "grad_x", grad_x.count, "grad_y", grad_y.count, threads);
     check_values("values", values, pattern.nnz);
+    threads = conv2d_threads(pattern, shape, threads);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         T* const to = static_cast<T*>(grad_x.data);

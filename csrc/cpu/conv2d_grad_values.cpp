@@ -144,6 +144,7 @@ void conv2d_grad_values(DType dtype, const PatternView& pattern, const Conv2dSha
     check_conv2d(pattern, shape, "x", x.count, "grad_y", grad_y.count, threads);
     check_values("grad_values", grad_values, pattern.nnz);
     if (pattern.nnz == 0) return;
+    threads = conv2d_threads(pattern, shape, threads);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         using A = AccumulateType<T>;

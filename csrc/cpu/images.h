@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "kernel_table.h"
+#include "panels.h"
 #include "sparsekern/conv2d.h"
 
 namespace sparsekern {
@@ -166,5 +167,13 @@ void pack_image(const KernelTable<AccumulateType<T>>& table, const ConvLayout& l
 // Throws unless the weight, the geometry and the three buffers fit one another.
 void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, int64_t x_count,
                   const char* y_name, int64_t y_count, int threads);
+
+// The threads that one of the three products is worth.
+inline int conv2d_threads(const PatternView& pattern, const Conv2dShape& shape, int threads) {
+    const int64_t pixels = shape.out_extent(0, pattern.kh) * shape.out_extent(1, pattern.kw);
+    const int64_t in_size = shape.groups * pattern.cin * shape.height * shape.width;
+    return worthwhile_threads(threads, shape.batch * pixels * pattern.nnz,
+                              shape.batch * (in_size + pixels * pattern.rows));
+}
 
 }  // namespace sparsekern

@@ -19,7 +19,7 @@ void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, cons
         Vec<A> sum[V];
         const Vec<A> initial = broadcast<A>(fresh && start != nullptr ? start[r] : A(0));
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) sum[j] = fresh ? initial : load<A>(y + j * lanes);
+        for (int j = 0; j < V; ++j) sum[j] = initial;
         for (; i < end; ++i) {
             const A* feature = work.x + work.offset[i];
             const Vec<A> weight = broadcast<A>(values[i]);
@@ -27,7 +27,7 @@ void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, cons
             for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * lanes);
         }
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+        for (int j = 0; j < V; ++j) store<A>(y + j * lanes, fresh ? sum[j] : sum[j] + load<A>(y + j * lanes));
     }
 }
 

@@ -91,9 +91,8 @@ inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile,
     for (int q = 0; q < R; ++q) {
         bits[q] = tile.bits(rows[q], row_bytes, shift);
         value[q] = tile.values + tile.row_offset[rows[q]];
-        const A* y = work.y + rows[q] * work.y_stride;
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) sum[q][j] = load<A>(y + j * kLanes<A>);
+        for (int j = 0; j < V; ++j) sum[q][j] = Vec<A>{};
     }
     for (int k = 0; k < common; ++k) {
 #pragma GCC unroll 4
@@ -110,7 +109,7 @@ inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile,
         add_row<A, V>(sum[q], bits[q], value[q], work.x, tile.column_offset);
         A* y = work.y + rows[q] * work.y_stride;
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) store<A>(y + j * kLanes<A>, sum[q][j]);
+        for (int j = 0; j < V; ++j) store<A>(y + j * kLanes<A>, sum[q][j] + load<A>(y + j * kLanes<A>));
     }
 }
 
@@ -158,20 +157,18 @@ void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A*
             if (!fresh && count == 1 && tiles[0].bits(r, row_bytes, shift) == 0) continue;
             A* y = work.y + r * work.y_stride;
             Vec<A> sum[V];
-            if (fresh) {
-                const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
+            const Vec<A> initial = broadcast<A>(fresh && start != nullptr ? start[r] : A(0));
 #pragma GCC unroll 8
-                for (int j = 0; j < V; ++j) sum[j] = initial;
-            } else {
-#pragma GCC unroll 8
-                for (int j = 0; j < V; ++j) sum[j] = load<A>(y + j * lanes);
-            }
+            for (int j = 0; j < V; ++j) sum[j] = initial;
             for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
                 const uint64_t bits = tile->bits(r, row_bytes, shift);
                 add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
             }
+            // A group's products are summed on their own: one long chain of additions would lose digits.
 #pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) store<A>(y + j * lanes, sum[j]);
+            for (int j = 0; j < V; ++j) {
+                store<A>(y + j * lanes, fresh ? sum[j] : sum[j] + load<A>(y + j * lanes));
+            }
         }
         first += kTilesAtOnce;
         fresh = false;

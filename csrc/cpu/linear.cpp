@@ -138,7 +138,7 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
     check_matrix("x", x, x.rows, pattern.cols);
     check_matrix("y", y, x.rows, pattern.rows);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
-    threads = worthwhile_threads(threads, x.rows, pattern.nnz, pattern.rows, pattern.cols);
+    threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
@@ -154,7 +154,8 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
     check_values("values", values, pattern.nnz);
     check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
     check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
-    threads = worthwhile_threads(threads, grad_y.rows, pattern.nnz, pattern.rows, pattern.cols);
+    threads =
+        worthwhile_threads(threads, grad_y.rows * pattern.nnz, grad_y.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);

@@ -107,7 +107,7 @@ void linear_grad_values(DType dtype, const PatternView& pattern, InputMatrix gra
     check_matrix("grad_y", grad_y, x.rows, pattern.rows);
     check_values("grad_values", grad_values, pattern.nnz);
     if (pattern.nnz == 0) return;
-    threads = worthwhile_threads(threads, x.rows, pattern.nnz, pattern.rows, pattern.cols);
+    threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         using A = AccumulateType<T>;

@@ -26,10 +26,10 @@ struct PanelShape {
     int64_t count(int64_t panel, int64_t samples) const { return std::min(width, samples - panel * width); }
 };
 
-// How many threads a product of `samples` with a matrix is worth: below some 20 microseconds each, waking
-// them costs more than they save.
-inline int worthwhile_threads(int threads, int64_t samples, int64_t nnz, int64_t rows, int64_t cols) {
-    const int64_t nanoseconds = samples * nnz / 25 + samples * (rows + cols) / 3;
+// How many threads some work is worth: `products` multiplications and `elements` packed or unpacked. Below
+// some 20 microseconds for each thread, waking them costs more than they save.
+inline int worthwhile_threads(int threads, int64_t products, int64_t elements) {
+    const int64_t nanoseconds = products / 25 + elements / 3;
     return static_cast<int>(std::min<int64_t>(threads, nanoseconds / 25000 + 1));
 }
 

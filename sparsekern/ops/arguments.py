@@ -61,15 +61,19 @@ def _check_match(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Non
         )
 
 
+# What autocast touches: float64 and integers stay.
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
+
+
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, as `torch.nn.functional.linear`
     has them; as they are elsewhere."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not torch.is_autocast_enabled(device):
         return (x, *others)
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        tensor.to(dtype) if tensor is not None and tensor.dtype.is_floating_point else tensor
+        tensor.to(dtype) if tensor is not None and tensor.dtype in _CAST else tensor
         for tensor in (x, *others)
     )
 

@@ -136,7 +136,7 @@ _grad_values = Operator(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
     return pair

@@ -21,9 +21,9 @@ _library = torch.library.Library("sparsekern", "DEF")
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
 
 
-def _is_transformed() -> bool:
-    """Whether a dispatch mode (fake tensors, FLOP counting) or a torch.func transform watches every op."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
+def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
+    namespace = {key: staticmethod(method) for key, method in methods.items()}
+    return type(f"{name}_function", (torch.autograd.Function,), namespace)
 
 
 class Operator:
@@ -75,12 +75,15 @@ class Operator:
             save(ctx, arguments, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._eager = type(f"{name}_function", (torch.autograd.Function,), methods)
+        self._eager = _function(name, forward=forward, backward=backward)
+        # torch.func can only transform the other kind; without a jvp it refuses forward mode.
+        self._transformed = _function(name, forward=kernel, setup_context=save, backward=backward)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        if torch.compiler.is_compiling() or _is_transformed():
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             return self._registered(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed.apply(*arguments)
         for position in self._tensor_positions:
             if type(arguments[position]) not in _PLAIN:
                 return self._registered(*arguments)
