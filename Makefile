@@ -11,7 +11,7 @@ CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h')
 .PHONY: demo test test-all bench lint format clean
 
 demo: $(VENV)/installed
-	$(BIN)/sparsekern train lenet5-digits
+	$(BIN)/sparsekern train lenet5-digits --overwrite
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m 'not slow'
@@ -37,10 +37,12 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/tools: requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making $(VENV): PyTorch and tools, some minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/tools setup.py pyproject.toml $(NATIVE)
+	@echo "Building sparsekern, about half a minute"
 	$(PIP) install --no-build-isolation -e '.[dev,train]'
 	@touch $@

@@ -43,7 +43,8 @@ def _train(arguments: list[str]) -> int:
         if error.name not in ("yaml", "tqdm"):
             raise
         print(
-            f"sparsekern train: error: needs the package {error.name}: pip install 'sparsekern[train]'",
+            f"sparsekern train: error: needs the package {error.name}, of the extra [train]: "
+            "pip install -e '.[train]'",
             file=sys.stderr,
         )
         return 2

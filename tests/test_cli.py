@@ -91,4 +91,5 @@ def test_train_without_its_packages_says_what_to_install(capsys, monkeypatch, pa
     monkeypatch.setattr(builtins, "__import__", without_package)
     assert main(["train", "lenet5-digits"]) == 2
     error = capsys.readouterr().err
-    assert error == f"sparsekern train: error: needs the package {package}: pip install 'sparsekern[train]'\n"
+    hint = f"needs the package {package}, of the extra [train]: pip install -e '.[train]'"
+    assert error == f"sparsekern train: error: {hint}\n"
