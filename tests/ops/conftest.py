@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import sparsekern
 from sparsekern import native
 
 # Allowed beside twice the dense op's own error, for sums that the dense op happens to get exactly right; in
@@ -119,7 +122,9 @@ for name, case in CASES.items():
     with os.fdopen(read) as pipe:
         outcome = pipe.read()
     _, status = os.wait()
-    outcomes[name] = f"ended by {signal.Signals(status).name}" if os.WIFSIGNALED(status) else outcome
+    code = os.waitstatus_to_exitcode(status)
+    ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    outcomes[name] = outcome or ended
 print(json.dumps(outcomes))
 """
 
@@ -130,7 +135,9 @@ def run_isolated():
 
     def run(source):
         command = [sys.executable, "-c", source + RUN_CASES]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        # The package that is tested here, also where it is not installed.
+        environment = {**os.environ, "PYTHONPATH": str(Path(sparsekern.__file__).parents[1])}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 

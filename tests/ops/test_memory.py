@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import sparsekern
+
 GUARDED = Path(__file__).with_name("guarded.py")
 
 PEAK = """
@@ -43,7 +45,8 @@ def run(*command, **environment):
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, **environment},
+        # The package that is tested here, also where it is not installed.
+        env={**os.environ, "PYTHONPATH": str(Path(sparsekern.__file__).parents[1]), **environment},
     )
     assert result.returncode == 0, result.stderr or f"ended by signal {-result.returncode}"
     return result.stdout
