@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -30,16 +31,21 @@ void check_values(const char* name, const Values<Pointer>& values, int64_t expec
 template <class Pointer>
 void check_matrix(const char* name, const Matrix<Pointer>& matrix, int64_t rows, int64_t cols) {
     check_equal(name, "rows", rows, matrix.rows);
+    if (rows < 0) throw std::invalid_argument(std::string(name) + ": negative rows");
     check_equal(name, "columns", cols, matrix.cols);
     if (rows == 0 || cols == 0) return;
     if (matrix.data == nullptr) throw std::invalid_argument(std::string(name) + ": null data");
     if (matrix.row_stride < 0 || matrix.col_stride < 0) {
         throw std::invalid_argument(std::string(name) + ": negative stride");
     }
-    const int64_t last = (rows - 1) * matrix.row_stride + (cols - 1) * matrix.col_stride;
+    // In 128 bits, since a product of two sizes may not fit 64.
+    const __int128 last = static_cast<__int128>(rows - 1) * matrix.row_stride +
+                          static_cast<__int128>(cols - 1) * matrix.col_stride;
     if (last >= matrix.count) {
-        throw std::invalid_argument(std::string(name) + ": its strides reach element " +
-                                    std::to_string(last) + " of " + std::to_string(matrix.count));
+        const bool fits = last <= std::numeric_limits<int64_t>::max();
+        const std::string reached = fits ? std::to_string(static_cast<int64_t>(last)) : "2^63 or beyond";
+        throw std::invalid_argument(std::string(name) + ": its strides reach element " + reached + " of " +
+                                    std::to_string(matrix.count));
     }
 }
 

@@ -69,7 +69,7 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
 
 void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values,
             InputValues x, InputValues bias, OutputValues y, int threads) {
-    check_conv2d(pattern, shape, "x", x.count, "y", y.count, threads);
+    check_conv2d(pattern, shape, "x", x, "y", y, threads);
     check_values("values", values, pattern.nnz);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
     if (y.count == 0) return;

@@ -144,7 +144,7 @@ void grad_input(const PatternView& pattern, const Conv2dShape& shape, const void
 
 void conv2d_grad_input(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues values,
                        InputValues grad_y, OutputValues grad_x, int threads) {
-    check_conv2d(pattern, shape, "grad_x", grad_x.count, "grad_y", grad_y.count, threads);
+    check_conv2d(pattern, shape, "grad_x", grad_x, "grad_y", grad_y, threads);
     check_values("values", values, pattern.nnz);
     threads = conv2d_threads(pattern, shape, threads);
     dispatch(dtype, [&](auto* kind) {

@@ -141,7 +141,7 @@ private:
 
 void conv2d_grad_values(DType dtype, const PatternView& pattern, const Conv2dShape& shape, InputValues grad_y,
                         InputValues x, OutputValues grad_values, int threads) {
-    check_conv2d(pattern, shape, "x", x.count, "grad_y", grad_y.count, threads);
+    check_conv2d(pattern, shape, "x", x, "grad_y", grad_y, threads);
     check_values("grad_values", grad_values, pattern.nnz);
     if (pattern.nnz == 0) return;
     threads = conv2d_threads(pattern, shape, threads);

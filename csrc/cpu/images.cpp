@@ -21,8 +21,8 @@ void check_at_least(const char* name, int64_t least, int64_t got) {
 
 }  // namespace
 
-void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, int64_t x_count,
-                  const char* y_name, int64_t y_count, int threads) {
+void check_conv2d_sizes(const PatternView& pattern, const Conv2dShape& shape, const char* x_name,
+                        int64_t x_count, const char* y_name, int64_t y_count, int threads) {
     check_threads(threads);
     check_equal("pattern", "dimensions", 4, pattern.dims);
     check_at_least("batch", 0, shape.batch);

@@ -164,9 +164,18 @@ void pack_image(const KernelTable<AccumulateType<T>>& table, const ConvLayout& l
     std::fill(to + layout.image_size(), to + layout.image_size() + beyond, A(0));
 }
 
-// Throws unless the weight, the geometry and the three buffers fit one another.
-void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, int64_t x_count,
-                  const char* y_name, int64_t y_count, int threads);
+// Throws unless the weight, the geometry and the element counts of x and y fit one another.
+void check_conv2d_sizes(const PatternView& pattern, const Conv2dShape& shape, const char* x_name,
+                        int64_t x_count, const char* y_name, int64_t y_count, int threads);
+
+// The same, and the buffers are there.
+template <class X, class Y>
+void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, const X& x,
+                  const char* y_name, const Y& y, int threads) {
+    check_conv2d_sizes(pattern, shape, x_name, x.count, y_name, y.count, threads);
+    check_values(x_name, x, x.count);
+    check_values(y_name, y, y.count);
+}
 
 // The threads that one of the three products is worth.
 inline int conv2d_threads(const PatternView& pattern, const Conv2dShape& shape, int threads) {

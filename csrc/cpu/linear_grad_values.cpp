@@ -103,8 +103,8 @@ private:
 void linear_grad_values(DType dtype, const PatternView& pattern, InputMatrix grad_y, InputMatrix x,
                         OutputValues grad_values, int threads) {
     check_threads(threads);
-    check_matrix("x", x, x.rows, pattern.cols);
-    check_matrix("grad_y", grad_y, x.rows, pattern.rows);
+    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
+    check_matrix("x", x, grad_y.rows, pattern.cols);
     check_values("grad_values", grad_values, pattern.nnz);
     if (pattern.nnz == 0) return;
     threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));

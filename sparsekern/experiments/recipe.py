@@ -165,7 +165,7 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name) if is_path else RECIPES_FOLDER / f"{name}.yaml"
     if not is_path and name not in recipe_names():
         names = recipe_names()
-        raise RecipeError(f"unknown recipe {name!r} (of {', '.join(names)}){_near(name, names)}")
+        raise RecipeError(f"unknown recipe {name!r}{_near(name, names)}; the recipes are {', '.join(names)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
