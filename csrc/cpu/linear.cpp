@@ -15,9 +15,6 @@
 namespace sparsekern {
 namespace {
 
-// Scratch for panels: about what the private caches of the threads hold.
-constexpr int64_t kPanelBytes = int64_t{1} << 20;
-
 // y = x M^T + start for a batch, M being a pattern's matrix or its transpose.
 template <class T>
 class PanelProduct {
@@ -31,48 +28,84 @@ public:
         if (x.rows == 0 || matrix_.rows == 0) return;
         if (x.rows == 1) return run_single(x, y);
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
-        const int64_t fitting = PanelStack<T>::fitting(matrix_.cols, shape, kPanelBytes);
-        const int64_t together = std::max(fitting, std::min<int64_t>(threads_, shape.panels));
         const int64_t group =
             kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
-        const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, group));
-        const std::vector<int64_t> column_offset =
-            strided(matrix_.tile_cols * matrix_.tile_size, shape.width);
-        PanelStack<T> panels(matrix_.cols, shape, together);
-        for (int64_t first = 0; first < shape.panels; first += together) {
-            const int64_t count = std::min(together, shape.panels - first);
-            panels.fill(table_, x, first, count, threads_);
-            multiply_panels(y, shape, first, count, panels, schedule, column_offset.data());
+        const Batch batch = {x, y, shape, TileSchedule::of_runs(matrix_, std::max<int64_t>(1, group)),
+                             strided(matrix_.tile_cols * matrix_.tile_size, shape.width)};
+        if (shape.panels >= 2 * threads_ || shape.panels % threads_ == 0) {
+            run_panels(batch);
+        } else {
+            run_rows(batch);
         }
     }
 
 private:
-    void multiply_panels(const OutputMatrix& y, const PanelShape& shape, int64_t first, int64_t count,
-                         const PanelStack<T>& panels, const TileSchedule& schedule,
-                         const int64_t* column_offset) const {
-        const int64_t row_bytes = matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A));
-        const int64_t fitting = std::max<int64_t>(1, kPrivateCacheBytes / 4 / row_bytes);
-        const int64_t even = (matrix_.tile_rows * count + 4 * threads_ - 1) / (4 * threads_);
-        const int64_t chunk = std::clamp<int64_t>(std::min(fitting, even), 1, matrix_.tile_rows);
-        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
-#pragma omp parallel num_threads(threads_) if (count * chunks > 1)
+    struct Batch {
+        const InputMatrix& x;
+        const OutputMatrix& y;
+        PanelShape shape;
+        TileSchedule schedule;
+        std::vector<int64_t> column_offset;
+    };
+
+    // Panels for every thread: each is packed, used and unpacked where it is in a core's own cache.
+    void run_panels(const Batch& batch) const {
+        const int64_t chunk = rows_together(batch.shape);
+#pragma omp parallel num_threads(threads_) if (batch.shape.panels > 1)
         {
-            Buffer<A> sums(chunk * matrix_.tile_size * shape.width);
+            Buffer<A> features(matrix_.cols * batch.shape.width);
+            Buffer<A> sums(chunk * matrix_.tile_size * batch.shape.width);
 #pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < count * chunks; ++task) {
-                const int64_t panel = task / chunks;
-                const int64_t begin = task % chunks * chunk;
-                const int64_t end = std::min(begin + chunk, matrix_.tile_rows);
-                PanelWork<A> work = {&matrix_,    nullptr,    0, -1, 0, column_offset, panels.panel(panel),
-                                     sums.data(), shape.width};
-                multiply_rows(work, begin, end, shape.width, schedule);
-                const int64_t row = begin * matrix_.tile_size;
-                const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
-                unpack(table_, sums.data(), shape.width,
-                       samples_of<T>(y, shape.begin(first + panel), shape.count(first + panel, y.rows), row,
-                                     rows));
+            for (int64_t panel = 0; panel < batch.shape.panels; ++panel) {
+                pack(table_,
+                     samples_of<T>(batch.x, batch.shape.begin(panel), batch.shape.count(panel, batch.x.rows),
+                                   0, matrix_.cols),
+                     features.data(), batch.shape.width);
+                for (int64_t begin = 0; begin < matrix_.tile_rows; begin += chunk) {
+                    multiply(batch, panel, features.data(), begin, std::min(begin + chunk, matrix_.tile_rows),
+                             sums.data());
+                }
             }
         }
+    }
+
+    // Few panels: their rows of tiles are shared out.
+    void run_rows(const Batch& batch) const {
+        const int64_t panels = batch.shape.panels;
+        const int64_t even = (matrix_.tile_rows * panels + 4 * threads_ - 1) / (4 * threads_);
+        const int64_t chunk = std::min(rows_together(batch.shape), std::max<int64_t>(1, even));
+        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
+        PanelStack<T> stack(matrix_.cols, batch.shape, panels);
+        stack.fill(table_, batch.x, 0, panels, threads_);
+#pragma omp parallel num_threads(threads_) if (panels * chunks > 1)
+        {
+            Buffer<A> sums(chunk * matrix_.tile_size * batch.shape.width);
+#pragma omp for schedule(dynamic)
+            for (int64_t task = 0; task < panels * chunks; ++task) {
+                const int64_t begin = task % chunks * chunk;
+                multiply(batch, task / chunks, stack.panel(task / chunks), begin,
+                         std::min(begin + chunk, matrix_.tile_rows), sums.data());
+            }
+        }
+    }
+
+    // Rows of tiles whose sums stay in a core's own cache.
+    int64_t rows_together(const PanelShape& shape) const {
+        const int64_t row_bytes = matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A));
+        return std::clamp<int64_t>(kPrivateCacheBytes / 4 / row_bytes, 1, matrix_.tile_rows);
+    }
+
+    // The rows of tiles [begin, end) for one panel, into y.
+    void multiply(const Batch& batch, int64_t panel, const A* features, int64_t begin, int64_t end,
+                  A* sums) const {
+        PanelWork<A> work = {&matrix_, nullptr,          0, -1, 0, batch.column_offset.data(), features,
+                             sums,     batch.shape.width};
+        multiply_rows(work, begin, end, batch.shape.width, batch.schedule);
+        const int64_t row = begin * matrix_.tile_size;
+        const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
+        unpack(table_, sums, batch.shape.width,
+               samples_of<T>(batch.y, batch.shape.begin(panel), batch.shape.count(panel, batch.y.rows), row,
+                             rows));
     }
 
     // Group by group, so that the features of a group are read from the nearest cache by every row.
