@@ -15,6 +15,16 @@ constexpr int64_t kSplits = 16;
 // Above this many values the parts' sums would be more than a cache holds, and rows are shared out instead.
 constexpr int64_t kFewValues = int64_t{1} << 16;
 
+// The last panel reads beyond its channel, where the gradient is 0. Zeros stand there, since 0 * NaN of the
+// next channel would not be 0.
+ConvLayout separated_layout(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes) {
+    ConvLayout layout(pattern, shape, lanes);
+    const PixelGrid grid(layout.vertical.out, layout.horizontal.out, layout.pitch, lanes);
+    const int64_t beyond = grid.panels.panels * grid.panels.width - grid.pixels;
+    layout.channel_size = spread_size(layout.phases * layout.plane_size + beyond, lanes);
+    return layout;
+}
+
 template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
@@ -28,7 +38,7 @@ public:
           x_(x),
           threads_(threads),
           table_(kernels<A>()),
-          layout_(pattern, shape, table_.lanes),
+          layout_(separated_layout(pattern, shape, table_.lanes)),
           grid_(layout_.vertical.out, layout_.horizontal.out, layout_.pitch, table_.lanes),
           pixel_run_(grid_.panels.panels * grid_.panels.width),
           list_(pattern,
