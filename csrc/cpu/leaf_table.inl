@@ -23,8 +23,6 @@ KernelTable<A> make_table() {
     KernelTable<A> table = {};
     table.lanes = kLanes<A>;
     set_widths<A, 1>(table);
-    table.accumulate[1] = accumulate_narrow<A, 1>;
-    table.accumulate[2] = accumulate_narrow<A, 2>;
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
     table.transpose_tile = transpose_tile<A>;

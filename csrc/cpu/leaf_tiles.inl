@@ -36,16 +36,19 @@ struct TileRows {
     }
 };
 
-// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in
-// memory.
+// Asks for the tiles of the next visit: tiles are visited down a column, not as they lie in memory.
 template <class A>
-inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
+inline void prefetch_next(const PanelWork<A>& work, const A* values) {
+    if (work.next_count == 0) return;
+    const TileMatrix& m = *work.matrix;
     const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
-    const char* bits = reinterpret_cast<const char*>(m.bits + tile * tile_bytes);
-    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
-    const char* first = reinterpret_cast<const char*>(values + m.tile_start[tile]);
-    const char* last = reinterpret_cast<const char*>(values + m.tile_start[tile + 1]);
-    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+    const int64_t first = work.next_tiles[0];
+    const int64_t last = work.next_tiles[work.next_count - 1] + 1;
+    const char* bits = reinterpret_cast<const char*>(m.bits + first * tile_bytes);
+    for (int64_t at = 0; at < (last - first) * tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
+    const char* value = reinterpret_cast<const char*>(values + m.tile_start[first]);
+    const char* end = reinterpret_cast<const char*>(values + m.tile_start[last]);
+    for (; value < end; value += 64) __builtin_prefetch(value, 0, 2);
 }
 
 // sum += the products of one tile row's values with the features that its bits name.
@@ -120,14 +123,12 @@ void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, c
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
     if (fresh) {
-        for (int64_t r = 0; r < work.rows; ++r) {
+        for (int64_t r = 0; r < work.rows - work.first_row; ++r) {
             const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
             for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * kLanes<A>, initial);
         }
     }
     for (int64_t i = 0; i < work.tile_count; ++i) {
-        const int64_t next = i + 1 < work.tile_count ? work.tiles[i + 1] : work.next_tile;
-        if (next >= 0) prefetch_tile<A>(*work.matrix, values, next);
         const TileRows<A, const A> tile(work, work.tiles[i], values);
         const RowsByCount<A, const A> rows(tile, work.rows, row_bytes, shift);
         int64_t k = 0;
@@ -140,35 +141,45 @@ void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, c
     }
 }
 
-template <class A, int V>
-void accumulate(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
-    constexpr int64_t lanes = kLanes<A>;
+// The rows of some tiles: y[r] = start[r] + their products if Fresh, and y[r] += them if not.
+template <class A, int V, bool Fresh>
+void accumulate_tiles(const PanelWork<A>& given, const TileRows<A, const A>* tiles, int64_t count,
+                      const A* start) {
     const PanelWork<A> work = given;
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
+    A* y = work.y;
+    for (int64_t r = work.first_row; r < work.rows; ++r, y += work.y_stride) {
+        // A group's products are summed on their own: one long chain of additions would lose digits.
+        Vec<A> sum[V];
+        const Vec<A> initial = Fresh && start != nullptr ? broadcast<A>(start[r - work.first_row]) : Vec<A>{};
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) sum[j] = initial;
+        for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
+            const uint64_t bits = tile->bits(r, row_bytes, shift);
+            add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) {
+            store<A>(y + j * kLanes<A>, Fresh ? sum[j] : sum[j] + load<A>(y + j * kLanes<A>));
+        }
+    }
+}
+
+template <class A, int V>
+void accumulate(const PanelWork<A>& work, const A* values, bool fresh, const A* start) {
     TileRows<A, const A> tiles[kTilesAtOnce];
-    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values, work.next_tile);
+    prefetch_next(work, values);
     int64_t first = 0;
     do {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
-        for (int64_t i = 0; i < count; ++i)
+        for (int64_t i = 0; i < count; ++i) {
             tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
-        for (int64_t r = 0; r < work.rows; ++r) {
-            if (!fresh && count == 1 && tiles[0].bits(r, row_bytes, shift) == 0) continue;
-            A* y = work.y + r * work.y_stride;
-            Vec<A> sum[V];
-            const Vec<A> initial = broadcast<A>(fresh && start != nullptr ? start[r] : A(0));
-#pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) sum[j] = initial;
-            for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
-                const uint64_t bits = tile->bits(r, row_bytes, shift);
-                add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
-            }
-            // A group's products are summed on their own: one long chain of additions would lose digits.
-#pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) {
-                store<A>(y + j * lanes, fresh ? sum[j] : sum[j] + load<A>(y + j * lanes));
-            }
+        }
+        if (fresh) {
+            accumulate_tiles<A, V, true>(work, tiles, count, start);
+        } else {
+            accumulate_tiles<A, V, false>(work, tiles, count, nullptr);
         }
         first += kTilesAtOnce;
         fresh = false;
@@ -186,8 +197,8 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i)
             tiles[i] = TileRows<A, A>(work, work.tiles[first + i], values_gradient);
-        for (int64_t r = 0; r < work.rows; ++r) {
-            const A* y = work.y + r * work.y_stride;
+        const A* y = work.y;
+        for (int64_t r = work.first_row; r < work.rows; ++r, y += work.y_stride) {
             Vec<A> gradient[V];
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);

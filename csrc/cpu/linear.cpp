@@ -15,6 +15,9 @@
 namespace sparsekern {
 namespace {
 
+// The least part of a row of tiles that a thread takes: its sums are a few kilobytes.
+constexpr int64_t kLeastRows = 8;
+
 // y = x M^T + start for a batch, M being a pattern's matrix or its transpose.
 template <class T>
 class PanelProduct {
@@ -54,76 +57,81 @@ private:
 #pragma omp parallel num_threads(threads_) if (batch.shape.panels > 1)
         {
             Buffer<A> features(matrix_.cols * batch.shape.width);
-            Buffer<A> sums(chunk * matrix_.tile_size * batch.shape.width);
+            Buffer<A> sums(chunk * batch.shape.width);
 #pragma omp for schedule(dynamic)
             for (int64_t panel = 0; panel < batch.shape.panels; ++panel) {
                 pack(table_,
                      samples_of<T>(batch.x, batch.shape.begin(panel), batch.shape.count(panel, batch.x.rows),
                                    0, matrix_.cols),
                      features.data(), batch.shape.width);
-                for (int64_t begin = 0; begin < matrix_.tile_rows; begin += chunk) {
-                    multiply(batch, panel, features.data(), begin, std::min(begin + chunk, matrix_.tile_rows),
+                for (int64_t row = 0; row < matrix_.rows; row += chunk) {
+                    multiply(batch, panel, features.data(), row, std::min(row + chunk, matrix_.rows),
                              sums.data());
                 }
             }
         }
     }
 
-    // Few panels: their rows of tiles are shared out.
+    // Few panels: their rows are shared out, by rows of tiles or, where these are few, by parts of them.
     void run_rows(const Batch& batch) const {
         const int64_t panels = batch.shape.panels;
-        const int64_t even = (matrix_.tile_rows * panels + 4 * threads_ - 1) / (4 * threads_);
-        const int64_t chunk = std::min(rows_together(batch.shape), std::max<int64_t>(1, even));
-        const int64_t chunks = (matrix_.tile_rows + chunk - 1) / chunk;
+        const int64_t even = (matrix_.rows * panels + 4 * threads_ - 1) / (4 * threads_);
+        const int64_t unit = even < matrix_.tile_size ? kLeastRows : matrix_.tile_size;
+        const int64_t chunk = std::min(rows_together(batch.shape), (even + unit - 1) / unit * unit);
+        const int64_t chunks = (matrix_.rows + chunk - 1) / chunk;
         PanelStack<T> stack(matrix_.cols, batch.shape, panels);
         stack.fill(table_, batch.x, 0, panels, threads_);
 #pragma omp parallel num_threads(threads_) if (panels * chunks > 1)
         {
-            Buffer<A> sums(chunk * matrix_.tile_size * batch.shape.width);
+            Buffer<A> sums(chunk * batch.shape.width);
 #pragma omp for schedule(dynamic)
             for (int64_t task = 0; task < panels * chunks; ++task) {
-                const int64_t begin = task % chunks * chunk;
-                multiply(batch, task / chunks, stack.panel(task / chunks), begin,
-                         std::min(begin + chunk, matrix_.tile_rows), sums.data());
+                const int64_t row = task % chunks * chunk;
+                multiply(batch, task / chunks, stack.panel(task / chunks), row,
+                         std::min(row + chunk, matrix_.rows), sums.data());
             }
         }
     }
 
-    // Rows of tiles whose sums stay in a core's own cache.
+    // Whole rows of tiles whose sums stay in a core's own cache, as a number of rows.
     int64_t rows_together(const PanelShape& shape) const {
         const int64_t row_bytes = matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A));
-        return std::clamp<int64_t>(kPrivateCacheBytes / 4 / row_bytes, 1, matrix_.tile_rows);
+        return std::clamp<int64_t>(kPrivateCacheBytes / 4 / row_bytes, 1, matrix_.tile_rows) *
+               matrix_.tile_size;
     }
 
-    // The rows of tiles [begin, end) for one panel, into y.
+    // Rows [begin, end) for one panel, into y.
     void multiply(const Batch& batch, int64_t panel, const A* features, int64_t begin, int64_t end,
                   A* sums) const {
-        PanelWork<A> work = {&matrix_, nullptr,          0, -1, 0, batch.column_offset.data(), features,
-                             sums,     batch.shape.width};
-        multiply_rows(work, begin, end, batch.shape.width, batch.schedule);
-        const int64_t row = begin * matrix_.tile_size;
-        const int64_t rows = std::min(end * matrix_.tile_size, matrix_.rows) - row;
+        sum_rows(batch, features, begin, end, sums);
         unpack(table_, sums, batch.shape.width,
-               samples_of<T>(batch.y, batch.shape.begin(panel), batch.shape.count(panel, batch.y.rows), row,
-                             rows));
+               samples_of<T>(batch.y, batch.shape.begin(panel), batch.shape.count(panel, batch.y.rows), begin,
+                             end - begin));
     }
 
     // Group by group, so that the features of a group are read from the nearest cache by every row.
-    void multiply_rows(PanelWork<A>& work, int64_t begin, int64_t end, int64_t width,
-                       const TileSchedule& schedule) const {
-        const auto accumulate = table_.accumulate[width / table_.lanes];
-        A* const sums = work.y;
+    void sum_rows(const Batch& batch, const A* features, int64_t begin, int64_t end, A* sums) const {
+        const auto accumulate = table_.accumulate[batch.shape.width / table_.lanes];
+        const TileSchedule& schedule = batch.schedule;
+        const int64_t size = matrix_.tile_size;
         for (int64_t g = 0; g < schedule.groups(); ++g) {
-            for (int64_t r = begin; r < end; ++r) {
-                work.tiles = schedule.tiles(r, g);
-                work.tile_count = schedule.count(r, g);
+            for (int64_t r = begin / size; r * size < end; ++r) {
+                const int64_t first = std::max(begin, r * size);
+                PanelWork<A> work = {&matrix_,
+                                     schedule.tiles(r, g),
+                                     schedule.count(r, g),
+                                     std::min(size, end - r * size),
+                                     batch.column_offset.data(),
+                                     features,
+                                     sums + (first - begin) * batch.shape.width,
+                                     batch.shape.width,
+                                     first - r * size};
                 if (work.tile_count == 0 && g > 0) continue;
-                work.next_tile =
-                    r + 1 < end && schedule.count(r + 1, g) > 0 ? schedule.tiles(r + 1, g)[0] : -1;
-                const int64_t row = r * matrix_.tile_size;
-                work.rows = std::min(matrix_.tile_size, matrix_.rows - row);
-                work.y = sums + (r - begin) * matrix_.tile_size * width;
-                accumulate(work, values_, g == 0, start_ != nullptr ? start_ + row : nullptr);
+                if ((r + 1) * size < end) {
+                    work.next_tiles = schedule.tiles(r + 1, g);
+                    work.next_count = schedule.count(r + 1, g);
+                }
+                accumulate(work, values_, g == 0, start_ != nullptr ? start_ + first : nullptr);
             }
         }
     }
@@ -143,7 +151,6 @@ private:
             const PanelWork<A> work = {&matrix_,
                                        schedule.tiles(r, 0),
                                        schedule.count(r, 0),
-                                       -1,
                                        std::min(matrix_.tile_size, matrix_.rows - row),
                                        nullptr,
                                        sample.data(),

@@ -18,9 +18,10 @@ namespace {
 // order of the sums, and that must not depend on the number of threads.
 constexpr int64_t kPanelBytes = int64_t{1} << 20;
 
-// Below this many rows of tiles the batch is cut too, so that there is work for several threads.
+// With fewer tasks than this the batch is cut too, so that there is work for several threads.
 constexpr int64_t kEnoughTasks = 16;
 
+// A task is a row of tiles, a group of its tiles and a part of the batch.
 template <class T>
 class GradValues {
     using A = AccumulateType<T>;
@@ -30,12 +31,13 @@ public:
         : matrix_(matrix),
           nnz_(nnz),
           shape_(shape),
-          splits_(std::clamp<int64_t>(kEnoughTasks / matrix.tile_rows, 1, shape.panels)),
           threads_(threads),
           table_(kernels<A>()),
           schedule_(TileSchedule::of_runs(
               matrix, std::max<int64_t>(1, kNearCacheBytes / (matrix.tile_size * shape.width *
                                                               static_cast<int64_t>(sizeof(A)))))),
+          splits_(
+              std::clamp<int64_t>(kEnoughTasks / (matrix.tile_rows * schedule_.groups()), 1, shape.panels)),
           column_offset_(strided(matrix.tile_cols * matrix.tile_size, shape.width)) {}
 
     void run(const InputMatrix& grad_y, const InputMatrix& x, A* out) const {
@@ -48,14 +50,7 @@ public:
             const int64_t count = std::min(together, shape_.panels - first);
             y_panels.fill(table_, grad_y, first, count, threads_);
             x_panels.fill(table_, x, first, count, threads_);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (matrix_.tile_rows * splits_ > 1)
-            for (int64_t task = 0; task < matrix_.tile_rows * splits_; ++task) {
-                const int64_t split = task % splits_;
-                A* to = split == 0 ? out : partial.data() + (split - 1) * nnz_;
-                const int64_t begin = count * split / splits_;
-                const int64_t end = count * (split + 1) / splits_;
-                add_tile_row(task / splits_, y_panels, x_panels, begin, end, first == 0, to);
-            }
+            add_panels(y_panels, x_panels, count, first == 0, out, partial.data());
         }
         for (int64_t split = 1; split < splits_; ++split) {
             const A* from = partial.data() + (split - 1) * nnz_;
@@ -64,37 +59,45 @@ public:
     }
 
 private:
-    void add_tile_row(int64_t tile_row, const PanelStack<T>& y_panels, const PanelStack<T>& x_panels,
-                      int64_t begin, int64_t end, bool overwrite, A* out) const {
-        const auto dot = table_.dot[shape_.width / table_.lanes];
-        const int64_t row = tile_row * matrix_.tile_size;
-        if (overwrite && begin == end) {
-            const int64_t from = matrix_.tile_start[matrix_.tile_row_ptr[tile_row]];
-            std::fill(out + from, out + matrix_.tile_start[matrix_.tile_row_ptr[tile_row + 1]], A(0));
-        }
-        for (int64_t panel = begin; panel < end; ++panel) {
-            for (int64_t g = 0; g < schedule_.groups(); ++g) {
-                const PanelWork<A> work = {&matrix_,
-                                           schedule_.tiles(tile_row, g),
-                                           schedule_.count(tile_row, g),
-                                           -1,
-                                           std::min(matrix_.tile_size, matrix_.rows - row),
-                                           column_offset_.data(),
-                                           x_panels.panel(panel),
-                                           const_cast<A*>(y_panels.panel(panel)) + row * shape_.width,
-                                           shape_.width};
-                if (work.tile_count > 0) dot(work, out, overwrite && panel == begin);
+    // A thread keeps the same tasks for every part of the batch, and so their gradients in its own cache.
+    void add_panels(const PanelStack<T>& y_panels, const PanelStack<T>& x_panels, int64_t count,
+                    bool overwrite, A* out, A* partial) const {
+        const int64_t groups = schedule_.groups();
+        const int64_t tasks = matrix_.tile_rows * splits_ * groups;
+#pragma omp parallel for schedule(static) num_threads(threads_) if (tasks > 1)
+        for (int64_t task = 0; task < tasks; ++task) {
+            const int64_t tile_row = task / groups / splits_;
+            const int64_t split = task / groups % splits_;
+            const int64_t begin = count * split / splits_;
+            A* const to = split == 0 ? out : partial + (split - 1) * nnz_;
+            for (int64_t panel = begin; panel < count * (split + 1) / splits_; ++panel) {
+                add_tiles(tile_row, task % groups, y_panels.panel(panel), x_panels.panel(panel),
+                          overwrite && panel == begin, to);
             }
         }
+    }
+
+    void add_tiles(int64_t tile_row, int64_t group, const A* y_panel, const A* x_panel, bool overwrite,
+                   A* out) const {
+        const int64_t row = tile_row * matrix_.tile_size;
+        const PanelWork<A> work = {&matrix_,
+                                   schedule_.tiles(tile_row, group),
+                                   schedule_.count(tile_row, group),
+                                   std::min(matrix_.tile_size, matrix_.rows - row),
+                                   column_offset_.data(),
+                                   x_panel,
+                                   const_cast<A*>(y_panel) + row * shape_.width,
+                                   shape_.width};
+        if (work.tile_count > 0) table_.dot[shape_.width / table_.lanes](work, out, overwrite);
     }
 
     const TileMatrix& matrix_;
     int64_t nnz_;
     PanelShape shape_;
-    int64_t splits_;
     int threads_;
     const KernelTable<A>& table_;
     TileSchedule schedule_;
+    int64_t splits_;
     std::vector<int64_t> column_offset_;
 };
 

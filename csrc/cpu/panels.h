@@ -59,7 +59,7 @@ Samples<T> samples_of(const OutputMatrix& m, int64_t begin, int64_t count, int64
 template <class T>
 class PanelStack {
     using A = AccumulateType<T>;
-    static constexpr int64_t kFeaturesPerTask = 256;
+    static constexpr int64_t kLeastRun = 64;  // features
 
 public:
     PanelStack(int64_t features, const PanelShape& shape, int64_t capacity)
@@ -76,12 +76,16 @@ public:
 
     void fill(const KernelTable<A>& table, const InputMatrix& from, int64_t first, int64_t count,
               int threads) {
-        const int64_t parts = (features_ + kFeaturesPerTask - 1) / kFeaturesPerTask;
+        // Long runs of a sample's features: they are read from memory as a stream.
+        const int64_t parts = std::clamp<int64_t>(threads / count, 1, features_ / kLeastRun + 1);
 #pragma omp parallel for schedule(static) num_threads(threads) if (features_ * count > 64)
         for (int64_t task = 0; task < count * parts; ++task) {
             const int64_t index = task / parts;
-            const int64_t feature = task % parts * kFeaturesPerTask;
-            const int64_t features = std::min(kFeaturesPerTask, features_ - feature);
+            const int64_t feature = features_ * (task % parts) / parts / kLeastRun * kLeastRun;
+            const int64_t end = task % parts + 1 == parts
+                                    ? features_
+                                    : features_ * (task % parts + 1) / parts / kLeastRun * kLeastRun;
+            const int64_t features = end - feature;
             const int64_t samples = shape_.count(first + index, from.rows);
             pack(table, samples_of<T>(from, shape_.begin(first + index), samples, feature, features),
                  data_.data() + (index * features_ + feature) * shape_.width, shape_.width);
