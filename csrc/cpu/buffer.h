@@ -66,9 +66,13 @@ public:
         const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
         data_ = static_cast<T*>(BlockCache::of_this_thread().take(bytes, &capacity_));
     }
-    ~Buffer() { BlockCache::of_this_thread().give_back(data_, capacity_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() {
+        if (data_ != nullptr) BlockCache::of_this_thread().give_back(data_, capacity_);
+    }
+    Buffer(Buffer&& other) noexcept : data_(other.data_), capacity_(other.capacity_) {
+        other.data_ = nullptr;
+    }
+    Buffer& operator=(Buffer&&) = delete;
 
     T* data() { return data_; }
     const T* data() const { return data_; }

@@ -9,14 +9,15 @@
 #include "compute_values.h"
 #include "kernel_table.h"
 #include "panels.h"
+#include "team.h"
 #include "tile_schedule.h"
 #include "transposed_matrix.h"
 
 namespace sparsekern {
 namespace {
 
-// The least part of a row of tiles that a thread takes: its sums are a few kilobytes.
-constexpr int64_t kLeastRows = 8;
+// The least part of a row of tiles that a thread takes: whole vectors of y.
+constexpr int64_t kLeastRows = 16;
 
 // y = x M^T + start for a batch, M being a pattern's matrix or its transpose.
 template <class T>
@@ -54,43 +55,60 @@ private:
     // Panels for every thread: each is packed, used and unpacked where it is in a core's own cache.
     void run_panels(const Batch& batch) const {
         const int64_t chunk = rows_together(batch.shape);
+        Team team;
 #pragma omp parallel num_threads(threads_) if (batch.shape.panels > 1)
         {
-            Buffer<A> features(matrix_.cols * batch.shape.width);
-            Buffer<A> sums(chunk * batch.shape.width);
+            auto scratch = team.scratch([&] { return Buffer<A>(scratch_size(batch, chunk)); });
+            if (scratch) {
 #pragma omp for schedule(dynamic)
-            for (int64_t panel = 0; panel < batch.shape.panels; ++panel) {
-                pack(table_,
-                     samples_of<T>(batch.x, batch.shape.begin(panel), batch.shape.count(panel, batch.x.rows),
-                                   0, matrix_.cols),
-                     features.data(), batch.shape.width);
-                for (int64_t row = 0; row < matrix_.rows; row += chunk) {
-                    multiply(batch, panel, features.data(), row, std::min(row + chunk, matrix_.rows),
-                             sums.data());
+                for (int64_t panel = 0; panel < batch.shape.panels; ++panel) {
+                    pack_panel(batch, panel, scratch->data());
+                    for (int64_t row = 0; row < matrix_.rows; row += chunk) {
+                        multiply(batch, panel, *scratch, row, std::min(row + chunk, matrix_.rows));
+                    }
                 }
             }
         }
+        team.rethrow();
     }
 
-    // Few panels: their rows are shared out, by rows of tiles or, where these are few, by parts of them.
+    // Few panels: their rows are shared out. Each thread packs the panels that it needs for itself: to read
+    // what another core has written costs more than packing it again.
     void run_rows(const Batch& batch) const {
         const int64_t panels = batch.shape.panels;
-        const int64_t even = (matrix_.rows * panels + 4 * threads_ - 1) / (4 * threads_);
-        const int64_t unit = even < matrix_.tile_size ? kLeastRows : matrix_.tile_size;
+        const int64_t even = (matrix_.rows * panels + 2 * threads_ - 1) / (2 * threads_);
+        const int64_t unit = even < 2 * matrix_.tile_size ? kLeastRows : matrix_.tile_size;
         const int64_t chunk = std::min(rows_together(batch.shape), (even + unit - 1) / unit * unit);
         const int64_t chunks = (matrix_.rows + chunk - 1) / chunk;
-        PanelStack<T> stack(matrix_.cols, batch.shape, panels);
-        stack.fill(table_, batch.x, 0, panels, threads_);
+        Team team;
 #pragma omp parallel num_threads(threads_) if (panels * chunks > 1)
         {
-            Buffer<A> sums(chunk * batch.shape.width);
+            auto scratch = team.scratch([&] { return Buffer<A>(scratch_size(batch, chunk)); });
+            if (scratch) {
+                int64_t packed = -1;
 #pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < panels * chunks; ++task) {
-                const int64_t row = task % chunks * chunk;
-                multiply(batch, task / chunks, stack.panel(task / chunks), row,
-                         std::min(row + chunk, matrix_.rows), sums.data());
+                for (int64_t task = 0; task < panels * chunks; ++task) {
+                    const int64_t panel = task / chunks;
+                    if (panel != packed) pack_panel(batch, panel, scratch->data());
+                    packed = panel;
+                    const int64_t row = task % chunks * chunk;
+                    multiply(batch, panel, *scratch, row, std::min(row + chunk, matrix_.rows));
+                }
             }
         }
+        team.rethrow();
+    }
+
+    // One panel of features and the sums of `rows` rows.
+    int64_t scratch_size(const Batch& batch, int64_t rows) const {
+        return (matrix_.cols + rows) * batch.shape.width;
+    }
+
+    void pack_panel(const Batch& batch, int64_t panel, A* features) const {
+        pack(table_,
+             samples_of<T>(batch.x, batch.shape.begin(panel), batch.shape.count(panel, batch.x.rows), 0,
+                           matrix_.cols),
+             features, batch.shape.width);
     }
 
     // Whole rows of tiles whose sums stay in a core's own cache, as a number of rows.
@@ -100,10 +118,10 @@ private:
                matrix_.tile_size;
     }
 
-    // Rows [begin, end) for one panel, into y.
-    void multiply(const Batch& batch, int64_t panel, const A* features, int64_t begin, int64_t end,
-                  A* sums) const {
-        sum_rows(batch, features, begin, end, sums);
+    // Rows [begin, end) for the panel in `scratch`, into y.
+    void multiply(const Batch& batch, int64_t panel, Buffer<A>& scratch, int64_t begin, int64_t end) const {
+        A* const sums = scratch.data() + matrix_.cols * batch.shape.width;
+        sum_rows(batch, scratch.data(), begin, end, sums);
         unpack(table_, sums, batch.shape.width,
                samples_of<T>(batch.y, batch.shape.begin(panel), batch.shape.count(panel, batch.y.rows), begin,
                              end - begin));

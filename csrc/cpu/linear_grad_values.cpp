@@ -8,20 +8,23 @@
 #include "kernel_table.h"
 #include "panels.h"
 #include "sparsekern/linear.h"
+#include "team.h"
 #include "tile_schedule.h"
 #include "transposed_matrix.h"
 
 namespace sparsekern {
 namespace {
 
-// Scratch for panels of x and grad_y. A constant, not a share per thread: where the batch is cut decides the
-// order of the sums, and that must not depend on the number of threads.
-constexpr int64_t kPanelBytes = int64_t{1} << 20;
+// With fewer tiles than this the batch is cut into parts, so that there is work for several threads. How it
+// is cut decides the order of the sums, so that must not depend on the number of threads.
+constexpr int64_t kEnoughTiles = 16;
 
-// With fewer tasks than this the batch is cut too, so that there is work for several threads.
-constexpr int64_t kEnoughTasks = 16;
+// A block of rows of tiles and groups of columns: what one thread computes for a part of the batch.
+struct Block {
+    int64_t row_begin, row_end;
+    int64_t group_begin, group_end;
+};
 
-// A task is a row of tiles, a group of its tiles and a part of the batch.
 template <class T>
 class GradValues {
     using A = AccumulateType<T>;
@@ -33,25 +36,46 @@ public:
           shape_(shape),
           threads_(threads),
           table_(kernels<A>()),
-          schedule_(TileSchedule::of_runs(
-              matrix, std::max<int64_t>(1, kNearCacheBytes / (matrix.tile_size * shape.width *
-                                                              static_cast<int64_t>(sizeof(A)))))),
+          group_(std::max<int64_t>(
+              1, kNearCacheBytes / (matrix.tile_size * shape.width * static_cast<int64_t>(sizeof(A))))),
+          schedule_(TileSchedule::of_runs(matrix, group_)),
           splits_(
-              std::clamp<int64_t>(kEnoughTasks / (matrix.tile_rows * schedule_.groups()), 1, shape.panels)),
-          column_offset_(strided(matrix.tile_cols * matrix.tile_size, shape.width)) {}
+              std::clamp<int64_t>(kEnoughTiles / (matrix.tile_rows * schedule_.groups()), 1, shape.panels)) {
+        // The longer side is cut first: a block packs the rows and the columns that it needs for itself.
+        const int64_t groups = schedule_.groups();
+        const bool by_rows = matrix.tile_rows >= groups;
+        const int64_t first = std::min<int64_t>(threads, by_rows ? matrix.tile_rows : groups);
+        const int64_t second =
+            std::min<int64_t>((threads + first - 1) / first, by_rows ? groups : matrix.tile_rows);
+        row_parts_ = by_rows ? first : second;
+        group_parts_ = by_rows ? second : first;
+        for (int64_t part = 0; part < group_parts_; ++part) {
+            const int64_t begin = part_of_groups(part) * group_;
+            const int64_t end = std::min(part_of_groups(part + 1) * group_, matrix.tile_cols);
+            for (int64_t i = 0; i < (end - begin) * matrix.tile_size; ++i) {
+                column_offset_.push_back(i * shape.width);
+            }
+        }
+    }
 
     void run(const InputMatrix& grad_y, const InputMatrix& x, A* out) const {
-        const int64_t together =
-            std::max(splits_, PanelStack<T>::fitting(matrix_.rows + matrix_.cols, shape_, kPanelBytes));
-        PanelStack<T> y_panels(matrix_.rows, shape_, together);
-        PanelStack<T> x_panels(matrix_.cols, shape_, together);
         Buffer<A> partial(nnz_ * (splits_ - 1));
-        for (int64_t first = 0; first < shape_.panels; first += together) {
-            const int64_t count = std::min(together, shape_.panels - first);
-            y_panels.fill(table_, grad_y, first, count, threads_);
-            x_panels.fill(table_, x, first, count, threads_);
-            add_panels(y_panels, x_panels, count, first == 0, out, partial.data());
+        const int64_t blocks = row_parts_ * group_parts_;
+        Team team;
+#pragma omp parallel num_threads(threads_) if (blocks * splits_ > 1)
+        {
+            auto scratch = team.scratch([&] { return Buffer<A>(scratch_size()); });
+            if (scratch) {
+#pragma omp for schedule(static)
+                for (int64_t task = 0; task < blocks * splits_; ++task) {
+                    const int64_t split = task % splits_;
+                    A* const to = split == 0 ? out : partial.data() + (split - 1) * nnz_;
+                    add_block(block(task / splits_), grad_y, x, shape_.panels * split / splits_,
+                              shape_.panels * (split + 1) / splits_, *scratch, to);
+                }
+            }
         }
+        team.rethrow();
         for (int64_t split = 1; split < splits_; ++split) {
             const A* from = partial.data() + (split - 1) * nnz_;
             for (int64_t i = 0; i < nnz_; ++i) out[i] += from[i];
@@ -59,34 +83,52 @@ public:
     }
 
 private:
-    // A thread keeps the same tasks for every part of the batch, and so their gradients in its own cache.
-    void add_panels(const PanelStack<T>& y_panels, const PanelStack<T>& x_panels, int64_t count,
-                    bool overwrite, A* out, A* partial) const {
-        const int64_t groups = schedule_.groups();
-        const int64_t tasks = matrix_.tile_rows * splits_ * groups;
-#pragma omp parallel for schedule(static) num_threads(threads_) if (tasks > 1)
-        for (int64_t task = 0; task < tasks; ++task) {
-            const int64_t tile_row = task / groups / splits_;
-            const int64_t split = task / groups % splits_;
-            const int64_t begin = count * split / splits_;
-            A* const to = split == 0 ? out : partial + (split - 1) * nnz_;
-            for (int64_t panel = begin; panel < count * (split + 1) / splits_; ++panel) {
-                add_tiles(tile_row, task % groups, y_panels.panel(panel), x_panels.panel(panel),
-                          overwrite && panel == begin, to);
+    Block block(int64_t index) const {
+        const int64_t r = index / group_parts_;
+        const int64_t g = index % group_parts_;
+        return {matrix_.tile_rows * r / row_parts_, matrix_.tile_rows * (r + 1) / row_parts_,
+                part_of_groups(g), part_of_groups(g + 1)};
+    }
+    int64_t part_of_groups(int64_t part) const { return schedule_.groups() * part / group_parts_; }
+
+    // A panel of the longest block's rows and one of its columns.
+    int64_t scratch_size() const {
+        const int64_t tile_rows = matrix_.tile_rows / row_parts_ + 1;
+        const int64_t tile_cols = (schedule_.groups() / group_parts_ + 1) * group_;
+        return (tile_rows + tile_cols) * matrix_.tile_size * shape_.width;
+    }
+
+    void add_block(const Block& block, const InputMatrix& grad_y, const InputMatrix& x, int64_t first,
+                   int64_t last, Buffer<A>& scratch, A* out) const {
+        const int64_t size = matrix_.tile_size;
+        const int64_t row = block.row_begin * size;
+        const int64_t rows = std::min(block.row_end * size, matrix_.rows) - row;
+        const int64_t column = block.group_begin * group_ * size;
+        const int64_t columns = std::min(block.group_end * group_ * size, matrix_.cols) - column;
+        A* const y_panel = scratch.data();
+        A* const x_panel = y_panel + rows * shape_.width;
+        for (int64_t panel = first; panel < last; ++panel) {
+            const int64_t begin = shape_.begin(panel);
+            const int64_t count = shape_.count(panel, x.rows);
+            pack(table_, samples_of<T>(grad_y, begin, count, row, rows), y_panel, shape_.width);
+            pack(table_, samples_of<T>(x, begin, count, column, columns), x_panel, shape_.width);
+            for (int64_t r = block.row_begin; r < block.row_end; ++r) {
+                for (int64_t g = block.group_begin; g < block.group_end; ++g) {
+                    add_tiles(r, g, y_panel + (r * size - row) * shape_.width, x_panel, panel == first, out);
+                }
             }
         }
     }
 
-    void add_tiles(int64_t tile_row, int64_t group, const A* y_panel, const A* x_panel, bool overwrite,
+    void add_tiles(int64_t tile_row, int64_t group, A* y_rows, const A* x_panel, bool overwrite,
                    A* out) const {
-        const int64_t row = tile_row * matrix_.tile_size;
         const PanelWork<A> work = {&matrix_,
                                    schedule_.tiles(tile_row, group),
                                    schedule_.count(tile_row, group),
-                                   std::min(matrix_.tile_size, matrix_.rows - row),
+                                   std::min(matrix_.tile_size, matrix_.rows - tile_row * matrix_.tile_size),
                                    column_offset_.data(),
                                    x_panel,
-                                   const_cast<A*>(y_panel) + row * shape_.width,
+                                   y_rows,
                                    shape_.width};
         if (work.tile_count > 0) table_.dot[shape_.width / table_.lanes](work, out, overwrite);
     }
@@ -96,9 +138,12 @@ private:
     PanelShape shape_;
     int threads_;
     const KernelTable<A>& table_;
+    int64_t group_;  // columns of tiles whose features the nearest cache holds
     TileSchedule schedule_;
     int64_t splits_;
-    std::vector<int64_t> column_offset_;
+    int64_t row_parts_;
+    int64_t group_parts_;
+    std::vector<int64_t> column_offset_;  // in the panel of its block
 };
 
 }  // namespace

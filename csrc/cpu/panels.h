@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "buffer.h"
 #include "kernel_table.h"
 #include "sparsekern/linear.h"
 
@@ -54,48 +53,5 @@ Samples<T> samples_of(const OutputMatrix& m, int64_t begin, int64_t count, int64
     T* data = static_cast<T*>(m.data) + begin * m.row_stride + feature * m.col_stride;
     return {data, m.row_stride, m.col_stride, count, features};
 }
-
-// Room for some panels of a batch at a time, so that scratch stays small beside the batch.
-template <class T>
-class PanelStack {
-    using A = AccumulateType<T>;
-    static constexpr int64_t kLeastRun = 64;  // features
-
-public:
-    PanelStack(int64_t features, const PanelShape& shape, int64_t capacity)
-        : features_(features), shape_(shape), data_(features * shape.width * capacity) {}
-
-    // How many panels of `features` keep the scratch at about `bytes`.
-    static int64_t fitting(int64_t features, const PanelShape& shape, int64_t bytes) {
-        const int64_t panel_bytes =
-            std::max<int64_t>(1, features * shape.width * static_cast<int64_t>(sizeof(A)));
-        return std::clamp<int64_t>(bytes / panel_bytes, 1, std::max<int64_t>(1, shape.panels));
-    }
-
-    const A* panel(int64_t index) const { return data_.data() + index * features_ * shape_.width; }
-
-    void fill(const KernelTable<A>& table, const InputMatrix& from, int64_t first, int64_t count,
-              int threads) {
-        // Long runs of a sample's features: they are read from memory as a stream.
-        const int64_t parts = std::clamp<int64_t>(threads / count, 1, features_ / kLeastRun + 1);
-#pragma omp parallel for schedule(static) num_threads(threads) if (features_ * count > 64)
-        for (int64_t task = 0; task < count * parts; ++task) {
-            const int64_t index = task / parts;
-            const int64_t feature = features_ * (task % parts) / parts / kLeastRun * kLeastRun;
-            const int64_t end = task % parts + 1 == parts
-                                    ? features_
-                                    : features_ * (task % parts + 1) / parts / kLeastRun * kLeastRun;
-            const int64_t features = end - feature;
-            const int64_t samples = shape_.count(first + index, from.rows);
-            pack(table, samples_of<T>(from, shape_.begin(first + index), samples, feature, features),
-                 data_.data() + (index * features_ + feature) * shape_.width, shape_.width);
-        }
-    }
-
-private:
-    int64_t features_;
-    PanelShape shape_;
-    Buffer<A> data_;
-};
 
 }  // namespace sparsekern
