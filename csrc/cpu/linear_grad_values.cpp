@@ -36,8 +36,7 @@ public:
           shape_(shape),
           threads_(threads),
           table_(kernels<A>()),
-          group_(std::max<int64_t>(
-              1, kNearCacheBytes / (matrix.tile_size * shape.width * static_cast<int64_t>(sizeof(A))))),
+          group_(near_tiles<A>(matrix.tile_size, shape.width)),
           schedule_(TileSchedule::of_runs(matrix, group_)),
           splits_(
               std::clamp<int64_t>(kEnoughTiles / (matrix.tile_rows * schedule_.groups()), 1, shape.panels)) {

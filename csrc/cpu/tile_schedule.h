@@ -13,6 +13,12 @@ namespace sparsekern {
 constexpr int64_t kNearCacheBytes = 32 << 10;
 constexpr int64_t kPrivateCacheBytes = 512 << 10;
 
+// Columns of tiles whose features, `width` samples each, the nearest cache holds.
+template <class A>
+int64_t near_tiles(int64_t tile_size, int64_t width) {
+    return std::max<int64_t>(1, kNearCacheBytes / (tile_size * width * static_cast<int64_t>(sizeof(A))));
+}
+
 class TileSchedule {
 public:
     // `group[c]` is the group of tile column c, in 0 .. groups - 1.

@@ -12,23 +12,29 @@ namespace sparsekern {
 
 TileMatrix as_matrix(const PatternView& pattern);
 
-// The transpose of a pattern with its values, in scratch of nnz size.
+// Some rows of tiles of a pattern's transpose with their values: a few of its columns of tiles, or all.
 template <class A>
 class TransposedMatrix {
 public:
-    TransposedMatrix(const PatternView& pattern, const A* values, int threads);
+    // Scratch for any run of `tile_columns` columns of tiles.
+    TransposedMatrix(const PatternView& pattern, int64_t tile_columns);
 
+    // Transposes columns of tiles [begin, end) of the pattern given before.
+    void load(const A* values, int64_t begin, int64_t end, int threads);
+
+    // What was loaded, from its first row on and as wide as the whole transpose.
     const TileMatrix& matrix() const { return matrix_; }
     const A* values() const { return values_.data(); }
 
 private:
-    void place_tiles(const PatternView& pattern);
-
+    const PatternView& pattern_;
     TileMatrix matrix_;
+    std::vector<int32_t> tile_row_;  // of each of the pattern's tiles
+    std::vector<int32_t> tile_row_ptr_;
     std::vector<int32_t> tile_col_;
     std::vector<int64_t> tile_start_;
-    std::vector<int16_t> row_offset_;
-    std::vector<unsigned char> bits_;
+    Buffer<int16_t> row_offset_;
+    Buffer<unsigned char> bits_;
     Buffer<A> values_;
 };
 
