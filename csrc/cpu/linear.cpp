@@ -8,6 +8,7 @@
 #include "check.h"
 #include "compute_values.h"
 #include "kernel_table.h"
+#include "linear_narrow.h"
 #include "panels.h"
 #include "tile_schedule.h"
 #include "transposed_matrix.h"
@@ -26,7 +27,6 @@ public:
 
     void run(const InputMatrix& x, const OutputMatrix& y) const {
         if (x.rows == 0 || matrix_.rows == 0) return;
-        if (x.rows == 1) return run_single(x, y);
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
         const int64_t group =
             kNearCacheBytes / (matrix_.tile_size * shape.width * static_cast<int64_t>(sizeof(A)));
@@ -128,33 +128,6 @@ private:
         }
     }
 
-    // One sample: the weights are read once, so there is nothing to transpose and nothing to keep near.
-    void run_single(const InputMatrix& x, const OutputMatrix& y) const {
-        Buffer<A> sample(matrix_.tile_cols * matrix_.tile_size);
-        pack(table_, Samples<const T>{static_cast<const T*>(x.data), x.col_stride, 1, matrix_.cols, 1},
-             sample.data(), matrix_.cols);
-        std::fill(sample.data() + matrix_.cols, sample.data() + matrix_.tile_cols * matrix_.tile_size, A(0));
-        const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, matrix_.tile_cols));
-        Buffer<A> sums(matrix_.tile_rows * matrix_.tile_size);
-        const int64_t words = matrix_.tile_row_ptr[matrix_.tile_rows] * matrix_.tile_size;
-#pragma omp parallel for schedule(static) num_threads(threads_) if (words > 2048)
-        for (int64_t r = 0; r < matrix_.tile_rows; ++r) {
-            const int64_t row = r * matrix_.tile_size;
-            const PanelWork<A> work = {&matrix_,
-                                       schedule.tiles(r, 0),
-                                       schedule.count(r, 0),
-                                       -1,
-                                       std::min(matrix_.tile_size, matrix_.rows - row),
-                                       nullptr,
-                                       sample.data(),
-                                       sums.data() + row,
-                                       1};
-            table_.vector_product(work, values_, start_ != nullptr ? start_ + row : nullptr);
-        }
-        unpack(table_, sums.data(), matrix_.rows,
-               Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
-    }
-
     const TileMatrix& matrix_;
     const A* values_;
     const A* start_;
@@ -171,13 +144,17 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
     check_matrix("x", x, x.rows, pattern.cols);
     check_matrix("y", y, x.rows, pattern.rows);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
-    threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
         const ComputeValues<T> start(bias.data, bias.data != nullptr ? bias.count : 0);
         const TileMatrix matrix = as_matrix(pattern);
-        PanelProduct<T>(matrix, weights.data(), start.data(), threads).run(x, y);
+        if (is_narrow<T>(x.rows)) {
+            return narrow_linear<T>(matrix, weights.data(), start.data(), x, y, threads);
+        }
+        const int worthwhile =
+            worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
+        PanelProduct<T>(matrix, weights.data(), start.data(), worthwhile).run(x, y);
     });
 }
 
@@ -187,13 +164,16 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
     check_values("values", values, pattern.nnz);
     check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
     check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
-    threads =
-        worthwhile_threads(threads, grad_y.rows * pattern.nnz, grad_y.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
-        const TransposedMatrix<AccumulateType<T>> transposed(pattern, weights.data(), threads);
-        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, threads).run(grad_y, grad_x);
+        if (is_narrow<T>(grad_y.rows)) {
+            return narrow_grad_input<T>(pattern, weights.data(), grad_y, grad_x, threads);
+        }
+        const int worthwhile = worthwhile_threads(threads, grad_y.rows * pattern.nnz,
+                                                  grad_y.rows * (pattern.rows + pattern.cols));
+        const TransposedMatrix<AccumulateType<T>> transposed(pattern, weights.data(), worthwhile);
+        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, worthwhile).run(grad_y, grad_x);
     });
 }
 

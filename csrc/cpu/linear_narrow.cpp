@@ -1,0 +1,189 @@
+#include "linear_narrow.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "buffer.h"
+#include "panels.h"
+#include "transposed_matrix.h"
+
+namespace sparsekern {
+namespace {
+
+// Features that every row of some neighbouring tiles reads, in the nearest cache beside the lists.
+constexpr int64_t kGroupBytes = 16 << 10;
+constexpr int64_t kFeaturesPerTask = 512;
+
+// The whole batch as one panel, with room for every column of the last tile.
+template <class T>
+class NarrowPanel {
+    using A = AccumulateType<T>;
+
+public:
+    NarrowPanel(int64_t samples, int64_t features, int64_t tiles, int64_t tile_size)
+        : width_(narrow_width(samples, sizeof(A))),
+          run_(width_ == 0 ? 1 : (8 << width_) / static_cast<int64_t>(sizeof(A))),
+          features_(features),
+          room_(tiles * tile_size),
+          data_(room_ * run_) {}
+
+    int width() const { return width_; }
+    int64_t run() const { return run_; }
+    A* at(int64_t feature) { return data_.data() + feature * run_; }
+    const A* at(int64_t feature) const { return data_.data() + feature * run_; }
+
+    // Inside a parallel region.
+    void fill(const KernelTable<A>& table, const InputMatrix& from) {
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < room_; first += kFeaturesPerTask) {
+            const int64_t features = std::min(kFeaturesPerTask, features_ - first);
+            if (features > 0) {
+                pack(table, samples_of<T>(from, 0, from.rows, first, features), at(first), run_);
+            }
+            const int64_t end = std::min(first + kFeaturesPerTask, room_);
+            const int64_t known = std::clamp(features_, first, end);
+            std::fill(at(known), at(end), A(0));
+        }
+    }
+    void clear(int64_t feature, int64_t features) { std::fill(at(feature), at(feature + features), A(0)); }
+
+    // Writes the features [first, first + count) to `to`.
+    static void unload(const KernelTable<A>& table, const A* from, int64_t run, const OutputMatrix& to,
+                       int64_t first, int64_t count) {
+        unpack(table, from, run, samples_of<T>(to, 0, to.rows, first, count));
+    }
+
+private:
+    int width_;
+    int64_t run_;
+    int64_t features_;
+    int64_t room_;
+    Buffer<A> data_;
+};
+
+// Worth of threads: the bits of every tile are read, however few they are.
+int narrow_threads(int threads, const TileMatrix& m, int64_t samples) {
+    const int64_t tiles = m.tile_row_ptr[m.tile_rows];
+    return worthwhile_threads(threads, samples * m.tile_start[tiles] + 40 * tiles * m.tile_size,
+                              samples * (m.rows + m.cols));
+}
+
+}  // namespace
+
+template <class T>
+void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const AccumulateType<T>* start,
+                   const InputMatrix& x, const OutputMatrix& y, int threads) {
+    using A = AccumulateType<T>;
+    const KernelTable<A>& table = kernels<A>();
+    NarrowPanel<T> panel(x.rows, m.cols, m.tile_cols, m.tile_size);
+    const int64_t run = panel.run();
+    const int64_t group = std::clamp<int64_t>(
+        std::min(kNarrowColumns, kGroupBytes / (run * static_cast<int64_t>(sizeof(A)))) / m.tile_size, 1,
+        kNarrowTiles);
+    threads = narrow_threads(threads, m, x.rows);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        panel.fill(table, x);
+        Buffer<A> sums(m.tile_size * run);
+        uint16_t column[kNarrowTiles];
+#pragma omp for schedule(dynamic)
+        for (int64_t r = 0; r < m.tile_rows; ++r) {
+            const int64_t row = r * m.tile_size;
+            const int64_t rows = std::min(m.tile_size, m.rows - row);
+            const int64_t end = m.tile_row_ptr[r + 1];
+            bool fresh = true;
+            for (int64_t t = m.tile_row_ptr[r]; t < end || fresh;) {
+                int64_t count = 0;
+                const int64_t first = t < end ? m.tile_col[t] / group * group : 0;
+                while (t + count < end && m.tile_col[t + count] < first + group) {
+                    column[count] =
+                        static_cast<uint16_t>((m.tile_col[t + count] - first) * m.tile_size * run);
+                    ++count;
+                }
+                const NarrowWork<A> work = {&m,         t, count, rows, column, panel.at(first * m.tile_size),
+                                            sums.data()};
+                table.narrow_product[panel.width()](work, values, fresh,
+                                                    start != nullptr && fresh ? start + row : nullptr);
+                fresh = false;
+                t += count;
+            }
+            NarrowPanel<T>::unload(table, sums.data(), run, y, row, rows);
+        }
+    }
+}
+
+template <class T>
+void narrow_grad_input(const PatternView& pattern, const AccumulateType<T>* values, const InputMatrix& grad_y,
+                       const OutputMatrix& grad_x, int threads) {
+    using A = AccumulateType<T>;
+    const KernelTable<A>& table = kernels<A>();
+    const TileMatrix m = as_matrix(pattern);
+    NarrowPanel<T> panel(grad_y.rows, m.rows, m.tile_rows, m.tile_size);
+    const int64_t run = panel.run();
+    std::vector<int32_t> tile_row(static_cast<size_t>(pattern.tiles));
+    for (int64_t r = 0; r < m.tile_rows; ++r) {
+        std::fill(tile_row.begin() + m.tile_row_ptr[r], tile_row.begin() + m.tile_row_ptr[r + 1],
+                  static_cast<int32_t>(r));
+    }
+    threads = narrow_threads(threads, m, grad_y.rows);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        panel.fill(table, grad_y);
+        Buffer<A> sums(m.tile_size * run);
+#pragma omp for schedule(dynamic)
+        for (int64_t c = 0; c < m.tile_cols; ++c) {
+            std::fill(sums.data(), sums.data() + m.tile_size * run, A(0));
+            for (int64_t i = pattern.tile_ptr_t[c]; i < pattern.tile_ptr_t[c + 1]; ++i) {
+                const int64_t t = pattern.tile_order_t[i];
+                const int64_t row = tile_row[static_cast<size_t>(t)] * m.tile_size;
+                const NarrowWork<A> work = {
+                    &m, t, 1, std::min(m.tile_size, m.rows - row), nullptr, panel.at(row), sums.data()};
+                table.narrow_transposed[panel.width()](work, values);
+            }
+            NarrowPanel<T>::unload(table, sums.data(), run, grad_x, c * m.tile_size,
+                                   std::min(m.tile_size, m.cols - c * m.tile_size));
+        }
+    }
+}
+
+template <class T>
+void narrow_grad_values(const TileMatrix& m, const InputMatrix& grad_y, const InputMatrix& x,
+                        AccumulateType<T>* out, int threads) {
+    using A = AccumulateType<T>;
+    const KernelTable<A>& table = kernels<A>();
+    NarrowPanel<T> x_panel(x.rows, m.cols, m.tile_cols, m.tile_size);
+    NarrowPanel<T> y_panel(x.rows, m.rows, m.tile_rows, m.tile_size);
+    threads = narrow_threads(threads, m, x.rows);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        x_panel.fill(table, x);
+        y_panel.fill(table, grad_y);
+#pragma omp for schedule(dynamic)
+        for (int64_t r = 0; r < m.tile_rows; ++r) {
+            const int64_t row = r * m.tile_size;
+            for (int64_t t = m.tile_row_ptr[r]; t < m.tile_row_ptr[r + 1]; ++t) {
+                const NarrowWork<A> work = {&m,
+                                            t,
+                                            1,
+                                            std::min(m.tile_size, m.rows - row),
+                                            nullptr,
+                                            x_panel.at(m.tile_col[t] * m.tile_size),
+                                            y_panel.at(row)};
+                table.narrow_dot[x_panel.width()](work, out);
+            }
+        }
+    }
+}
+
+#define SPARSEKERN_INSTANTIATE(T)                                                                         \
+    template void narrow_linear<T>(const TileMatrix&, const AccumulateType<T>*, const AccumulateType<T>*, \
+                                   const InputMatrix&, const OutputMatrix&, int);                         \
+    template void narrow_grad_input<T>(const PatternView&, const AccumulateType<T>*, const InputMatrix&,  \
+                                       const OutputMatrix&, int);                                         \
+    template void narrow_grad_values<T>(const TileMatrix&, const InputMatrix&, const InputMatrix&,        \
+                                        AccumulateType<T>*, int);
+SPARSEKERN_INSTANTIATE(float)
+SPARSEKERN_INSTANTIATE(double)
+SPARSEKERN_INSTANTIATE(BFloat16)
+
+}  // namespace sparsekern

@@ -1,0 +1,132 @@
+// The bits of tiles as lists of positions.
+
+#include "kernel_table.h"
+#include "vec.h"
+
+namespace sparsekern {
+namespace SPARSEKERN_ISA {
+namespace {
+
+// Appending may write this much beyond what it adds.
+constexpr int64_t kListSlack = 64;
+
+// Writes the positions of `bits` times Scale, plus `first`; returns how many there are. The loop runs by
+// eights, so that it ends where it is expected to.
+template <int Scale>
+inline int64_t append_positions(uint64_t bits, uint16_t first, uint16_t* to) {
+    const int64_t count = __builtin_popcountll(bits);
+#if defined(__AVX512VBMI2__)
+    alignas(64) static constexpr uint8_t kIdentity[64] = {
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    const __m512i packed = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kIdentity));
+    const __m512i base = _mm512_set1_epi16(static_cast<int16_t>(first));
+    const __m512i scale = _mm512_set1_epi16(Scale);
+    const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(packed));
+    _mm512_storeu_si512(to, _mm512_add_epi16(_mm512_mullo_epi16(low, scale), base));
+    if (count > 32) {
+        const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(packed, 1));
+        _mm512_storeu_si512(to + 32, _mm512_add_epi16(_mm512_mullo_epi16(high, scale), base));
+    }
+#else
+    constexpr uint64_t kTop = uint64_t{1} << 63;  // keeps the count of zeros defined past the last bit
+    for (int64_t k = 0; k < count; k += 8) {
+#pragma GCC unroll 8
+        for (int q = 0; q < 8; ++q) {
+            to[k + q] = static_cast<uint16_t>(first + __builtin_ctzll(bits | kTop) * Scale);
+            bits &= bits - 1;
+        }
+    }
+#endif
+    return count;
+}
+
+// Writes `value` `count` times.
+inline void append_same(uint16_t value, int64_t count, uint16_t* to) {
+    for (int64_t k = 0; k < count; k += 32) {
+        for (int q = 0; q < 32; ++q) to[k + q] = value;
+    }
+}
+
+template <class A>
+inline const A* all_values_end(const TileMatrix& m, const A* values) {
+    return values + m.tile_start[m.tile_row_ptr[m.tile_rows]];
+}
+
+// Copies `count` values, by whole blocks where what lies behind them may be read.
+template <class A>
+inline void copy_values(A* to, const A* from, int64_t count, const A* end) {
+    constexpr int64_t block = 64 / static_cast<int64_t>(sizeof(A));
+    for (int64_t k = 0; k < count; k += block) {
+        if (end - (from + k) >= block) {
+            std::memcpy(to + k, from + k, 64);
+        } else {
+            for (int64_t q = k; q < count; ++q) to[q] = from[q];
+            return;
+        }
+    }
+}
+
+// The rows of some neighbouring tiles, as words.
+class RowWords {
+public:
+    RowWords(const TileMatrix& m, int64_t first_tile)
+        : row_bytes_(m.tile_size / 8),
+          tile_bytes_(m.tile_size * row_bytes_),
+          shift_(static_cast<int>(64 - m.tile_size)),
+          last_(m.bits + first_tile * tile_bytes_ + row_bytes_ - 8) {}
+
+    // Reads eight bytes whatever the tile's size: those in front of the row, which are there (see
+    // TileMatrix), are shifted out.
+    uint64_t operator()(int64_t tile, int64_t row) const {
+        uint64_t word;
+        std::memcpy(&word, last_ + tile * tile_bytes_ + row * row_bytes_, 8);
+        return word >> shift_;
+    }
+    // The same, and asks for what lies `tiles` behind.
+    uint64_t ahead(int64_t tile, int64_t row, int64_t tiles) const {
+        __builtin_prefetch(last_ + (tile + tiles) * tile_bytes_ + row * row_bytes_, 0, 2);
+        return (*this)(tile, row);
+    }
+
+private:
+    int64_t row_bytes_;
+    int64_t tile_bytes_;
+    int shift_;
+    const unsigned char* last_;
+};
+
+// The nonzeros of one row in some tiles.
+template <class A>
+struct NonzeroList {
+    uint16_t offset[kNarrowColumns + kListSlack];
+    A value[kNarrowColumns + kListSlack];
+};
+
+// The nonzeros of one tile: where their columns' and rows' runs begin in panels.
+struct TileList {
+    uint16_t column[64 * 64 + kListSlack];
+    uint16_t row[64 * 64 + kListSlack];
+
+    template <int W>
+    int64_t fill(const TileMatrix& m, int64_t tile, int64_t rows) {
+        const RowWords words(m, tile);
+        int64_t count = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t added = append_positions<W>(words.ahead(0, r, 1), 0, column + count);
+            append_same(static_cast<uint16_t>(r * W), added, row + count);
+            count += added;
+        }
+        return count;
+    }
+    // Makes what lies behind `count` entries a position too.
+    void pad(int64_t count) {
+        std::memset(column + count, 0, sizeof(uint16_t) * 32);
+        std::memset(row + count, 0, sizeof(uint16_t) * 32);
+    }
+};
+
+}  // namespace
+}  // namespace SPARSEKERN_ISA
+}  // namespace sparsekern
