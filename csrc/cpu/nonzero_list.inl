@@ -21,13 +21,19 @@ inline int64_t append_positions(uint64_t bits, uint16_t first, uint16_t* to) {
         22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
         44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
     const __m512i packed = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kIdentity));
-    const __m512i base = _mm512_set1_epi16(static_cast<int16_t>(first));
-    const __m512i scale = _mm512_set1_epi16(Scale);
-    const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(packed));
-    _mm512_storeu_si512(to, _mm512_add_epi16(_mm512_mullo_epi16(low, scale), base));
-    if (count > 32) {
-        const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(packed, 1));
-        _mm512_storeu_si512(to + 32, _mm512_add_epi16(_mm512_mullo_epi16(high, scale), base));
+    const __m256i base = _mm256_set1_epi16(static_cast<int16_t>(first));
+    const auto put = [&](int64_t at, __m128i bytes) {
+        const __m256i position = _mm256_cvtepu8_epi16(bytes);
+        const __m256i scaled = _mm256_mullo_epi16(position, _mm256_set1_epi16(Scale));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm256_add_epi16(scaled, base));
+    };
+    put(0, _mm512_castsi512_si128(packed));
+    if (count > 16) {
+        put(16, _mm512_extracti32x4_epi32(packed, 1));
+        if (count > 32) {
+            put(32, _mm512_extracti32x4_epi32(packed, 2));
+            put(48, _mm512_extracti32x4_epi32(packed, 3));
+        }
     }
 #else
     constexpr uint64_t kTop = uint64_t{1} << 63;  // keeps the count of zeros defined past the last bit
@@ -44,9 +50,11 @@ inline int64_t append_positions(uint64_t bits, uint16_t first, uint16_t* to) {
 
 // Writes `value` `count` times.
 inline void append_same(uint16_t value, int64_t count, uint16_t* to) {
-    for (int64_t k = 0; k < count; k += 32) {
-        for (int q = 0; q < 32; ++q) to[k + q] = value;
-    }
+    int64_t k = 0;
+    do {
+        for (int q = 0; q < 16; ++q) to[k + q] = value;
+        k += 16;
+    } while (k < count);
 }
 
 template <class A>
@@ -58,14 +66,16 @@ inline const A* all_values_end(const TileMatrix& m, const A* values) {
 template <class A>
 inline void copy_values(A* to, const A* from, int64_t count, const A* end) {
     constexpr int64_t block = 64 / static_cast<int64_t>(sizeof(A));
-    for (int64_t k = 0; k < count; k += block) {
-        if (end - (from + k) >= block) {
-            std::memcpy(to + k, from + k, 64);
-        } else {
-            for (int64_t q = k; q < count; ++q) to[q] = from[q];
+    int64_t k = 0;
+    do {
+        if (end - (from + k) < block) {
+            for (; k < count; ++k) to[k] = from[k];
             return;
         }
-    }
+        std::memcpy(to + k, from + k, 32);
+        std::memcpy(to + k + block / 2, from + k + block / 2, 32);
+        k += block;
+    } while (k < count);
 }
 
 // The rows of some neighbouring tiles, as words.
