@@ -54,7 +54,8 @@ struct Samples {
 // width 0 is one element, width i > 0 is 8 << i bytes.
 constexpr int kNarrowWidths = 5;
 constexpr int64_t kNarrowTiles = 64;      // tiles that a kernel for them takes at a time
-constexpr int64_t kNarrowColumns = 1024;  // and the columns of those
+constexpr int64_t kNarrowColumns = 4096;  // and the columns of those
+constexpr int64_t kNarrowCopies = 4;      // see narrow_transposed
 
 // Neighbouring tiles of one row against narrow panels, whose runs lie one behind the other.
 template <class A>
@@ -91,7 +92,8 @@ struct KernelTable {
     void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, const int64_t* index, A* values_gradient);
     // y[r] (+)= sum over active c of values * x[c]; starts from `start[r]` (or 0 when null) if `fresh`.
     void (*narrow_product[kNarrowWidths])(const NarrowWork<A>&, const A* values, bool fresh, const A* start);
-    // y[c] += sum over active r of values * x[r], for one tile.
+    // y[c] += sum over active r of values * x[r], for one tile, as the sum of kNarrowCopies panels of a
+    // tile's columns.
     void (*narrow_transposed[kNarrowWidths])(const NarrowWork<A>&, const A* values);
     // values_gradient[r, c] = sum over the panel of y[r] * x[c], for one tile.
     void (*narrow_dot[kNarrowWidths])(const NarrowWork<A>&, A* values_gradient);

@@ -90,25 +90,46 @@ void narrow_product(const NarrowWork<A>& given, const A* values, bool fresh, con
     }
 }
 
-// x[c] += sum over active r of values * y[r], for one tile.
+// The sums for the columns of one tile, as kNarrowCopies partial sums: row r's products go to copy
+// r % kNarrowCopies, for an addition that follows one to the same place has to wait for it.
 template <class A, int W>
 void narrow_transposed(const NarrowWork<A>& given, const A* values) {
     using R = Run<A, W>;
     using Part = typename R::Part;
     const NarrowWork<A> work = given;
     TileList list;
-    const int64_t count = list.template fill<W>(*work.matrix, work.first_tile, work.rows);
+    const int64_t count = list.template fill<W, kNarrowCopies>(*work.matrix, work.first_tile, work.rows);
     const A* value = values + work.matrix->tile_start[work.first_tile];
     for (int64_t k = 0; k < count; ++k) {
-        A* x = work.y + list.column[k];
-        const A* y = work.x + list.row[k];
+        A* y = work.y + list.column[k];
+        const A* x = work.x + list.row[k];
         const Part weight = value[k] - Part{};
 #pragma GCC unroll 8
         for (int j = 0; j < R::kParts; ++j) {
-            const Part sum = load_part<Part>(x + j * R::kLanes) + weight * load_part<Part>(y + j * R::kLanes);
-            std::memcpy(x + j * R::kLanes, &sum, sizeof(sum));
+            const Part sum = load_part<Part>(y + j * R::kLanes) + weight * load_part<Part>(x + j * R::kLanes);
+            std::memcpy(y + j * R::kLanes, &sum, sizeof(sum));
         }
     }
+}
+
+// The same for one sample: the products are worked out a vector at a time.
+template <class A>
+void single_transposed(const NarrowWork<A>& given, const A* values) {
+    const NarrowWork<A> work = given;
+    const TileMatrix& m = *work.matrix;
+    const RowWords words(m, work.first_tile);
+    const A* const end = all_values_end(m, values);
+    const A* value = values + m.tile_start[work.first_tile];
+    NonzeroList<A> list;
+    int64_t count = 0;
+    for (int64_t r = 0; r < work.rows; ++r) {
+        const auto copy = static_cast<uint16_t>(r % kNarrowCopies * m.tile_size);
+        const int64_t added = append_positions<1>(words.ahead(0, r, 1), copy, list.offset + count);
+        copy_scaled(list.value + count, value, added, end, work.x[r]);
+        value += added;
+        count += added;
+    }
+    for (int64_t k = 0; k < count; ++k) work.y[list.offset[k]] += list.value[k];
 }
 
 // One product's sum over the samples, of the whole panel's width.
@@ -143,7 +164,7 @@ void narrow_dot(const NarrowWork<A>& given, A* values_gradient) {
     using R = Run<A, W>;
     const NarrowWork<A> work = given;
     TileList list;
-    const int64_t count = list.template fill<W>(*work.matrix, work.first_tile, work.rows);
+    const int64_t count = list.template fill<W, 1>(*work.matrix, work.first_tile, work.rows);
     A* out = values_gradient + work.matrix->tile_start[work.first_tile];
     if constexpr (W == 1) {
         for (int64_t k = 0; k < count; ++k) out[k] = work.x[list.column[k]] * work.y[list.row[k]];
@@ -170,7 +191,7 @@ template <class A, int Width>
 void set_narrow(KernelTable<A>& table) {
     constexpr int W = Width == 0 ? 1 : (8 << Width) / static_cast<int>(sizeof(A));
     table.narrow_product[Width] = narrow_product<A, W>;
-    table.narrow_transposed[Width] = narrow_transposed<A, W>;
+    table.narrow_transposed[Width] = W == 1 ? single_transposed<A> : narrow_transposed<A, W>;
     table.narrow_dot[Width] = narrow_dot<A, W>;
     if constexpr (Width + 1 < kNarrowWidths) set_narrow<A, Width + 1>(table);
 }

@@ -12,6 +12,7 @@ namespace {
 
 // Features that every row of some neighbouring tiles reads, in the nearest cache beside the lists.
 constexpr int64_t kGroupBytes = 16 << 10;
+constexpr int64_t kEnoughValues = 48;
 constexpr int64_t kFeaturesPerTask = 512;
 
 // The whole batch as one panel, with room for every column of the last tile.
@@ -68,6 +69,18 @@ int narrow_threads(int threads, const TileMatrix& m, int64_t samples) {
                               samples * (m.rows + m.cols));
 }
 
+// Neighbouring tiles whose rows make one list: their features stay in the nearest cache, unless lists would
+// become so short that ending them costs more than reaching further does.
+int64_t group_tiles(const TileMatrix& m, int64_t run, int64_t element_bytes) {
+    const int64_t tiles = m.tile_row_ptr[m.tile_rows];
+    const int64_t nnz = std::max<int64_t>(1, m.tile_start[tiles]);
+    const int64_t near = kGroupBytes / (run * element_bytes * m.tile_size);
+    const int64_t full = kEnoughValues * tiles * m.tile_size / nnz;
+    const int64_t most =
+        std::min<int64_t>({kNarrowTiles, kNarrowColumns / m.tile_size, (1 << 16) / (run * m.tile_size)});
+    return std::clamp<int64_t>(std::max(near, full), 1, most);
+}
+
 }  // namespace
 
 template <class T>
@@ -77,9 +90,7 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
     const KernelTable<A>& table = kernels<A>();
     NarrowPanel<T> panel(x.rows, m.cols, m.tile_cols, m.tile_size);
     const int64_t run = panel.run();
-    const int64_t group = std::clamp<int64_t>(
-        std::min(kNarrowColumns, kGroupBytes / (run * static_cast<int64_t>(sizeof(A)))) / m.tile_size, 1,
-        kNarrowTiles);
+    const int64_t group = group_tiles(m, run, sizeof(A));
     threads = narrow_threads(threads, m, x.rows);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -129,19 +140,24 @@ void narrow_grad_input(const PatternView& pattern, const AccumulateType<T>* valu
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, grad_y);
-        Buffer<A> sums(m.tile_size * run);
+        const int64_t size = m.tile_size * run;
+        Buffer<A> sums(kNarrowCopies * size);
 #pragma omp for schedule(dynamic)
         for (int64_t c = 0; c < m.tile_cols; ++c) {
-            std::fill(sums.data(), sums.data() + m.tile_size * run, A(0));
+            std::fill(sums.data(), sums.data() + kNarrowCopies * size, A(0));
             for (int64_t i = pattern.tile_ptr_t[c]; i < pattern.tile_ptr_t[c + 1]; ++i) {
                 const int64_t t = pattern.tile_order_t[i];
                 const int64_t row = tile_row[static_cast<size_t>(t)] * m.tile_size;
-                const NarrowWork<A> work = {
-                    &m, t, 1, std::min(m.tile_size, m.rows - row), nullptr, panel.at(row), sums.data()};
+                const int64_t rows = std::min(m.tile_size, m.rows - row);
+                const NarrowWork<A> work = {&m, t, 1, rows, nullptr, panel.at(row), sums.data()};
                 table.narrow_transposed[panel.width()](work, values);
             }
-            NarrowPanel<T>::unload(table, sums.data(), run, grad_x, c * m.tile_size,
-                                   std::min(m.tile_size, m.cols - c * m.tile_size));
+            for (int64_t i = 0; i < size; ++i) {
+                for (int64_t copy = 1; copy < kNarrowCopies; ++copy) sums[i] += sums[copy * size + i];
+            }
+            const int64_t column = c * m.tile_size;
+            NarrowPanel<T>::unload(table, sums.data(), run, grad_x, column,
+                                   std::min(m.tile_size, m.cols - column));
         }
     }
 }

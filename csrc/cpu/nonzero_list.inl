@@ -10,17 +10,24 @@ namespace {
 // Appending may write this much beyond what it adds.
 constexpr int64_t kListSlack = 64;
 
+#if defined(__AVX512VBMI2__)
+// The positions of `bits` as bytes; zeros follow.
+inline __m512i positions_of(uint64_t bits) {
+    alignas(64) static constexpr uint8_t kIdentity[64] = {
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    return _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kIdentity));
+}
+#endif
+
 // Writes the positions of `bits` times Scale, plus `first`; returns how many there are. The loop runs by
 // eights, so that it ends where it is expected to.
 template <int Scale>
 inline int64_t append_positions(uint64_t bits, uint16_t first, uint16_t* to) {
     const int64_t count = __builtin_popcountll(bits);
 #if defined(__AVX512VBMI2__)
-    alignas(64) static constexpr uint8_t kIdentity[64] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
-        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
-        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
-    const __m512i packed = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kIdentity));
+    const __m512i packed = positions_of(bits);
     const __m256i base = _mm256_set1_epi16(static_cast<int16_t>(first));
     const auto put = [&](int64_t at, __m128i bytes) {
         const __m256i position = _mm256_cvtepu8_epi16(bytes);
@@ -62,20 +69,31 @@ inline const A* all_values_end(const TileMatrix& m, const A* values) {
     return values + m.tile_start[m.tile_row_ptr[m.tile_rows]];
 }
 
-// Copies `count` values, by whole blocks where what lies behind them may be read.
+// Copies `count` values, by whole blocks where what lies behind them may be read; each times `scale`.
 template <class A>
-inline void copy_values(A* to, const A* from, int64_t count, const A* end) {
+inline void copy_scaled(A* to, const A* from, int64_t count, const A* end, A scale) {
+    typedef A Half __attribute__((vector_size(kBytes < 32 ? kBytes : 32)));
+    constexpr int64_t lanes = sizeof(Half) / sizeof(A);
     constexpr int64_t block = 64 / static_cast<int64_t>(sizeof(A));
     int64_t k = 0;
     do {
         if (end - (from + k) < block) {
-            for (; k < count; ++k) to[k] = from[k];
+            for (; k < count; ++k) to[k] = from[k] * scale;
             return;
         }
-        std::memcpy(to + k, from + k, 32);
-        std::memcpy(to + k + block / 2, from + k + block / 2, 32);
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < block; i += lanes) {
+            Half part;
+            std::memcpy(&part, from + k + i, sizeof(part));
+            part *= scale;
+            std::memcpy(to + k + i, &part, sizeof(part));
+        }
         k += block;
     } while (k < count);
+}
+template <class A>
+inline void copy_values(A* to, const A* from, int64_t count, const A* end) {
+    copy_scaled<A>(to, from, count, end, A(1));
 }
 
 // The rows of some neighbouring tiles, as words.
@@ -119,12 +137,14 @@ struct TileList {
     uint16_t column[64 * 64 + kListSlack];
     uint16_t row[64 * 64 + kListSlack];
 
-    template <int W>
+    // Row r's columns are those of copy r % Copies of the panel.
+    template <int W, int Copies>
     int64_t fill(const TileMatrix& m, int64_t tile, int64_t rows) {
         const RowWords words(m, tile);
         int64_t count = 0;
         for (int64_t r = 0; r < rows; ++r) {
-            const int64_t added = append_positions<W>(words.ahead(0, r, 1), 0, column + count);
+            const auto copy = static_cast<uint16_t>(r % Copies * m.tile_size * W);
+            const int64_t added = append_positions<W>(words.ahead(0, r, 1), copy, column + count);
             append_same(static_cast<uint16_t>(r * W), added, row + count);
             count += added;
         }
