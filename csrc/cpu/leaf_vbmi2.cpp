@@ -13,15 +13,24 @@ namespace sparsekern {
 namespace avx512_vbmi2 {
 namespace {
 
+constexpr int64_t kLanes = 16;
+
+// The expansion of `packed` to the lanes that `mask` names (see compress_bytes).
+inline __m512 expand(__mmask16 mask, __m512 packed) {
+    __m512 to = _mm512_setzero_ps();
+    asm("" : "+v"(to));
+    return _mm512_mask_expand_ps(to, mask, packed);
+}
+
 // One sample's features of a tile of 64 columns, in registers.
 class TileFeatures {
 public:
     explicit TileFeatures(const float* x)
         : x_{_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16), _mm512_loadu_ps(x + 32), _mm512_loadu_ps(x + 48)} {}
 
-    // The features that the first 16 bytes of `positions` name.
-    __m512 at(__m512i positions) const {
-        const __m512i lane = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(positions));
+    // The features that the bytes of `positions` name.
+    __m512 at(__m128i positions) const {
+        const __m512i lane = _mm512_cvtepu8_epi32(positions);
         const __m512 low = _mm512_permutex2var_ps(x_[0], lane, x_[1]);
         const __m512 high = _mm512_permutex2var_ps(x_[2], lane, x_[3]);
         return _mm512_mask_blend_ps(_mm512_test_epi32_mask(lane, _mm512_set1_epi32(32)), low, high);
@@ -31,49 +40,135 @@ private:
     __m512 x_[4];
 };
 
-// Calls use(features, live, at) for each 16 of a row's nonzeros, `at` counting them from 0; `live` says which
-// lanes are nonzeros. Returns how many there are.
+// A tile's values, with a vector behind them that may be read too.
+class TileValues {
+public:
+    const float* of(const TileMatrix& m, const float* values, int64_t tile) {
+        const float* const from = values + m.tile_start[tile];
+        const int64_t count = m.tile_start[tile + 1] - m.tile_start[tile];
+        if (all_values_end(m, values) - (from + count) >= kLanes) return from;
+        std::memcpy(copy_, from, static_cast<size_t>(count) * sizeof(float));
+        return copy_;
+    }
+
+private:
+    float copy_[64 * 64 + kLanes];
+};
+
+// Calls use(features, live, at) for each 16 of `count` nonzeros, `at` counting them from 0; `live` says which
+// lanes are nonzeros.
 template <class Use>
-inline int64_t each_sixteen(uint64_t bits, const TileFeatures& x, const Use& use) {
-    const int64_t count = __builtin_popcountll(bits);
-    __m512i positions = positions_of(bits);
-    for (int64_t at = 0;; at += 16) {
+inline void each_sixteen(__m512i positions, int64_t count, const TileFeatures& x, const Use& use) {
+    for (int64_t at = 0;; at += kLanes) {
         const int64_t left = count - at;
-        use(x.at(positions), static_cast<__mmask16>(left >= 16 ? 0xFFFF : (1u << left) - 1), at);
-        if (left <= 16) return count;
-        positions = _mm512_maskz_compress_epi8(~uint64_t{0xFFFF}, positions);
+        const auto live = static_cast<__mmask16>(left >= kLanes ? 0xFFFF : (1u << left) - 1);
+        use(x.at(_mm512_castsi512_si128(positions)), live, at);
+        if (left <= kLanes) return;
+        positions = compress_bytes(~uint64_t{0xFFFF}, positions);
     }
 }
 
-// narrow_product for one sample and tiles of 64. A row's own columns fill the vector; its sum stays spread
-// over 16 lanes until its last tile.
+// One row of tiles times one sample. Two rows share a vector, eight of its lanes each; what a row has beyond
+// eight values in a tile is added in a second pass over such rows, for a branch on each would often go wrong.
+class SingleProduct {
+public:
+    void add_tile(const TileFeatures& x, const RowWords& words, int64_t rows, const float* value) {
+        uint8_t long_row[64];
+        uint16_t long_start[64];
+        int64_t long_rows = 0;
+        int64_t start = 0;
+        const auto note = [&](int64_t row, int64_t count) {
+            long_row[long_rows] = static_cast<uint8_t>(row);
+            long_start[long_rows] = static_cast<uint16_t>(start + 8);
+            long_rows += count > 8;
+            start += count;
+        };
+        for (int64_t r = 0; r < rows; r += 2) {
+            const uint64_t even = words.ahead(0, r, 4), odd = words(0, r + 1);
+            const int64_t even_count = __builtin_popcountll(even), odd_count = __builtin_popcountll(odd);
+            const __m128i positions = _mm_unpacklo_epi64(_mm512_castsi512_si128(positions_of(even)),
+                                                         _mm512_castsi512_si128(positions_of(odd)));
+            const auto live = static_cast<__mmask16>(_bzhi_u32(0xFF, static_cast<uint32_t>(even_count)) |
+                                                     _bzhi_u32(0xFF, static_cast<uint32_t>(odd_count)) << 8);
+            const __m256 even_value = _mm256_loadu_ps(value + start);
+            const __m256 odd_value = _mm256_loadu_ps(value + start + even_count);
+            const __m512 weight = _mm512_insertf32x8(_mm512_castps256_ps512(even_value), odd_value, 1);
+            add(pair_[r / 2], live, weight, x.at(positions));
+            __builtin_prefetch(value + start + 1024, 0, 2);
+            note(r, even_count);
+            note(r + 1, odd_count);
+        }
+        for (int64_t i = 0; i < long_rows; ++i) {
+            const int64_t r = long_row[i];
+            const uint64_t bits = words(0, r);
+            const float* rest = value + long_start[i];
+            each_sixteen(compress_bytes(~uint64_t{0xFF}, positions_of(bits)), __builtin_popcountll(bits) - 8, x,
+                         [&](__m512 feature, __mmask16 live, int64_t at) {
+                             add(long_[r], live, _mm512_loadu_ps(rest + at), feature);
+                         });
+        }
+    }
+
+    float sum(int64_t row) const {
+        __m256 half;
+        std::memcpy(&half, pair_[row / 2] + row % 2 * 8, sizeof(half));
+        return LaneSum<float, 32>::of(half) + sum_lanes<float>(load<float>(long_[row]));
+    }
+
+private:
+    // A masked addition would end in a masked store, which loads of the sum then wait for.
+    static void add(float* sum, __mmask16 live, __m512 weight, __m512 feature) {
+        _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), _mm512_maskz_mul_ps(live, weight, feature)));
+    }
+
+    alignas(64) float pair_[32][kLanes] = {};
+    alignas(64) float long_[64][kLanes] = {};
+};
+
+// narrow_product for one sample.
 void single_product(const NarrowWork<float>& given, const float* values, bool fresh, const float* start) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
     if (m.tile_size != 64) return narrow_product<float, 1>(work, values, fresh, start);
-    alignas(64) float sums[64][16] = {};
+    SingleProduct product;
+    TileValues tile_values;
     for (int64_t i = 0; i < work.tile_count; ++i) {
         const int64_t tile = work.first_tile + i;
-        const RowWords words(m, tile);
-        const TileFeatures x(work.x + work.column[i]);
-        const float* value = values + m.tile_start[tile];
-        for (int64_t r = 0; r < work.rows; ++r) {
-            __m512 sum = _mm512_load_ps(sums[r]);
-            __builtin_prefetch(value + 1024, 0, 2);
-            value += each_sixteen(words.ahead(0, r, 4), x, [&](__m512 feature, __mmask16 live, int64_t at) {
-                sum = _mm512_add_ps(
-                    sum, _mm512_maskz_mul_ps(live, _mm512_maskz_loadu_ps(live, value + at), feature));
-            });
-            _mm512_store_ps(sums[r], sum);
-        }
+        product.add_tile(TileFeatures(work.x + work.column[i]), RowWords(m, tile), work.rows,
+                         tile_values.of(m, values, tile));
     }
     for (int64_t r = 0; r < work.rows; ++r) {
         const float before = fresh ? (start != nullptr ? start[r] : 0.0f) : work.y[r];
-        work.y[r] = before + sum_lanes<float>((FloatVec)_mm512_load_ps(sums[r]));
+        work.y[r] = before + product.sum(r);
     }
 }
 
-// narrow_dot for one sample and tiles of 64.
+// single_transposed for tiles that are not nearly empty: the sums stay in registers, and a row's values are
+// spread to its columns.
+void spread_transposed(const NarrowWork<float>& given, const float* values) {
+    const NarrowWork<float> work = given;
+    const TileMatrix m = *work.matrix;
+    const int64_t count = m.tile_start[work.first_tile + 1] - m.tile_start[work.first_tile];
+    if (m.tile_size != 64 || count < 3 * 64) return single_transposed<float>(work, values);
+    const RowWords words(m, work.first_tile);
+    TileValues tile_values;
+    const float* value = tile_values.of(m, values, work.first_tile);
+    __m512 sum[4];
+    for (int q = 0; q < 4; ++q) sum[q] = _mm512_loadu_ps(work.y + q * kLanes);
+    for (int64_t r = 0; r < work.rows; ++r) {
+        const __m512 x = _mm512_set1_ps(work.x[r]);
+        uint64_t bits = words.ahead(0, r, 1);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+            const auto live = static_cast<__mmask16>(bits >> q * 16);
+            sum[q] = _mm512_mask3_fmadd_ps(expand(live, _mm512_loadu_ps(value)), x, sum[q], live);
+            value += __builtin_popcount(live);
+        }
+    }
+    for (int q = 0; q < 4; ++q) _mm512_storeu_ps(work.y + q * kLanes, sum[q]);
+}
+
+// narrow_dot for one sample.
 void single_dot(const NarrowWork<float>& given, float* values_gradient) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
@@ -82,10 +177,13 @@ void single_dot(const NarrowWork<float>& given, float* values_gradient) {
     const TileFeatures x(work.x);
     float* out = values_gradient + m.tile_start[work.first_tile];
     for (int64_t r = 0; r < work.rows; ++r) {
+        const uint64_t bits = words.ahead(0, r, 4);
+        const int64_t count = __builtin_popcountll(bits);
         const __m512 y = _mm512_set1_ps(work.y[r]);
-        out += each_sixteen(words.ahead(0, r, 4), x, [&](__m512 feature, __mmask16 live, int64_t at) {
+        each_sixteen(positions_of(bits), count, x, [&](__m512 feature, __mmask16 live, int64_t at) {
             _mm512_mask_storeu_ps(out + at, live, _mm512_mul_ps(y, feature));
         });
+        out += count;
     }
 }
 
@@ -94,6 +192,7 @@ void single_dot(const NarrowWork<float>& given, float* values_gradient) {
 void improve(KernelTable<float>& table) {
     set_narrow<float, 0>(table);
     table.narrow_product[0] = single_product;
+    table.narrow_transposed[0] = spread_transposed;
     table.narrow_dot[0] = single_dot;
 }
 void improve(KernelTable<double>& table) { set_narrow<double, 0>(table); }

@@ -11,13 +11,21 @@ namespace {
 constexpr int64_t kListSlack = 64;
 
 #if defined(__AVX512VBMI2__)
+// The bytes that `mask` names, side by side; zeros follow. Zen 4 has this instruction wait for the register it
+// overwrites: a fresh zero, which the compiler must not see through, costs a quarter of that.
+inline __m512i compress_bytes(__mmask64 mask, __m512i bytes) {
+    __m512i to = _mm512_setzero_si512();
+    asm("" : "+v"(to));
+    return _mm512_mask_compress_epi8(to, mask, bytes);
+}
+
 // The positions of `bits` as bytes; zeros follow.
 inline __m512i positions_of(uint64_t bits) {
     alignas(64) static constexpr uint8_t kIdentity[64] = {
         0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
         22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
         44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
-    return _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kIdentity));
+    return compress_bytes(bits, _mm512_load_si512(kIdentity));
 }
 #endif
 
