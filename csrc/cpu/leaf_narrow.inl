@@ -97,6 +97,7 @@ void narrow_transposed(const NarrowWork<A>& given, const A* values) {
     using R = Run<A, W>;
     using Part = typename R::Part;
     const NarrowWork<A> work = given;
+    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values, work.next_tile);
     TileList list;
     const int64_t count = list.template fill<W, kNarrowCopies>(*work.matrix, work.first_tile, work.rows);
     const A* value = values + work.matrix->tile_start[work.first_tile];
@@ -120,11 +121,12 @@ void single_transposed(const NarrowWork<A>& given, const A* values) {
     const RowWords words(m, work.first_tile);
     const A* const end = all_values_end(m, values);
     const A* value = values + m.tile_start[work.first_tile];
+    if (work.next_tile >= 0) prefetch_tile<A>(m, values, work.next_tile);
     NonzeroList<A> list;
     int64_t count = 0;
     for (int64_t r = 0; r < work.rows; ++r) {
         const auto copy = static_cast<uint16_t>(r % kNarrowCopies * m.tile_size);
-        const int64_t added = append_positions<1>(words.ahead(0, r, 1), copy, list.offset + count);
+        const int64_t added = append_positions<1>(words(0, r), copy, list.offset + count);
         copy_scaled(list.value + count, value, added, end, work.x[r]);
         value += added;
         count += added;
@@ -163,6 +165,7 @@ template <class A, int W>
 void narrow_dot(const NarrowWork<A>& given, A* values_gradient) {
     using R = Run<A, W>;
     const NarrowWork<A> work = given;
+    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values_gradient, work.next_tile);
     TileList list;
     const int64_t count = list.template fill<W, 1>(*work.matrix, work.first_tile, work.rows);
     A* out = values_gradient + work.matrix->tile_start[work.first_tile];

@@ -102,8 +102,8 @@ public:
             const int64_t r = long_row[i];
             const uint64_t bits = words(0, r);
             const float* rest = value + long_start[i];
-            each_sixteen(compress_bytes(~uint64_t{0xFF}, positions_of(bits)), __builtin_popcountll(bits) - 8, x,
-                         [&](__m512 feature, __mmask16 live, int64_t at) {
+            each_sixteen(compress_bytes(~uint64_t{0xFF}, positions_of(bits)), __builtin_popcountll(bits) - 8,
+                         x, [&](__m512 feature, __mmask16 live, int64_t at) {
                              add(long_[r], live, _mm512_loadu_ps(rest + at), feature);
                          });
         }
@@ -154,10 +154,11 @@ void spread_transposed(const NarrowWork<float>& given, const float* values) {
     TileValues tile_values;
     const float* value = tile_values.of(m, values, work.first_tile);
     __m512 sum[4];
+    if (work.next_tile >= 0) prefetch_tile<float>(m, values, work.next_tile);
     for (int q = 0; q < 4; ++q) sum[q] = _mm512_loadu_ps(work.y + q * kLanes);
     for (int64_t r = 0; r < work.rows; ++r) {
         const __m512 x = _mm512_set1_ps(work.x[r]);
-        uint64_t bits = words.ahead(0, r, 1);
+        uint64_t bits = words(0, r);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
             const auto live = static_cast<__mmask16>(bits >> q * 16);
@@ -173,11 +174,12 @@ void single_dot(const NarrowWork<float>& given, float* values_gradient) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
     if (m.tile_size != 64) return narrow_dot<float, 1>(work, values_gradient);
+    if (work.next_tile >= 0) prefetch_tile<float>(m, values_gradient, work.next_tile);
     const RowWords words(m, work.first_tile);
     const TileFeatures x(work.x);
     float* out = values_gradient + m.tile_start[work.first_tile];
     for (int64_t r = 0; r < work.rows; ++r) {
-        const uint64_t bits = words.ahead(0, r, 4);
+        const uint64_t bits = words(0, r);
         const int64_t count = __builtin_popcountll(bits);
         const __m512 y = _mm512_set1_ps(work.y[r]);
         each_sixteen(positions_of(bits), count, x, [&](__m512 feature, __mmask16 live, int64_t at) {

@@ -46,13 +46,6 @@ public:
             std::fill(at(known), at(end), A(0));
         }
     }
-    void clear(int64_t feature, int64_t features) { std::fill(at(feature), at(feature + features), A(0)); }
-
-    // Writes the features [first, first + count) to `to`.
-    static void unload(const KernelTable<A>& table, const A* from, int64_t run, const OutputMatrix& to,
-                       int64_t first, int64_t count) {
-        unpack(table, from, run, samples_of<T>(to, 0, to.rows, first, count));
-    }
 
 private:
     int width_;
@@ -81,6 +74,18 @@ int64_t group_tiles(const TileMatrix& m, int64_t run, int64_t element_bytes) {
     return std::clamp<int64_t>(std::max(near, full), 1, most);
 }
 
+// Neighbouring rows of tiles for a thread to take at a time: they follow one another in memory.
+int64_t share(int64_t tile_rows, int threads) { return std::max<int64_t>(1, tile_rows / (8 * threads)); }
+
+std::vector<int32_t> rows_of_tiles(const TileMatrix& m) {
+    std::vector<int32_t> tile_row(static_cast<size_t>(m.tile_row_ptr[m.tile_rows]));
+    for (int64_t r = 0; r < m.tile_rows; ++r) {
+        std::fill(tile_row.begin() + m.tile_row_ptr[r], tile_row.begin() + m.tile_row_ptr[r + 1],
+                  static_cast<int32_t>(r));
+    }
+    return tile_row;
+}
+
 }  // namespace
 
 template <class T>
@@ -89,6 +94,7 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
     using A = AccumulateType<T>;
     const KernelTable<A>& table = kernels<A>();
     NarrowPanel<T> panel(x.rows, m.cols, m.tile_cols, m.tile_size);
+    const auto product = table.narrow_product[panel.width()];
     const int64_t run = panel.run();
     const int64_t group = group_tiles(m, run, sizeof(A));
     threads = narrow_threads(threads, m, x.rows);
@@ -97,28 +103,27 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
         panel.fill(table, x);
         Buffer<A> sums(m.tile_size * run);
         uint16_t column[kNarrowTiles];
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, share(m.tile_rows, threads))
         for (int64_t r = 0; r < m.tile_rows; ++r) {
             const int64_t row = r * m.tile_size;
             const int64_t rows = std::min(m.tile_size, m.rows - row);
             const int64_t end = m.tile_row_ptr[r + 1];
+            int64_t tile = m.tile_row_ptr[r];
             bool fresh = true;
-            for (int64_t t = m.tile_row_ptr[r]; t < end || fresh;) {
+            do {
+                const int64_t first = tile < end ? m.tile_col[tile] / group * group : 0;
                 int64_t count = 0;
-                const int64_t first = t < end ? m.tile_col[t] / group * group : 0;
-                while (t + count < end && m.tile_col[t + count] < first + group) {
-                    column[count] =
-                        static_cast<uint16_t>((m.tile_col[t + count] - first) * m.tile_size * run);
-                    ++count;
+                while (tile + count < end && m.tile_col[tile + count] < first + group) {
+                    const int64_t within = m.tile_col[tile + count] - first;
+                    column[count++] = static_cast<uint16_t>(within * m.tile_size * run);
                 }
-                const NarrowWork<A> work = {&m,         t, count, rows, column, panel.at(first * m.tile_size),
-                                            sums.data()};
-                table.narrow_product[panel.width()](work, values, fresh,
-                                                    start != nullptr && fresh ? start + row : nullptr);
+                const A* const features = panel.at(first * m.tile_size);
+                product({&m, tile, count, -1, rows, column, features, sums.data()}, values, fresh,
+                        start != nullptr ? start + row : nullptr);
                 fresh = false;
-                t += count;
-            }
-            NarrowPanel<T>::unload(table, sums.data(), run, y, row, rows);
+                tile += count;
+            } while (tile < end);
+            unpack(table, sums.data(), run, samples_of<T>(y, 0, y.rows, row, rows));
         }
     }
 }
@@ -130,34 +135,32 @@ void narrow_grad_input(const PatternView& pattern, const AccumulateType<T>* valu
     const KernelTable<A>& table = kernels<A>();
     const TileMatrix m = as_matrix(pattern);
     NarrowPanel<T> panel(grad_y.rows, m.rows, m.tile_rows, m.tile_size);
+    const auto product = table.narrow_transposed[panel.width()];
     const int64_t run = panel.run();
-    std::vector<int32_t> tile_row(static_cast<size_t>(pattern.tiles));
-    for (int64_t r = 0; r < m.tile_rows; ++r) {
-        std::fill(tile_row.begin() + m.tile_row_ptr[r], tile_row.begin() + m.tile_row_ptr[r + 1],
-                  static_cast<int32_t>(r));
-    }
+    const int64_t size = m.tile_size * run;
+    const std::vector<int32_t> tile_row = rows_of_tiles(m);
     threads = narrow_threads(threads, m, grad_y.rows);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, grad_y);
-        const int64_t size = m.tile_size * run;
         Buffer<A> sums(kNarrowCopies * size);
 #pragma omp for schedule(dynamic)
         for (int64_t c = 0; c < m.tile_cols; ++c) {
             std::fill(sums.data(), sums.data() + kNarrowCopies * size, A(0));
-            for (int64_t i = pattern.tile_ptr_t[c]; i < pattern.tile_ptr_t[c + 1]; ++i) {
-                const int64_t t = pattern.tile_order_t[i];
-                const int64_t row = tile_row[static_cast<size_t>(t)] * m.tile_size;
+            const int64_t end = pattern.tile_ptr_t[c + 1];
+            for (int64_t i = pattern.tile_ptr_t[c]; i < end; ++i) {
+                const int64_t tile = pattern.tile_order_t[i];
+                const int64_t next = i + 1 < end ? pattern.tile_order_t[i + 1] : -1;
+                const int64_t row = tile_row[static_cast<size_t>(tile)] * m.tile_size;
                 const int64_t rows = std::min(m.tile_size, m.rows - row);
-                const NarrowWork<A> work = {&m, t, 1, rows, nullptr, panel.at(row), sums.data()};
-                table.narrow_transposed[panel.width()](work, values);
+                product({&m, tile, 1, next, rows, nullptr, panel.at(row), sums.data()}, values);
             }
-            for (int64_t i = 0; i < size; ++i) {
-                for (int64_t copy = 1; copy < kNarrowCopies; ++copy) sums[i] += sums[copy * size + i];
+            for (int64_t copy = 1; copy < kNarrowCopies; ++copy) {
+                for (int64_t i = 0; i < size; ++i) sums[i] += sums[copy * size + i];
             }
             const int64_t column = c * m.tile_size;
-            NarrowPanel<T>::unload(table, sums.data(), run, grad_x, column,
-                                   std::min(m.tile_size, m.cols - column));
+            const int64_t columns = std::min(m.tile_size, m.cols - column);
+            unpack(table, sums.data(), run, samples_of<T>(grad_x, 0, grad_x.rows, column, columns));
         }
     }
 }
@@ -169,23 +172,21 @@ void narrow_grad_values(const TileMatrix& m, const InputMatrix& grad_y, const In
     const KernelTable<A>& table = kernels<A>();
     NarrowPanel<T> x_panel(x.rows, m.cols, m.tile_cols, m.tile_size);
     NarrowPanel<T> y_panel(x.rows, m.rows, m.tile_rows, m.tile_size);
+    const auto dot = table.narrow_dot[x_panel.width()];
     threads = narrow_threads(threads, m, x.rows);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         x_panel.fill(table, x);
         y_panel.fill(table, grad_y);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, share(m.tile_rows, threads))
         for (int64_t r = 0; r < m.tile_rows; ++r) {
             const int64_t row = r * m.tile_size;
-            for (int64_t t = m.tile_row_ptr[r]; t < m.tile_row_ptr[r + 1]; ++t) {
-                const NarrowWork<A> work = {&m,
-                                            t,
-                                            1,
-                                            std::min(m.tile_size, m.rows - row),
-                                            nullptr,
-                                            x_panel.at(m.tile_col[t] * m.tile_size),
-                                            y_panel.at(row)};
-                table.narrow_dot[x_panel.width()](work, out);
+            const int64_t rows = std::min(m.tile_size, m.rows - row);
+            const int64_t end = m.tile_row_ptr[r + 1];
+            for (int64_t tile = m.tile_row_ptr[r]; tile < end; ++tile) {
+                const int64_t next = tile + 1 < end ? tile + 1 : -1;
+                const A* const features = x_panel.at(m.tile_col[tile] * m.tile_size);
+                dot({&m, tile, 1, next, rows, nullptr, features, y_panel.at(row)}, out);
             }
         }
     }

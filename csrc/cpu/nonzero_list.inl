@@ -1,5 +1,7 @@
 // The bits of tiles as lists of positions.
 
+#pragma once
+
 #include "kernel_table.h"
 #include "vec.h"
 
@@ -11,8 +13,8 @@ namespace {
 constexpr int64_t kListSlack = 64;
 
 #if defined(__AVX512VBMI2__)
-// The bytes that `mask` names, side by side; zeros follow. Zen 4 has this instruction wait for the register it
-// overwrites: a fresh zero, which the compiler must not see through, costs a quarter of that.
+// The bytes that `mask` names, side by side; zeros follow. Zen 4 has this instruction wait for the register
+// it overwrites: a fresh zero, which the compiler must not see through, costs a quarter of that.
 inline __m512i compress_bytes(__mmask64 mask, __m512i bytes) {
     __m512i to = _mm512_setzero_si512();
     asm("" : "+v"(to));
@@ -133,6 +135,18 @@ private:
     const unsigned char* last_;
 };
 
+// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in
+// memory.
+template <class A>
+inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
+    const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
+    const char* bits = reinterpret_cast<const char*>(m.bits + tile * tile_bytes);
+    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
+    const char* first = reinterpret_cast<const char*>(values + m.tile_start[tile]);
+    const char* last = reinterpret_cast<const char*>(values + m.tile_start[tile + 1]);
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+}
+
 // The nonzeros of one row in some tiles.
 template <class A>
 struct NonzeroList {
@@ -152,7 +166,7 @@ struct TileList {
         int64_t count = 0;
         for (int64_t r = 0; r < rows; ++r) {
             const auto copy = static_cast<uint16_t>(r % Copies * m.tile_size * W);
-            const int64_t added = append_positions<W>(words.ahead(0, r, 1), copy, column + count);
+            const int64_t added = append_positions<W>(words(0, r), copy, column + count);
             append_same(static_cast<uint16_t>(r * W), added, row + count);
             count += added;
         }
