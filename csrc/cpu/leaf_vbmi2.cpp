@@ -149,7 +149,7 @@ void spread_transposed(const NarrowWork<float>& given, const float* values) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
     const int64_t count = m.tile_start[work.first_tile + 1] - m.tile_start[work.first_tile];
-    if (m.tile_size != 64 || count < 3 * 64) return single_transposed<float>(work, values);
+    if (m.tile_size != 64 || count < 64) return single_transposed<float>(work, values);
     const RowWords words(m, work.first_tile);
     TileValues tile_values;
     const float* value = tile_values.of(m, values, work.first_tile);

@@ -168,7 +168,7 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
         if (is_narrow<T>(grad_y.rows)) {
-            return narrow_grad_input<T>(pattern, weights.data(), grad_y, grad_x, threads);
+            return narrow_grad_input<T>(as_matrix(pattern), weights.data(), grad_y, grad_x, threads);
         }
         const int worthwhile = worthwhile_threads(threads, grad_y.rows * pattern.nnz,
                                                   grad_y.rows * (pattern.rows + pattern.cols));

@@ -1,17 +1,16 @@
 #include "linear_narrow.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "buffer.h"
 #include "panels.h"
-#include "transposed_matrix.h"
+#include "tile_schedule.h"
 
 namespace sparsekern {
 namespace {
 
 // Features that every row of some neighbouring tiles reads, in the nearest cache beside the lists.
-constexpr int64_t kGroupBytes = 16 << 10;
+constexpr int64_t kGroupBytes = 24 << 10;
 constexpr int64_t kEnoughValues = 48;
 constexpr int64_t kFeaturesPerTask = 512;
 
@@ -74,17 +73,8 @@ int64_t group_tiles(const TileMatrix& m, int64_t run, int64_t element_bytes) {
     return std::clamp<int64_t>(std::max(near, full), 1, most);
 }
 
-// Neighbouring rows of tiles for a thread to take at a time: they follow one another in memory.
-int64_t share(int64_t tile_rows, int threads) { return std::max<int64_t>(1, tile_rows / (8 * threads)); }
-
-std::vector<int32_t> rows_of_tiles(const TileMatrix& m) {
-    std::vector<int32_t> tile_row(static_cast<size_t>(m.tile_row_ptr[m.tile_rows]));
-    for (int64_t r = 0; r < m.tile_rows; ++r) {
-        std::fill(tile_row.begin() + m.tile_row_ptr[r], tile_row.begin() + m.tile_row_ptr[r + 1],
-                  static_cast<int32_t>(r));
-    }
-    return tile_row;
-}
+// Neighbouring rows or columns of tiles for a thread to take at a time: they follow one another in memory.
+int64_t share(int64_t count, int threads) { return std::max<int64_t>(1, count / (4 * threads)); }
 
 }  // namespace
 
@@ -129,38 +119,45 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
 }
 
 template <class T>
-void narrow_grad_input(const PatternView& pattern, const AccumulateType<T>* values, const InputMatrix& grad_y,
+void narrow_grad_input(const TileMatrix& m, const AccumulateType<T>* values, const InputMatrix& grad_y,
                        const OutputMatrix& grad_x, int threads) {
     using A = AccumulateType<T>;
     const KernelTable<A>& table = kernels<A>();
-    const TileMatrix m = as_matrix(pattern);
     NarrowPanel<T> panel(grad_y.rows, m.rows, m.tile_rows, m.tile_size);
     const auto product = table.narrow_transposed[panel.width()];
     const int64_t run = panel.run();
     const int64_t size = m.tile_size * run;
-    const std::vector<int32_t> tile_row = rows_of_tiles(m);
     threads = narrow_threads(threads, m, grad_y.rows);
+    // Neighbouring columns of tiles, whose sums stay near: their tiles follow one another in memory.
+    const int64_t fitting = kNearCacheBytes / (kNarrowCopies * size * static_cast<int64_t>(sizeof(A)));
+    const int64_t block = std::clamp<int64_t>(fitting, 1, share(m.tile_cols, threads));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, grad_y);
-        Buffer<A> sums(kNarrowCopies * size);
+        Buffer<A> sums(block * kNarrowCopies * size);
 #pragma omp for schedule(dynamic)
-        for (int64_t c = 0; c < m.tile_cols; ++c) {
-            std::fill(sums.data(), sums.data() + kNarrowCopies * size, A(0));
-            const int64_t end = pattern.tile_ptr_t[c + 1];
-            for (int64_t i = pattern.tile_ptr_t[c]; i < end; ++i) {
-                const int64_t tile = pattern.tile_order_t[i];
-                const int64_t next = i + 1 < end ? pattern.tile_order_t[i + 1] : -1;
-                const int64_t row = tile_row[static_cast<size_t>(tile)] * m.tile_size;
-                const int64_t rows = std::min(m.tile_size, m.rows - row);
-                product({&m, tile, 1, next, rows, nullptr, panel.at(row), sums.data()}, values);
+        for (int64_t begin = 0; begin < m.tile_cols; begin += block) {
+            const int64_t end = std::min(begin + block, m.tile_cols);
+            std::fill(sums.data(), sums.data() + (end - begin) * kNarrowCopies * size, A(0));
+            for (int64_t r = 0; r < m.tile_rows; ++r) {
+                const int32_t* const row_end = m.tile_col + m.tile_row_ptr[r + 1];
+                const int32_t* at = std::lower_bound(m.tile_col + m.tile_row_ptr[r], row_end, begin);
+                const int64_t rows = std::min(m.tile_size, m.rows - r * m.tile_size);
+                for (; at < row_end && *at < end; ++at) {
+                    const int64_t next = at + 1 < row_end ? at + 1 - m.tile_col : -1;
+                    A* const to = sums.data() + (*at - begin) * kNarrowCopies * size;
+                    product({&m, at - m.tile_col, 1, next, rows, nullptr, panel.at(r * m.tile_size), to},
+                            values);
+                }
             }
-            for (int64_t copy = 1; copy < kNarrowCopies; ++copy) {
-                for (int64_t i = 0; i < size; ++i) sums[i] += sums[copy * size + i];
+            for (int64_t c = begin; c < end; ++c) {
+                A* const sum = sums.data() + (c - begin) * kNarrowCopies * size;
+                for (int64_t copy = 1; copy < kNarrowCopies; ++copy) {
+                    for (int64_t i = 0; i < size; ++i) sum[i] += sum[copy * size + i];
+                }
+                const int64_t columns = std::min(m.tile_size, m.cols - c * m.tile_size);
+                unpack(table, sum, run, samples_of<T>(grad_x, 0, grad_x.rows, c * m.tile_size, columns));
             }
-            const int64_t column = c * m.tile_size;
-            const int64_t columns = std::min(m.tile_size, m.cols - column);
-            unpack(table, sums.data(), run, samples_of<T>(grad_x, 0, grad_x.rows, column, columns));
         }
     }
 }
@@ -195,7 +192,7 @@ void narrow_grad_values(const TileMatrix& m, const InputMatrix& grad_y, const In
 #define SPARSEKERN_INSTANTIATE(T)                                                                         \
     template void narrow_linear<T>(const TileMatrix&, const AccumulateType<T>*, const AccumulateType<T>*, \
                                    const InputMatrix&, const OutputMatrix&, int);                         \
-    template void narrow_grad_input<T>(const PatternView&, const AccumulateType<T>*, const InputMatrix&,  \
+    template void narrow_grad_input<T>(const TileMatrix&, const AccumulateType<T>*, const InputMatrix&,   \
                                        const OutputMatrix&, int);                                         \
     template void narrow_grad_values<T>(const TileMatrix&, const InputMatrix&, const InputMatrix&,        \
                                         AccumulateType<T>*, int);

@@ -29,7 +29,7 @@ template <class T>
 void narrow_linear(const TileMatrix& matrix, const AccumulateType<T>* values, const AccumulateType<T>* start,
                    const InputMatrix& x, const OutputMatrix& y, int threads);
 template <class T>
-void narrow_grad_input(const PatternView& pattern, const AccumulateType<T>* values, const InputMatrix& grad_y,
+void narrow_grad_input(const TileMatrix& matrix, const AccumulateType<T>* values, const InputMatrix& grad_y,
                        const OutputMatrix& grad_x, int threads);
 template <class T>
 void narrow_grad_values(const TileMatrix& matrix, const InputMatrix& grad_y, const InputMatrix& x,
