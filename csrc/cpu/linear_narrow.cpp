@@ -11,6 +11,8 @@ namespace {
 
 // Features that every row of some neighbouring tiles reads, in the nearest cache beside the lists.
 constexpr int64_t kGroupBytes = 24 << 10;
+// Rows whose products are summed on their own: one long chain of additions would lose digits.
+constexpr int64_t kRowsTogether = 1024;
 constexpr int64_t kEnoughValues = 48;
 constexpr int64_t kFeaturesPerTask = 512;
 
@@ -76,6 +78,16 @@ int64_t group_tiles(const TileMatrix& m, int64_t run, int64_t element_bytes) {
 // Neighbouring rows or columns of tiles for a thread to take at a time: they follow one another in memory.
 int64_t share(int64_t count, int threads) { return std::max<int64_t>(1, count / (4 * threads)); }
 
+// Adds narrow_transposed's partial sums to `sums` and clears them.
+template <class A>
+void fold(A* copies, int64_t size, A* sums) {
+    static_assert(kNarrowCopies == 4);
+    for (int64_t i = 0; i < size; ++i) {
+        sums[i] += (copies[i] + copies[size + i]) + (copies[2 * size + i] + copies[3 * size + i]);
+    }
+    std::fill(copies, copies + kNarrowCopies * size, A(0));
+}
+
 }  // namespace
 
 template <class T>
@@ -134,29 +146,33 @@ void narrow_grad_input(const TileMatrix& m, const AccumulateType<T>* values, con
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, grad_y);
-        Buffer<A> sums(block * kNarrowCopies * size);
+        Buffer<A> copies(block * kNarrowCopies * size);
+        Buffer<A> sums(block * size);
 #pragma omp for schedule(dynamic)
         for (int64_t begin = 0; begin < m.tile_cols; begin += block) {
             const int64_t end = std::min(begin + block, m.tile_cols);
-            std::fill(sums.data(), sums.data() + (end - begin) * kNarrowCopies * size, A(0));
+            std::fill(copies.data(), copies.data() + (end - begin) * kNarrowCopies * size, A(0));
+            std::fill(sums.data(), sums.data() + (end - begin) * size, A(0));
             for (int64_t r = 0; r < m.tile_rows; ++r) {
                 const int32_t* const row_end = m.tile_col + m.tile_row_ptr[r + 1];
                 const int32_t* at = std::lower_bound(m.tile_col + m.tile_row_ptr[r], row_end, begin);
-                const int64_t rows = std::min(m.tile_size, m.rows - r * m.tile_size);
+                const int64_t row = r * m.tile_size;
+                const int64_t rows = std::min(m.tile_size, m.rows - row);
                 for (; at < row_end && *at < end; ++at) {
                     const int64_t next = at + 1 < row_end ? at + 1 - m.tile_col : -1;
-                    A* const to = sums.data() + (*at - begin) * kNarrowCopies * size;
-                    product({&m, at - m.tile_col, 1, next, rows, nullptr, panel.at(r * m.tile_size), to},
-                            values);
+                    A* const to = copies.data() + (*at - begin) * kNarrowCopies * size;
+                    product({&m, at - m.tile_col, 1, next, rows, nullptr, panel.at(row), to}, values);
+                }
+                if (row % kRowsTogether + m.tile_size == kRowsTogether || r + 1 == m.tile_rows) {
+                    for (int64_t c = 0; c < end - begin; ++c) {
+                        fold(copies.data() + c * kNarrowCopies * size, size, sums.data() + c * size);
+                    }
                 }
             }
             for (int64_t c = begin; c < end; ++c) {
-                A* const sum = sums.data() + (c - begin) * kNarrowCopies * size;
-                for (int64_t copy = 1; copy < kNarrowCopies; ++copy) {
-                    for (int64_t i = 0; i < size; ++i) sum[i] += sum[copy * size + i];
-                }
                 const int64_t columns = std::min(m.tile_size, m.cols - c * m.tile_size);
-                unpack(table, sum, run, samples_of<T>(grad_x, 0, grad_x.rows, c * m.tile_size, columns));
+                unpack(table, sums.data() + (c - begin) * size, run,
+                       samples_of<T>(grad_x, 0, grad_x.rows, c * m.tile_size, columns));
             }
         }
     }
