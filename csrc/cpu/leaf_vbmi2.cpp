@@ -14,6 +14,7 @@ namespace avx512_vbmi2 {
 namespace {
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kValuesAhead = 1024;
 
 // The expansion of `packed` to the lanes that `mask` names (see compress_bytes).
 inline __m512 expand(__mmask16 mask, __m512 packed) {
@@ -68,78 +69,35 @@ inline void each_sixteen(__m512i positions, int64_t count, const TileFeatures& x
     }
 }
 
-// One row of tiles times one sample. Two rows share a vector, eight of its lanes each; what a row has beyond
-// eight values in a tile is added in a second pass over such rows, for a branch on each would often go wrong.
-class SingleProduct {
-public:
-    void add_tile(const TileFeatures& x, const RowWords& words, int64_t rows, const float* value) {
-        uint8_t long_row[64];
-        uint16_t long_start[64];
-        int64_t long_rows = 0;
-        int64_t start = 0;
-        const auto note = [&](int64_t row, int64_t count) {
-            long_row[long_rows] = static_cast<uint8_t>(row);
-            long_start[long_rows] = static_cast<uint16_t>(start + 8);
-            long_rows += count > 8;
-            start += count;
-        };
-        for (int64_t r = 0; r < rows; r += 2) {
-            const uint64_t even = words.ahead(0, r, 4), odd = words(0, r + 1);
-            const int64_t even_count = __builtin_popcountll(even), odd_count = __builtin_popcountll(odd);
-            const __m128i positions = _mm_unpacklo_epi64(_mm512_castsi512_si128(positions_of(even)),
-                                                         _mm512_castsi512_si128(positions_of(odd)));
-            const auto live = static_cast<__mmask16>(_bzhi_u32(0xFF, static_cast<uint32_t>(even_count)) |
-                                                     _bzhi_u32(0xFF, static_cast<uint32_t>(odd_count)) << 8);
-            const __m256 even_value = _mm256_loadu_ps(value + start);
-            const __m256 odd_value = _mm256_loadu_ps(value + start + even_count);
-            const __m512 weight = _mm512_insertf32x8(_mm512_castps256_ps512(even_value), odd_value, 1);
-            add(pair_[r / 2], live, weight, x.at(positions));
-            __builtin_prefetch(value + start + 1024, 0, 2);
-            note(r, even_count);
-            note(r + 1, odd_count);
-        }
-        for (int64_t i = 0; i < long_rows; ++i) {
-            const int64_t r = long_row[i];
-            const uint64_t bits = words(0, r);
-            const float* rest = value + long_start[i];
-            each_sixteen(compress_bytes(~uint64_t{0xFF}, positions_of(bits)), __builtin_popcountll(bits) - 8,
-                         x, [&](__m512 feature, __mmask16 live, int64_t at) {
-                             add(long_[r], live, _mm512_loadu_ps(rest + at), feature);
-                         });
-        }
-    }
-
-    float sum(int64_t row) const {
-        __m256 half;
-        std::memcpy(&half, pair_[row / 2] + row % 2 * 8, sizeof(half));
-        return LaneSum<float, 32>::of(half) + sum_lanes<float>(load<float>(long_[row]));
-    }
-
-private:
-    // A masked addition would end in a masked store, which loads of the sum then wait for.
-    static void add(float* sum, __mmask16 live, __m512 weight, __m512 feature) {
-        _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), _mm512_maskz_mul_ps(live, weight, feature)));
-    }
-
-    alignas(64) float pair_[32][kLanes] = {};
-    alignas(64) float long_[64][kLanes] = {};
-};
-
-// narrow_product for one sample.
+// narrow_product for one sample. A row's sum stays spread over 16 lanes until its last tile.
 void single_product(const NarrowWork<float>& given, const float* values, bool fresh, const float* start) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
     if (m.tile_size != 64) return narrow_product<float, 1>(work, values, fresh, start);
-    SingleProduct product;
+    alignas(64) float sums[64][kLanes] = {};
     TileValues tile_values;
     for (int64_t i = 0; i < work.tile_count; ++i) {
         const int64_t tile = work.first_tile + i;
-        product.add_tile(TileFeatures(work.x + work.column[i]), RowWords(m, tile), work.rows,
-                         tile_values.of(m, values, tile));
+        const RowWords words(m, tile);
+        const TileFeatures x(work.x + work.column[i]);
+        const float* value = tile_values.of(m, values, tile);
+        for (int64_t r = 0; r < work.rows; ++r) {
+            const uint64_t bits = words.ahead(0, r, 4);
+            const int64_t count = __builtin_popcountll(bits);
+            __m512 sum = _mm512_load_ps(sums[r]);
+            // A masked addition would end in a masked store, which the next tile's load would wait for.
+            each_sixteen(positions_of(bits), count, x, [&](__m512 feature, __mmask16 live, int64_t at) {
+                const __m512 products = _mm512_maskz_mul_ps(live, _mm512_loadu_ps(value + at), feature);
+                sum = _mm512_add_ps(sum, products);
+            });
+            _mm512_store_ps(sums[r], sum);
+            __builtin_prefetch(value + kValuesAhead, 0, 2);
+            value += count;
+        }
     }
     for (int64_t r = 0; r < work.rows; ++r) {
         const float before = fresh ? (start != nullptr ? start[r] : 0.0f) : work.y[r];
-        work.y[r] = before + product.sum(r);
+        work.y[r] = before + sum_lanes<float>(load<float>(sums[r]));
     }
 }
 
