@@ -63,7 +63,6 @@ struct NarrowWork {
     const TileMatrix* matrix;
     int64_t first_tile;
     int64_t tile_count;
-    int64_t next_tile;       // the one that a kernel for single tiles gets next, or -1
     int64_t rows;            // rows of this row of tiles that exist
     const uint16_t* column;  // where each tile's features begin in x
     const A* x;

@@ -35,12 +35,39 @@ inline Part load_part(const A* from) {
     return part;
 }
 
-// y[r] (+)= sum over active c of values * x[c], for some neighbouring tiles of one row.
+// y += the products of the first `count` values of a list. Several sums at once: a single one would wait for
+// itself at each addition.
 template <class A, int W>
-void narrow_product(const NarrowWork<A>& given, const A* values, bool fresh, const A* start) {
+inline void add_list(const NonzeroList<A>& list, int64_t count, const A* features, A* y) {
     using R = Run<A, W>;
     using Part = typename R::Part;
     constexpr int kChains = R::kParts < 4 ? 4 / R::kParts : 1;
+    Part sum[kChains][R::kParts] = {};
+    const auto add = [&](Part(&to)[R::kParts], int64_t k) {
+        const A* x = features + list.offset[k];
+        const Part weight = list.value[k] - Part{};
+#pragma GCC unroll 8
+        for (int j = 0; j < R::kParts; ++j) to[j] += weight * load_part<Part>(x + j * R::kLanes);
+    };
+    int64_t k = 0;
+    for (; k + kChains <= count; k += kChains) {
+#pragma GCC unroll 4
+        for (int q = 0; q < kChains; ++q) add(sum[q], k + q);
+    }
+    for (; k < count; ++k) add(sum[0], k);
+#pragma GCC unroll 8
+    for (int j = 0; j < R::kParts; ++j) {
+        Part total = sum[0][j];
+        if constexpr (kChains == 2) total += sum[1][j];
+        if constexpr (kChains == 4) total = (total + sum[1][j]) + (sum[2][j] + sum[3][j]);
+        total += load_part<Part>(y + j * R::kLanes);
+        std::memcpy(y + j * R::kLanes, &total, sizeof(total));
+    }
+}
+
+// y[r] (+)= sum over active c of values * x[c], for some neighbouring tiles of one row.
+template <class A, int W>
+void narrow_product(const NarrowWork<A>& given, const A* values, bool fresh, const A* start) {
     const NarrowWork<A> work = given;
     const RowWords words(*work.matrix, work.first_tile);
     const A* const end = all_values_end(*work.matrix, values);
@@ -48,45 +75,21 @@ void narrow_product(const NarrowWork<A>& given, const A* values, bool fresh, con
     for (int64_t i = 0; i < work.tile_count; ++i) {
         value[i] = values + work.matrix->tile_start[work.first_tile + i];
     }
-    const int64_t ahead = work.matrix->tile_start[work.first_tile + work.tile_count] - (value[0] - values);
     NonzeroList<A> list;
     for (int64_t r = 0; r < work.rows; ++r) {
         int64_t count = 0;
         for (int64_t i = 0; i < work.tile_count; ++i) {
-            const uint64_t bits = words.ahead(i, r, work.tile_count);
+            const uint64_t bits = words(i, r);
             const int64_t added = append_positions<W>(bits, work.column[i], list.offset + count);
-            __builtin_prefetch(value[i] + ahead, 0, 2);
             copy_values(list.value + count, value[i], added, end);
             value[i] += added;
             count += added;
         }
-        Part sum[kChains][R::kParts] = {};
-        int64_t k = 0;
-        for (; k + kChains <= count; k += kChains) {
-#pragma GCC unroll 4
-            for (int q = 0; q < kChains; ++q) {
-                const A* x = work.x + list.offset[k + q];
-                const Part weight = list.value[k + q] - Part{};
-#pragma GCC unroll 8
-                for (int j = 0; j < R::kParts; ++j) sum[q][j] += weight * load_part<Part>(x + j * R::kLanes);
-            }
-        }
-        for (; k < count; ++k) {
-            const A* x = work.x + list.offset[k];
-            const Part weight = list.value[k] - Part{};
-#pragma GCC unroll 8
-            for (int j = 0; j < R::kParts; ++j) sum[0][j] += weight * load_part<Part>(x + j * R::kLanes);
-        }
         A* y = work.y + r * W;
-        const A first = start != nullptr ? start[r] : A(0);
-#pragma GCC unroll 8
-        for (int j = 0; j < R::kParts; ++j) {
-            Part total = sum[0][j];
-            if constexpr (kChains == 2) total += sum[1][j];
-            if constexpr (kChains == 4) total = (total + sum[1][j]) + (sum[2][j] + sum[3][j]);
-            total += fresh ? first - Part{} : load_part<Part>(y + j * R::kLanes);
-            std::memcpy(y + j * R::kLanes, &total, sizeof(total));
+        if (fresh) {
+            for (int j = 0; j < W; ++j) y[j] = start != nullptr ? start[r] : A(0);
         }
+        add_list<A, W>(list, count, work.x, y);
     }
 }
 
@@ -97,7 +100,6 @@ void narrow_transposed(const NarrowWork<A>& given, const A* values) {
     using R = Run<A, W>;
     using Part = typename R::Part;
     const NarrowWork<A> work = given;
-    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values, work.next_tile);
     TileList list;
     const int64_t count = list.template fill<W, kNarrowCopies>(*work.matrix, work.first_tile, work.rows);
     const A* value = values + work.matrix->tile_start[work.first_tile];
@@ -121,7 +123,6 @@ void single_transposed(const NarrowWork<A>& given, const A* values) {
     const RowWords words(m, work.first_tile);
     const A* const end = all_values_end(m, values);
     const A* value = values + m.tile_start[work.first_tile];
-    if (work.next_tile >= 0) prefetch_tile<A>(m, values, work.next_tile);
     NonzeroList<A> list;
     int64_t count = 0;
     for (int64_t r = 0; r < work.rows; ++r) {
@@ -165,7 +166,6 @@ template <class A, int W>
 void narrow_dot(const NarrowWork<A>& given, A* values_gradient) {
     using R = Run<A, W>;
     const NarrowWork<A> work = given;
-    if (work.next_tile >= 0) prefetch_tile<A>(*work.matrix, values_gradient, work.next_tile);
     TileList list;
     const int64_t count = list.template fill<W, 1>(*work.matrix, work.first_tile, work.rows);
     A* out = values_gradient + work.matrix->tile_start[work.first_tile];

@@ -1,7 +1,6 @@
 // Leaf kernels that walk the bits of tiles: rows of tiles against a panel, or against one sample.
 
 #include "kernel_table.h"
-#include "nonzero_list.inl"
 #include "vec.h"
 
 namespace sparsekern {
@@ -36,6 +35,18 @@ struct TileRows {
         return word >> shift;
     }
 };
+
+// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in
+// memory.
+template <class A>
+inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
+    const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
+    const char* bits = reinterpret_cast<const char*>(m.bits + tile * tile_bytes);
+    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
+    const char* first = reinterpret_cast<const char*>(values + m.tile_start[tile]);
+    const char* last = reinterpret_cast<const char*>(values + m.tile_start[tile + 1]);
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+}
 
 // sum += the products of one tile row's values with the features that its bits name.
 template <class A, int V>

@@ -14,7 +14,6 @@ namespace avx512_vbmi2 {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kValuesAhead = 1024;
 
 // The expansion of `packed` to the lanes that `mask` names (see compress_bytes).
 inline __m512 expand(__mmask16 mask, __m512 packed) {
@@ -82,7 +81,7 @@ void single_product(const NarrowWork<float>& given, const float* values, bool fr
         const TileFeatures x(work.x + work.column[i]);
         const float* value = tile_values.of(m, values, tile);
         for (int64_t r = 0; r < work.rows; ++r) {
-            const uint64_t bits = words.ahead(0, r, 4);
+            const uint64_t bits = words(0, r);
             const int64_t count = __builtin_popcountll(bits);
             __m512 sum = _mm512_load_ps(sums[r]);
             // A masked addition would end in a masked store, which the next tile's load would wait for.
@@ -91,7 +90,6 @@ void single_product(const NarrowWork<float>& given, const float* values, bool fr
                 sum = _mm512_add_ps(sum, products);
             });
             _mm512_store_ps(sums[r], sum);
-            __builtin_prefetch(value + kValuesAhead, 0, 2);
             value += count;
         }
     }
@@ -112,7 +110,6 @@ void spread_transposed(const NarrowWork<float>& given, const float* values) {
     TileValues tile_values;
     const float* value = tile_values.of(m, values, work.first_tile);
     __m512 sum[4];
-    if (work.next_tile >= 0) prefetch_tile<float>(m, values, work.next_tile);
     for (int q = 0; q < 4; ++q) sum[q] = _mm512_loadu_ps(work.y + q * kLanes);
     for (int64_t r = 0; r < work.rows; ++r) {
         const __m512 x = _mm512_set1_ps(work.x[r]);
@@ -132,7 +129,6 @@ void single_dot(const NarrowWork<float>& given, float* values_gradient) {
     const NarrowWork<float> work = given;
     const TileMatrix m = *work.matrix;
     if (m.tile_size != 64) return narrow_dot<float, 1>(work, values_gradient);
-    if (work.next_tile >= 0) prefetch_tile<float>(m, values_gradient, work.next_tile);
     const RowWords words(m, work.first_tile);
     const TileFeatures x(work.x);
     float* out = values_gradient + m.tile_start[work.first_tile];

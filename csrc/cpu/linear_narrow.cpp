@@ -11,9 +11,13 @@ namespace {
 
 // Features that every row of some neighbouring tiles reads, in the nearest cache beside the lists.
 constexpr int64_t kGroupBytes = 24 << 10;
+
+// Values in a list from which on the end of its loop costs little.
+constexpr int64_t kEnoughValues = 48;
+
 // Rows whose products are summed on their own: one long chain of additions would lose digits.
 constexpr int64_t kRowsTogether = 1024;
-constexpr int64_t kEnoughValues = 48;
+
 constexpr int64_t kFeaturesPerTask = 512;
 
 // The whole batch as one panel, with room for every column of the last tile.
@@ -120,7 +124,7 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
                     column[count++] = static_cast<uint16_t>(within * m.tile_size * run);
                 }
                 const A* const features = panel.at(first * m.tile_size);
-                product({&m, tile, count, -1, rows, column, features, sums.data()}, values, fresh,
+                product({&m, tile, count, rows, column, features, sums.data()}, values, fresh,
                         start != nullptr ? start + row : nullptr);
                 fresh = false;
                 tile += count;
@@ -159,9 +163,8 @@ void narrow_grad_input(const TileMatrix& m, const AccumulateType<T>* values, con
                 const int64_t row = r * m.tile_size;
                 const int64_t rows = std::min(m.tile_size, m.rows - row);
                 for (; at < row_end && *at < end; ++at) {
-                    const int64_t next = at + 1 < row_end ? at + 1 - m.tile_col : -1;
                     A* const to = copies.data() + (*at - begin) * kNarrowCopies * size;
-                    product({&m, at - m.tile_col, 1, next, rows, nullptr, panel.at(row), to}, values);
+                    product({&m, at - m.tile_col, 1, rows, nullptr, panel.at(row), to}, values);
                 }
                 if (row % kRowsTogether + m.tile_size == kRowsTogether || r + 1 == m.tile_rows) {
                     for (int64_t c = 0; c < end - begin; ++c) {
@@ -197,9 +200,8 @@ void narrow_grad_values(const TileMatrix& m, const InputMatrix& grad_y, const In
             const int64_t rows = std::min(m.tile_size, m.rows - row);
             const int64_t end = m.tile_row_ptr[r + 1];
             for (int64_t tile = m.tile_row_ptr[r]; tile < end; ++tile) {
-                const int64_t next = tile + 1 < end ? tile + 1 : -1;
                 const A* const features = x_panel.at(m.tile_col[tile] * m.tile_size);
-                dot({&m, tile, 1, next, rows, nullptr, features, y_panel.at(row)}, out);
+                dot({&m, tile, 1, rows, nullptr, features, y_panel.at(row)}, out);
             }
         }
     }

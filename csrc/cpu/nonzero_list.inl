@@ -122,11 +122,6 @@ public:
         std::memcpy(&word, last_ + tile * tile_bytes_ + row * row_bytes_, 8);
         return word >> shift_;
     }
-    // The same, and asks for what lies `tiles` behind.
-    uint64_t ahead(int64_t tile, int64_t row, int64_t tiles) const {
-        __builtin_prefetch(last_ + (tile + tiles) * tile_bytes_ + row * row_bytes_, 0, 2);
-        return (*this)(tile, row);
-    }
 
 private:
     int64_t row_bytes_;
@@ -134,18 +129,6 @@ private:
     int shift_;
     const unsigned char* last_;
 };
-
-// Asks for a tile's bits and values ahead of their use: tiles are visited down a column, not as they lie in
-// memory.
-template <class A>
-inline void prefetch_tile(const TileMatrix& m, const A* values, int64_t tile) {
-    const int64_t tile_bytes = m.tile_size * m.tile_size / 8;
-    const char* bits = reinterpret_cast<const char*>(m.bits + tile * tile_bytes);
-    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at, 0, 2);
-    const char* first = reinterpret_cast<const char*>(values + m.tile_start[tile]);
-    const char* last = reinterpret_cast<const char*>(values + m.tile_start[tile + 1]);
-    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
-}
 
 // The nonzeros of one row in some tiles.
 template <class A>
