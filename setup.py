@@ -33,11 +33,12 @@ ON_X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 # Instruction sets are a matter of the file: the code picks one of them at run time, so everything else has
 # to stay on the baseline that every machine has.
+AVX2_FLAGS = "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt".split()
+AVX512_FLAGS = [*"-mavx512f -mavx512bw -mavx512dq -mavx512vl".split(), *AVX2_FLAGS]
 X86_FLAGS = {
-    "_avx2": "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt".split(),
-    "_avx512": (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt".split()
-    ),
+    "_avx2": AVX2_FLAGS,
+    "_avx512": AVX512_FLAGS,
+    "_vbmi2": ["-mavx512vbmi", "-mavx512vbmi2", *AVX512_FLAGS],
 }
 
 # -ffp-contract=fast is GCC's default, stated because compilers differ in it: a multiply and an add fuse where
@@ -53,7 +54,7 @@ def fail(message: str) -> NoReturn:
 
 
 def isa_suffix(source: Path) -> str:
-    """The instruction set in a source's name ("_avx2", "_avx512"), or "" for the baseline."""
+    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2"), or "" for the baseline."""
     return next((suffix for suffix in X86_FLAGS if source.stem.endswith(suffix)), "")
 
 

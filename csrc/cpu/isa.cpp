@@ -18,9 +18,12 @@ KernelTable<double> double_table();
 }  // namespace avx2
 namespace avx512 {
 KernelTable<float> float_table();
-KernelTable<float> vbmi2_float_table();
 KernelTable<double> double_table();
 }  // namespace avx512
+namespace avx512_vbmi2 {
+void improve(KernelTable<float>& table);
+void improve(KernelTable<double>& table);
+}  // namespace avx512_vbmi2
 #endif
 
 namespace {
@@ -33,11 +36,15 @@ struct Level {
 };
 
 #if !defined(SPARSEKERN_NO_X86)
-// Ice Lake and Zen 4 onwards add what one kernel gains from; older AVX-512 machines go without it.
-KernelTable<float> avx512_float_table() {
+// Ice Lake and Zen 4 onwards add what some kernels gain from; older AVX-512 machines go without it.
+template <class A>
+KernelTable<A> with_vbmi2(KernelTable<A> table) {
     const bool newer = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
-    return newer ? avx512::vbmi2_float_table() : avx512::float_table();
+    if (newer) avx512_vbmi2::improve(table);
+    return table;
 }
+KernelTable<float> avx512_float_table() { return with_vbmi2(avx512::float_table()); }
+KernelTable<double> avx512_double_table() { return with_vbmi2(avx512::double_table()); }
 #endif
 
 const Level kLevels[] = {
@@ -48,7 +55,7 @@ const Level kLevels[] = {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi2");
      }},
-    {Isa::avx512, avx512_float_table, avx512::double_table,
+    {Isa::avx512, avx512_float_table, avx512_double_table,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

@@ -52,6 +52,25 @@ struct Samples {
     int64_t features;
 };
 
+// Panels of a few samples are narrower than a vector, down to the one element a feature of a single sample:
+// width 0 is one element, width i > 0 is 8 << i bytes.
+constexpr int kNarrowWidths = 5;
+constexpr int64_t kNarrowTiles = 64;      // tiles that a kernel for them takes at a time
+constexpr int64_t kNarrowColumns = 4096;  // and the columns of those
+constexpr int64_t kNarrowCopies = 4;      // see narrow_transposed
+
+// Neighbouring tiles of one row against narrow panels, whose runs lie one behind the other.
+template <class A>
+struct NarrowWork {
+    const TileMatrix* matrix;
+    int64_t first_tile;
+    int64_t tile_count;
+    int64_t rows;            // rows of this row of tiles that exist
+    const uint16_t* column;  // where each tile's features begin in x
+    const A* x;
+    A* y;
+};
+
 // One tile and its transpose, which is written.
 template <class A>
 struct TileTranspose {
@@ -73,15 +92,19 @@ struct KernelTable {
     // The same for rows given as lists; values[i] and index[i] belong to offset[i], and dots are added.
     void (*accumulate_list[kMaxVectors + 1])(const ListWork<A>&, const A* values, bool fresh, const A* start);
     void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, const int64_t* index, A* values_gradient);
+    // y[r] (+)= sum over active c of values * x[c]; starts from `start[r]` (or 0 when null) if `fresh`.
+    void (*narrow_product[kNarrowWidths])(const NarrowWork<A>&, const A* values, bool fresh, const A* start);
+    // y[c] += sum over active r of values * x[r], for one tile, as the sum of kNarrowCopies panels of a
+    // tile's columns.
+    void (*narrow_transposed[kNarrowWidths])(const NarrowWork<A>&, const A* values);
+    // values_gradient[r, c] = sum over the panel of y[r] * x[c], for one tile.
+    void (*narrow_dot[kNarrowWidths])(const NarrowWork<A>&, A* values_gradient);
     // Into and out of panels of `width` samples; samples past the end read as 0 and are not written.
     void (*pack)(const Samples<const A>&, A* panel, int64_t width);
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
     void (*transpose_tile)(const TileTranspose<A>&);
-    // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a
-    // column.
-    void (*vector_product)(const PanelWork<A>&, const A* values, const A* start);
 };
 
 template <class A>

@@ -82,7 +82,9 @@ template <class T, class A>
 void pack(const Samples<const T>& from, A* panel, int64_t width) {
     constexpr int64_t lanes = kLanes<A>;
     if (from.sample_stride == 1) return pack_runs<T, A>(from, panel, width);
-    if (from.feature_stride != 1 || width % lanes != 0) return pack_any<T, A>(from, panel, width, 0);
+    const bool narrow = width < lanes;
+    if (from.feature_stride != 1 || (width % lanes != 0 && !narrow))
+        return pack_any<T, A>(from, panel, width, 0);
     const int64_t whole = from.features / lanes * lanes;
     // Along the samples' rows, a few rows at a time: streams that the prefetcher follows.
     for (int64_t s = 0; s < width; s += lanes) {
@@ -95,7 +97,14 @@ void pack(const Samples<const T>& from, A* panel, int64_t width) {
             }
             transpose_square<A>(square);
 #pragma GCC unroll 16
-            for (int64_t i = 0; i < lanes; ++i) store<A>(panel + (k + i) * width + s, square[i]);
+            for (int64_t i = 0; i < lanes; ++i) {
+                A* out = panel + (k + i) * width + s;
+                if (narrow) {
+                    store_first(out, square[i], width);
+                } else {
+                    store<A>(out, square[i]);
+                }
+            }
         }
     }
     pack_any<T, A>(from, panel, width, whole);
@@ -126,14 +135,19 @@ template <class T, class A>
 void unpack(const A* panel, int64_t width, const Samples<T>& to) {
     constexpr int64_t lanes = kLanes<A>;
     if (to.sample_stride == 1) return unpack_runs<T, A>(panel, width, to);
-    if (to.feature_stride != 1 || width % lanes != 0) return unpack_any<T, A>(panel, width, to, 0);
+    const bool narrow = width < lanes;
+    if (to.feature_stride != 1 || (width % lanes != 0 && !narrow))
+        return unpack_any<T, A>(panel, width, to, 0);
     const int64_t whole = to.features / lanes * lanes;
     for (int64_t s = 0; s < to.count; s += lanes) {
         const int64_t live = to.count - s < lanes ? to.count - s : lanes;
         for (int64_t k = 0; k < whole; k += lanes) {
             Vec<A> square[lanes];
 #pragma GCC unroll 16
-            for (int64_t i = 0; i < lanes; ++i) square[i] = load<A>(panel + (k + i) * width + s);
+            for (int64_t i = 0; i < lanes; ++i) {
+                const A* from = panel + (k + i) * width + s;
+                square[i] = narrow ? load_first(from, width) : load<A>(from);
+            }
             transpose_square<A>(square);
             for (int64_t i = 0; i < live; ++i) store_as(to.data + (s + i) * to.sample_stride + k, square[i]);
         }

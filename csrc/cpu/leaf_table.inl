@@ -1,6 +1,7 @@
 // All leaf kernels of one instruction set, written once and compiled for each (see vec.h), and their table.
 
 #include "leaf_lists.inl"
+#include "leaf_narrow.inl"
 #include "leaf_panels.inl"
 #include "leaf_tiles.inl"
 #include "leaf_transpose.inl"
@@ -23,10 +24,10 @@ KernelTable<A> make_table() {
     KernelTable<A> table = {};
     table.lanes = kLanes<A>;
     set_widths<A, 1>(table);
+    set_narrow<A, 0>(table);
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
     table.transpose_tile = transpose_tile<A>;
-    table.vector_product = vector_product<A>;
     return table;
 }
 

@@ -62,85 +62,6 @@ inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x,
     }
 }
 
-// The rows of a tile by how many values they have. Loops of one length predict; in narrow panels a wrong
-// guess for every row would cost more than the arithmetic.
-template <class A, class Value>
-struct RowsByCount {
-    uint8_t count[64];
-    uint8_t order[64];
-
-    RowsByCount(const TileRows<A, Value>& tile, int64_t rows, int64_t row_bytes, int shift) {
-        uint8_t place[66] = {};
-        int most = 0;
-        for (int64_t r = 0; r < rows; ++r) {
-            const int values = __builtin_popcountll(tile.bits(r, row_bytes, shift));
-            count[r] = static_cast<uint8_t>(values);
-            ++place[values + 1];
-            most = values > most ? values : most;
-        }
-        for (int k = 0; k < most; ++k) place[k + 1] = static_cast<uint8_t>(place[k + 1] + place[k]);
-        for (int64_t r = 0; r < rows; ++r) order[place[count[r]]++] = static_cast<uint8_t>(r);
-    }
-};
-
-// As many rows as R at once: a single row's sums would wait for one another.
-template <class A, int V, int R>
-inline void add_rows(const PanelWork<A>& work, const TileRows<A, const A>& tile, const uint8_t* rows,
-                     int common, int64_t row_bytes, int shift) {
-    uint64_t bits[R];
-    const A* value[R];
-    Vec<A> sum[R][V];
-#pragma GCC unroll 4
-    for (int q = 0; q < R; ++q) {
-        bits[q] = tile.bits(rows[q], row_bytes, shift);
-        value[q] = tile.values + tile.row_offset[rows[q]];
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) sum[q][j] = Vec<A>{};
-    }
-    for (int k = 0; k < common; ++k) {
-#pragma GCC unroll 4
-        for (int q = 0; q < R; ++q) {
-            const A* feature = work.x + tile.column_offset[__builtin_ctzll(bits[q])];
-            bits[q] &= bits[q] - 1;
-            const Vec<A> weight = broadcast<A>(*value[q]++);
-#pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) sum[q][j] += weight * load<A>(feature + j * kLanes<A>);
-        }
-    }
-#pragma GCC unroll 4
-    for (int q = 0; q < R; ++q) {
-        add_row<A, V>(sum[q], bits[q], value[q], work.x, tile.column_offset);
-        A* y = work.y + rows[q] * work.y_stride;
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) store<A>(y + j * kLanes<A>, sum[q][j] + load<A>(y + j * kLanes<A>));
-    }
-}
-
-template <class A, int V>
-void accumulate_narrow(const PanelWork<A>& given, const A* values, bool fresh, const A* start) {
-    constexpr int kRows = 4;
-    const PanelWork<A> work = given;
-    const int64_t row_bytes = work.matrix->tile_size / 8;
-    const int shift = static_cast<int>(64 - work.matrix->tile_size);
-    if (fresh) {
-        for (int64_t r = 0; r < work.rows - work.first_row; ++r) {
-            const Vec<A> initial = broadcast<A>(start != nullptr ? start[r] : A(0));
-            for (int j = 0; j < V; ++j) store<A>(work.y + r * work.y_stride + j * kLanes<A>, initial);
-        }
-    }
-    for (int64_t i = 0; i < work.tile_count; ++i) {
-        const TileRows<A, const A> tile(work, work.tiles[i], values);
-        const RowsByCount<A, const A> rows(tile, work.rows, row_bytes, shift);
-        int64_t k = 0;
-        for (; k + kRows <= work.rows; k += kRows) {
-            add_rows<A, V, kRows>(work, tile, rows.order + k, rows.count[rows.order[k]], row_bytes, shift);
-        }
-        for (; k < work.rows; ++k) {
-            add_rows<A, V, 1>(work, tile, rows.order + k, rows.count[rows.order[k]], row_bytes, shift);
-        }
-    }
-}
-
 // The rows of some tiles: y[r] = start[r] + their products if Fresh, and y[r] += them if not.
 template <class A, int V, bool Fresh>
 void accumulate_tiles(const PanelWork<A>& given, const TileRows<A, const A>* tiles, int64_t count,
@@ -217,52 +138,6 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
             }
         }
     }
-}
-
-// The running sum of one row's products with one sample.
-template <class A>
-struct RowSum {
-    A even = A(0);
-    A odd = A(0);
-
-    void add(uint64_t bits, const A* value, const A* x) {
-        for (; bits != 0; bits &= bits - 1) {
-            even += *value++ * x[__builtin_ctzll(bits)];
-            const A previous = even;
-            even = odd;
-            odd = previous;
-        }
-    }
-    A total() const { return even + odd; }
-};
-
-// One sample has no panel to share a weight with: here a row's own columns fill the vector.
-template <class A>
-void vector_product(const PanelWork<A>& given, const A* values, const A* start) {
-    const PanelWork<A> work = given;
-    const int64_t size = work.matrix->tile_size;
-    const int64_t row_bytes = size / 8;
-    const int shift = static_cast<int>(64 - size);
-    TileRows<A, const A> tiles[kTilesAtOnce];
-    const A* x[kTilesAtOnce];
-    int64_t first = 0;
-    do {
-        const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
-        for (int64_t i = 0; i < count; ++i) {
-            tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
-            x[i] = work.x + work.matrix->tile_col[work.tiles[first + i]] * size;
-        }
-        for (int64_t r = 0; r < work.rows; ++r) {
-            RowSum<A> sum;
-            for (int64_t i = 0; i < count; ++i) {
-                sum.add(tiles[i].bits(r, row_bytes, shift), tiles[i].values + tiles[i].row_offset[r], x[i]);
-            }
-            A* y = work.y + r * work.y_stride;
-            const A before = first > 0 ? *y : (start != nullptr ? start[r] : A(0));
-            *y = before + sum.total();
-        }
-        first += kTilesAtOnce;
-    } while (first < work.tile_count);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "compute_values.h"
+#include "linear_narrow.h"
 #include "panel_product.h"
 #include "transposed_matrix.h"
 
@@ -16,13 +17,17 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
     check_matrix("x", x, x.rows, pattern.cols);
     check_matrix("y", y, x.rows, pattern.rows);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
-    threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         const ComputeValues<T> weights(values.data, values.count);
         const ComputeValues<T> start(bias.data, bias.data != nullptr ? bias.count : 0);
         const TileMatrix matrix = as_matrix(pattern);
-        PanelProduct<T>(matrix, weights.data(), start.data(), threads).run(x, y);
+        if (is_narrow<T>(x.rows)) {
+            return narrow_linear<T>(matrix, weights.data(), start.data(), x, y, threads);
+        }
+        const int worthwhile =
+            worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
+        PanelProduct<T>(matrix, weights.data(), start.data(), worthwhile).run(x, y);
     });
 }
 

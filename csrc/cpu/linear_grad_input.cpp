@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "compute_values.h"
+#include "linear_narrow.h"
 #include "panel_product.h"
 #include "sparsekern/linear.h"
 #include "transposed_matrix.h"
@@ -91,19 +92,22 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
     check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
     check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
     if (grad_y.rows == 0) return;
-    threads =
-        worthwhile_threads(threads, grad_y.rows * pattern.nnz, grad_y.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         using A = AccumulateType<T>;
         const ComputeValues<T> weights(values.data, values.count);
+        if (is_narrow<T>(grad_y.rows)) {
+            return narrow_grad_input<T>(as_matrix(pattern), weights.data(), grad_y, grad_x, threads);
+        }
+        const int worthwhile = worthwhile_threads(threads, grad_y.rows * pattern.nnz,
+                                                  grad_y.rows * (pattern.rows + pattern.cols));
         const PanelShape shape(grad_y.rows, kernels<A>().lanes, kMaxVectors);
         if (shape.panels == 1) {
-            return TransposedProduct<T>(pattern, weights.data(), shape, threads).run(grad_y, grad_x);
+            return TransposedProduct<T>(pattern, weights.data(), shape, worthwhile).run(grad_y, grad_x);
         }
         TransposedMatrix<A> transposed(pattern, pattern.tile_cols);
-        transposed.load(weights.data(), 0, pattern.tile_cols, threads);
-        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, threads).run(grad_y, grad_x);
+        transposed.load(weights.data(), 0, pattern.tile_cols, worthwhile);
+        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, worthwhile).run(grad_y, grad_x);
     });
 }
 

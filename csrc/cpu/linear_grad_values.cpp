@@ -6,6 +6,7 @@
 #include "check.h"
 #include "compute_values.h"
 #include "kernel_table.h"
+#include "linear_narrow.h"
 #include "panels.h"
 #include "sparsekern/linear.h"
 #include "team.h"
@@ -154,17 +155,20 @@ void linear_grad_values(DType dtype, const PatternView& pattern, InputMatrix gra
     check_matrix("x", x, grad_y.rows, pattern.cols);
     check_values("grad_values", grad_values, pattern.nnz);
     if (pattern.nnz == 0) return;
-    threads = worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
         using A = AccumulateType<T>;
         ComputeOutput<T> out(grad_values.data, grad_values.count);
         if (x.rows == 0) {
             std::fill(out.data(), out.data() + pattern.nnz, A(0));
+        } else if (is_narrow<T>(x.rows)) {
+            narrow_grad_values<T>(as_matrix(pattern), grad_y, x, out.data(), threads);
         } else {
             const TileMatrix matrix = as_matrix(pattern);
+            const int worthwhile =
+                worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
             const PanelShape shape(x.rows, kernels<A>().lanes, kMaxVectors);
-            GradValues<T>(matrix, pattern.nnz, shape, threads).run(grad_y, x, out.data());
+            GradValues<T>(matrix, pattern.nnz, shape, worthwhile).run(grad_y, x, out.data());
         }
         out.finish();
     });

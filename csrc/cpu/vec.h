@@ -106,15 +106,25 @@ inline void store_first(A* to, Vec<A> v, int64_t count) {
 #define SPARSEKERN_LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define SPARSEKERN_HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 
-#if SPARSEKERN_VECTOR_BYTES == 64
-SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_16, SPARSEKERN_HIGH_16)
-SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
-#elif SPARSEKERN_VECTOR_BYTES == 32
-SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
-SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
-#else
-SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
-SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_2, SPARSEKERN_HIGH_2)
+// For vectors of this level and for narrower ones, by their bytes.
+#define SPARSEKERN_VECTORS(BYTES)                                        \
+    typedef float FloatVec##BYTES __attribute__((vector_size(BYTES)));   \
+    typedef double DoubleVec##BYTES __attribute__((vector_size(BYTES))); \
+    typedef uint32_t WordVec##BYTES __attribute__((vector_size(BYTES))); \
+    typedef uint64_t LongVec##BYTES __attribute__((vector_size(BYTES)));
+
+SPARSEKERN_VECTORS(16)
+SPARSEKERN_SHUFFLES(FloatVec16, WordVec16, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
+SPARSEKERN_SHUFFLES(DoubleVec16, LongVec16, SPARSEKERN_LOW_2, SPARSEKERN_HIGH_2)
+#if SPARSEKERN_VECTOR_BYTES >= 32
+SPARSEKERN_VECTORS(32)
+SPARSEKERN_SHUFFLES(FloatVec32, WordVec32, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
+SPARSEKERN_SHUFFLES(DoubleVec32, LongVec32, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
+#endif
+#if SPARSEKERN_VECTOR_BYTES >= 64
+SPARSEKERN_VECTORS(64)
+SPARSEKERN_SHUFFLES(FloatVec64, WordVec64, SPARSEKERN_LOW_16, SPARSEKERN_HIGH_16)
+SPARSEKERN_SHUFFLES(DoubleVec64, LongVec64, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
 #endif
 
 // Transposes a square of kLanes vectors: each round is a perfect shuffle of the rows.

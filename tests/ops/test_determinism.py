@@ -28,6 +28,8 @@ LINEAR = {
     "batch, for want of rows of tiles": ((10, 40), 1500),
     "batch beyond the scratch memory": ((30, 6000), 500),
     "one sample": ((700, 500), 1),
+    "a few samples": ((700, 500), 7),
+    "two vectors of samples, wide": ((130, 3000), 20),
 }
 CONV2D = {
     "images": ((40, 6, 3, 3), (23, 12, 9, 9), {"groups": 2, "padding": 1}),

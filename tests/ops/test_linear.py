@@ -62,6 +62,45 @@ def check(make_mask, assert_accurate):
     return run
 
 
+@pytest.mark.parametrize("samples", range(1, 34))
+def test_every_small_batch(check, samples, dtype):
+    """Panels of each narrow width, full and not, up to the first that is as wide as for large batches."""
+    check((70, 133), 64, "tenth", (samples,), dtype)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("samples", [1, 3, 8])
+@pytest.mark.parametrize("tile_size", [8, 64], ids="tile_{}".format)
+def test_small_batch_on_every_kind_of_mask(check, tile_size, samples, kind, dtype):
+    check((130, 200), tile_size, kind, (samples,), dtype)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 20])
+def test_small_batch_on_wide_and_on_tall_weights(check, samples, dtype):
+    """More columns than one list of positions takes, and more rows than one tile."""
+    check((3, 9000), 8, "tenth", (samples,), dtype)
+    check((9000, 3), 8, "tenth", (samples,), dtype)
+    check((66, 5000), 64, "tenth", (samples,), dtype)
+
+
+@pytest.mark.parametrize("samples", [1, 4, 11])
+def test_small_batch_with_strides(make_mask, assert_accurate, samples, dtype):
+    shape = (70, 133)
+    mask = make_mask("tenth", shape, 64)
+    pattern = Pattern.from_mask(mask, tile_size=64)
+    x, weight, bias, grad_y = inputs_of(shape, (samples,), dtype)
+    strided = [
+        torch.cat([x, x], 1)[:, shape[1] :],
+        weight,
+        bias,
+        grad_y.repeat_interleave(2, 1)[:, ::2],
+    ]
+    transposed = [x.t().contiguous().t(), weight, bias, grad_y.t().contiguous().t()]
+    for inputs in (strided, transposed):
+        got = sparse_results(inputs, pattern)
+        assert_accurate(got, inputs, lambda t: dense_results(t, mask), RESULTS)
+
+
 @pytest.mark.parametrize("leading", LEADING, ids=str)
 @pytest.mark.parametrize("tile_size", [8, 16, 32, 64], ids="tile_{}".format)
 def test_every_batch_and_tile_size(check, tile_size, leading, dtype):

@@ -73,6 +73,28 @@ def test_linear_grad_input(mask, batch, dtype, bad):
     assert torch.equal(grad_x[~reached], linear_grad_input(grad_y, values, pattern)[~reached])
 
 
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_linear_on_tiles_of_64(batch, density, bad):
+    """The first column of a tile, and values beside those of other rows."""
+    mask = torch.rand(70, 130, generator=torch.Generator().manual_seed(0)) < density
+    mask[5] = False
+    pattern = Pattern.from_mask(mask, tile_size=64)
+    x, grad_y = random_tensor((batch, 130)), random_tensor((batch, 70))
+    values = random_tensor((pattern.nnz,))
+    spoiled = torch.zeros(batch, 130, dtype=torch.bool)
+    spoiled[batch // 2, [0, 64]] = True
+    reached = reads(mask, spoiled)
+    assert torch.equal(~torch.isfinite(linear(x.masked_fill(spoiled, bad), values, pattern)), reached)
+    weight = pattern.unpack(values)
+    weight[3] = weight[3].masked_fill(mask[3], bad)
+    spoiled_values = pattern.pack(weight)
+    y = linear(x, spoiled_values, pattern)
+    assert torch.isfinite(y[:, torch.arange(70) != 3]).all()
+    grad_x = linear_grad_input(grad_y, spoiled_values, pattern)
+    assert torch.equal(~torch.isfinite(grad_x), mask[3].expand(batch, -1))
+
+
 @pytest.mark.parametrize("side", ["x", "grad_y"])
 def test_linear_grad_values(mask, batch, dtype, side):
     """A column of x, or a row of the weight, is what one feature of one sample reaches."""
