@@ -27,7 +27,6 @@ public:
 
     void run(const InputMatrix& x, const OutputMatrix& y) const {
         if (x.rows == 0 || matrix_.rows == 0) return;
-        if (x.rows == 1) return run_single(x, y);
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
         const int64_t group = near_tiles<A>(matrix_.tile_size, shape.width);
         const Batch batch = {x, y, shape, TileSchedule::of_runs(matrix_, group),
@@ -148,32 +147,6 @@ private:
                 accumulate(work, values_, g == 0, start_ != nullptr ? start_ + first : nullptr);
             }
         }
-    }
-
-    // One sample: the weights are read once, so there is nothing to transpose and nothing to keep near.
-    void run_single(const InputMatrix& x, const OutputMatrix& y) const {
-        Buffer<A> sample(matrix_.tile_cols * matrix_.tile_size);
-        pack(table_, Samples<const T>{static_cast<const T*>(x.data), x.col_stride, 1, matrix_.cols, 1},
-             sample.data(), matrix_.cols);
-        std::fill(sample.data() + matrix_.cols, sample.data() + matrix_.tile_cols * matrix_.tile_size, A(0));
-        const TileSchedule schedule = TileSchedule::of_runs(matrix_, std::max<int64_t>(1, matrix_.tile_cols));
-        Buffer<A> sums(matrix_.tile_rows * matrix_.tile_size);
-        const int64_t words = matrix_.tile_row_ptr[matrix_.tile_rows] * matrix_.tile_size;
-#pragma omp parallel for schedule(static) num_threads(threads_) if (words > 2048)
-        for (int64_t r = 0; r < matrix_.tile_rows; ++r) {
-            const int64_t row = r * matrix_.tile_size;
-            const PanelWork<A> work = {&matrix_,
-                                       schedule.tiles(r, 0),
-                                       schedule.count(r, 0),
-                                       std::min(matrix_.tile_size, matrix_.rows - row),
-                                       nullptr,
-                                       sample.data(),
-                                       sums.data() + row,
-                                       1};
-            table_.vector_product(work, values_, start_ != nullptr ? start_ + row : nullptr);
-        }
-        unpack(table_, sums.data(), matrix_.rows,
-               Samples<T>{static_cast<T*>(y.data), y.col_stride, 1, matrix_.rows, 1});
     }
 
     const TileMatrix& matrix_;
