@@ -75,10 +75,15 @@ void narrow_product(const NarrowWork<A>& given, const A* values, bool fresh, con
     for (int64_t i = 0; i < work.tile_count; ++i) {
         value[i] = values + work.matrix->tile_start[work.first_tile + i];
     }
+    // Too many places are read at once for the hardware to see where the next tiles begin.
+    const int64_t ahead =
+        work.matrix->tile_start[work.first_tile + work.tile_count] - work.matrix->tile_start[work.first_tile];
     NonzeroList<A> list;
     for (int64_t r = 0; r < work.rows; ++r) {
         int64_t count = 0;
         for (int64_t i = 0; i < work.tile_count; ++i) {
+            words.prefetch(i + work.tile_count, r);
+            __builtin_prefetch(value[i] + ahead, 0, 2);
             const uint64_t bits = words(i, r);
             const int64_t added = append_positions<W>(bits, work.column[i], list.offset + count);
             copy_values(list.value + count, value[i], added, end);

@@ -122,6 +122,9 @@ public:
         std::memcpy(&word, last_ + tile * tile_bytes_ + row * row_bytes_, 8);
         return word >> shift_;
     }
+    void prefetch(int64_t tile, int64_t row) const {
+        __builtin_prefetch(last_ + tile * tile_bytes_ + row * row_bytes_, 0, 2);
+    }
 
 private:
     int64_t row_bytes_;
