@@ -1,19 +1,16 @@
 """The C++ backend: each op's kernel of ``sparsekern._C`` on torch tensors.
 
-Functions here are handed checked arguments (see `sparsekern.ops`); they arrange memory and pass addresses.
-Sizes are checked once more by the extension itself.
+A public function for each op, under its name. They are handed checked arguments (see `sparsekern.ops`); they
+arrange memory and pass addresses. Sizes are checked once more by the extension itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
-
-__all__ = ["DTYPES", "KERNELS"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
@@ -54,7 +51,7 @@ def _nnz(pattern: Tensor) -> int:
     return (low & 0xFFFFFFFF) | (high << 32)
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
     bias = None if bias is None else _contiguous(bias)
@@ -66,7 +63,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
     return y
 
 
-def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
     grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype, device="cpu")
@@ -78,7 +75,7 @@ def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Se
 
 
 def linear_grad_values(
-    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sequence[int], values_shape: Sequence[int]
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes
 ) -> Tensor:
     rows, columns = shape
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
@@ -98,24 +95,10 @@ def linear_grad_values(
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
 
 
-def _geometry(
-    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int], groups: int
-) -> tuple[_C.Conv2dShape, tuple[int, int, int, int]]:
-    """The convolution as the extension takes it, and the shape of its output."""
+def _conv2d_shape(size: Sizes, geometry: Sizes) -> _C.Conv2dShape:
     batch, _, height, width = size
-    out = conv2d_output_size(size, shape, geometry)
-    return _C.Conv2dShape(batch, groups, height, width, *geometry), out
-
-
-def conv2d_output_size(
-    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """Output shape for an input of `size`; `geometry` is stride, padding and dilation, two numbers each."""
-    batch, _, height, width = size
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = geometry
-    out_h = (height + 2 * pad_h - dilation_h * (shape[2] - 1) - 1) // stride_h + 1
-    out_w = (width + 2 * pad_w - dilation_w * (shape[3] - 1) - 1) // stride_w + 1
-    return batch, shape[0], out_h, out_w
+    *strides, groups = geometry
+    return _C.Conv2dShape(batch, groups, height, width, *strides)
 
 
 def conv2d(
@@ -123,11 +106,10 @@ def conv2d(
     values: Tensor,
     bias: Tensor | None,
     pattern: Tensor,
-    shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    shape: Sizes,
+    geometry: Sizes,
 ) -> Tensor:
-    convolution, out = _geometry(x.shape, shape, geometry, groups)
+    out = conv2d_output_size(x.shape, shape, geometry)
     weight = _compact(values, pattern)
     x = _contiguous(x)
     bias = None if bias is None else _contiguous(bias)
@@ -135,7 +117,7 @@ def conv2d(
     _C.conv2d(
         DTYPES[x.dtype],
         *_buffer(pattern),
-        convolution,
+        _conv2d_shape(x.shape, geometry),
         *_buffer(weight),
         *_buffer(x),
         *_buffer(bias),
@@ -149,19 +131,17 @@ def conv2d_grad_input(
     grad_y: Tensor,
     values: Tensor,
     pattern: Tensor,
-    shape: Sequence[int],
-    input_size: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    shape: Sizes,
+    input_size: Sizes,
+    geometry: Sizes,
 ) -> Tensor:
-    convolution, _ = _geometry(input_size, shape, geometry, groups)
     weight = _compact(values, pattern)
     grad_y = _contiguous(grad_y)
     grad_x = torch.empty(input_size, dtype=grad_y.dtype, device="cpu")
     _C.conv2d_grad_input(
         DTYPES[grad_y.dtype],
         *_buffer(pattern),
-        convolution,
+        _conv2d_shape(input_size, geometry),
         *_buffer(weight),
         *_buffer(grad_y),
         *_buffer(grad_x),
@@ -174,19 +154,17 @@ def conv2d_grad_values(
     grad_y: Tensor,
     x: Tensor,
     pattern: Tensor,
-    shape: Sequence[int],
-    values_shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    shape: Sizes,
+    values_shape: Sizes,
+    geometry: Sizes,
 ) -> Tensor:
-    convolution, _ = _geometry(x.shape, shape, geometry, groups)
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
     grad_y, x = _contiguous(grad_y), _contiguous(x)
     grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
     _C.conv2d_grad_values(
         DTYPES[x.dtype],
         *_buffer(pattern),
-        convolution,
+        _conv2d_shape(x.shape, geometry),
         *_buffer(grad_y),
         *_buffer(x),
         *_buffer(grad_values),
@@ -202,7 +180,7 @@ def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
     return values
 
 
-def unpack(values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     values = _contiguous(values)
     dense = torch.empty(shape, dtype=values.dtype, device="cpu")
     _pattern.unpack(*_buffer(pattern), *_buffer(values), *_buffer(dense), values.element_size(), threads())
@@ -221,19 +199,3 @@ def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor
         threads(),
     )
     return moved
-
-
-KERNELS = {
-    function.__name__: function
-    for function in (
-        linear,
-        linear_grad_input,
-        linear_grad_values,
-        conv2d,
-        conv2d_grad_input,
-        conv2d_grad_values,
-        pack,
-        unpack,
-        transfer,
-    )
-}

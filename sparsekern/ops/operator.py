@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -17,8 +18,9 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
-# What the eager way takes; a subclass (fake tensors, DTensor) goes through the dispatcher.
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
+# What the eager way takes. A subclass (fake tensors, DTensor) goes through the dispatcher, and so do batched
+# gradients (``is_grads_batched=True``): such a tensor has no memory, and the dispatcher runs the op on each.
+_PLAIN = frozenset((Tensor, Parameter))
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
@@ -58,7 +60,8 @@ class Operator:
         self.name = name
 
         def kernel(*arguments: Any) -> Tensor:
-            return select(name, arguments[0], arguments[-1])(*arguments[:-1])
+            first = arguments[0]
+            return select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
 
         self._kernel = kernel
         declared = schema.partition("(")[2].split(", ")
@@ -85,7 +88,8 @@ class Operator:
         if torch._C._are_functorch_transforms_active():
             return self._transformed.apply(*arguments)
         for position in self._tensor_positions:
-            if type(arguments[position]) not in _PLAIN:
+            tensor = arguments[position]
+            if tensor is not None and (type(tensor) not in _PLAIN or is_legacy_batchedtensor(tensor)):
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded

@@ -20,7 +20,7 @@ PAGE = mmap.PAGESIZE
 PROT_NONE = 0
 SIDE = sys.argv[1] if len(sys.argv) > 1 else "behind"
 # Stride, padding and dilation.
-GEOMETRY = (2, 1, 1, 0, 1, 2)
+STRIDED = (2, 1, 1, 0, 1, 2)
 PLAIN = (1, 1, 0, 0, 1, 1)
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -95,19 +95,19 @@ def check_conv2d(
     shape: tuple[int, ...],
     size: tuple[int, ...],
     groups: int = 1,
-    geometry: tuple[int, ...] = GEOMETRY,
+    strides: tuple[int, ...] = STRIDED,
 ) -> None:
     pattern = Pattern.from_mask(torch.rand(shape) < 0.5)
     data = keep(pattern.data)
     x, values, bias = (keep(random(*s, dtype=dtype)) for s in (size, (pattern.nnz,), shape[:1]))
     leaves = [x.double().requires_grad_(), pattern.unpack(values).double().requires_grad_()]
-    how = (geometry[0:2], geometry[2:4], geometry[4:6], groups)
-    y = F.conv2d(*leaves, bias.double(), *how)
-    close(cpp.conv2d(x, values, bias, data, shape, geometry, groups), y.detach())
+    y = F.conv2d(*leaves, bias.double(), strides[0:2], strides[2:4], strides[4:6], groups)
+    geometry = (*strides, groups)
+    close(cpp.conv2d(x, values, bias, data, shape, geometry), y.detach())
     grad_y = keep(random(*y.shape, dtype=dtype))
     grad_x, grad_weight = torch.autograd.grad(y, leaves, grad_y.double())
-    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, geometry, groups), grad_x)
-    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), geometry, groups)
+    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, geometry), grad_x)
+    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), geometry)
     close(got, pattern.pack(grad_weight))
 
 
@@ -135,10 +135,10 @@ def main() -> None:
                 check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8))
                 check_conv2d(dtype, (6, 2, 1, 1), (1, 4, 6, 7), groups=2)
                 check_conv2d(dtype, (9, 1, 2, 3), (3, 9, 7, 7), groups=9)
-                check_conv2d(dtype, (4, 3, 3, 2), (2, 3, 5, 9), geometry=PLAIN)
+                check_conv2d(dtype, (4, 3, 3, 2), (2, 3, 5, 9), strides=PLAIN)
                 # Nine vectors of some level: images are used where they lie, in panels that end beyond them.
                 for pixels in ((3, 6), (6, 6), (8, 9), (12, 12)):
-                    check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), geometry=PLAIN)
+                    check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), strides=PLAIN)
     for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
         check_copies(shape)
     assert guarded_outputs > 100, guarded_outputs
