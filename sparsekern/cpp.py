@@ -6,6 +6,8 @@ arrange memory and pass addresses. Sizes are checked once more by the extension 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -23,20 +25,21 @@ def _buffer(tensor: Tensor | None) -> tuple[int, int]:
 
 def _contiguous(tensor: Tensor) -> Tensor:
     """`tensor` as its memory should read: a lazily negated one would read as its opposite."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
     return tensor.resolve_neg().contiguous()
 
 
 def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
     """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor behind them."""
-    tensor = tensor.resolve_neg()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
     matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
+    rows = matrix.shape[0]
     if matrix.is_contiguous():
-        reach = matrix.numel()
-    else:
-        storage = matrix.untyped_storage().nbytes() // matrix.element_size()
-        reach = storage - matrix.storage_offset()
-    rows, (row_stride, column_stride) = matrix.shape[0], matrix.stride()
-    return (matrix.data_ptr(), reach, rows, row_stride, column_stride), matrix
+        return (matrix.data_ptr(), matrix.numel(), rows, columns, 1), matrix
+    reach = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
+    return (matrix.data_ptr(), reach, rows, *matrix.stride()), matrix
 
 
 def _compact(values: Tensor, pattern: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
     rows, columns = shape
     weight = _compact(values, pattern)
     bias = None if bias is None else _contiguous(bias)
-    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device="cpu")
+    y = x.new_empty((*x.shape[:-1], rows))
     matrix, _owner = _matrix(x, columns)
     _C.linear(
         DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), y.data_ptr(), threads()
@@ -66,7 +69,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
-    grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype, device="cpu")
+    grad_x = grad_y.new_empty((*grad_y.shape[:-1], columns))
     matrix, _owner = _matrix(grad_y, rows)
     _C.linear_grad_input(
         DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, grad_x.data_ptr(), threads()
@@ -79,7 +82,7 @@ def linear_grad_values(
 ) -> Tensor:
     rows, columns = shape
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
-    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
+    grad_values = x.new_empty(nnz)
     grad_matrix, _grad_owner = _matrix(grad_y, rows)
     (address, reach, _, *strides), _owner = _matrix(x, columns)
     _C.linear_grad_values(
@@ -95,10 +98,20 @@ def linear_grad_values(
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
 
 
-def _conv2d_shape(size: Sizes, geometry: Sizes) -> _C.Conv2dShape:
+def _convolution(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
+    """The convolution of an input of `size` as the extension takes it, and the size of its output."""
+    return _known_convolution(tuple(size), tuple(shape), tuple(geometry))
+
+
+# A layer is called with a few sizes, again and again.
+@functools.lru_cache(maxsize=1024)
+def _known_convolution(
+    size: tuple[int, ...], shape: tuple[int, ...], geometry: tuple[int, ...]
+) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
     batch, _, height, width = size
     *strides, groups = geometry
-    return _C.Conv2dShape(batch, groups, height, width, *strides)
+    convolution = _C.Conv2dShape(batch, groups, height, width, *strides)
+    return convolution, conv2d_output_size(size, shape, geometry)
 
 
 def conv2d(
@@ -109,15 +122,15 @@ def conv2d(
     shape: Sizes,
     geometry: Sizes,
 ) -> Tensor:
-    out = conv2d_output_size(x.shape, shape, geometry)
+    convolution, out = _convolution(x.shape, shape, geometry)
     weight = _compact(values, pattern)
     x = _contiguous(x)
     bias = None if bias is None else _contiguous(bias)
-    y = torch.empty(out, dtype=x.dtype, device="cpu")
+    y = x.new_empty(out)
     _C.conv2d(
         DTYPES[x.dtype],
         *_buffer(pattern),
-        _conv2d_shape(x.shape, geometry),
+        convolution,
         *_buffer(weight),
         *_buffer(x),
         *_buffer(bias),
@@ -135,13 +148,14 @@ def conv2d_grad_input(
     input_size: Sizes,
     geometry: Sizes,
 ) -> Tensor:
+    convolution, _ = _convolution(input_size, shape, geometry)
     weight = _compact(values, pattern)
     grad_y = _contiguous(grad_y)
-    grad_x = torch.empty(input_size, dtype=grad_y.dtype, device="cpu")
+    grad_x = grad_y.new_empty(input_size)
     _C.conv2d_grad_input(
         DTYPES[grad_y.dtype],
         *_buffer(pattern),
-        _conv2d_shape(input_size, geometry),
+        convolution,
         *_buffer(weight),
         *_buffer(grad_y),
         *_buffer(grad_x),
@@ -158,13 +172,14 @@ def conv2d_grad_values(
     values_shape: Sizes,
     geometry: Sizes,
 ) -> Tensor:
+    convolution, _ = _convolution(x.shape, shape, geometry)
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
     grad_y, x = _contiguous(grad_y), _contiguous(x)
-    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
+    grad_values = x.new_empty(nnz)
     _C.conv2d_grad_values(
         DTYPES[x.dtype],
         *_buffer(pattern),
-        _conv2d_shape(x.shape, geometry),
+        convolution,
         *_buffer(grad_y),
         *_buffer(x),
         *_buffer(grad_values),
@@ -175,21 +190,21 @@ def conv2d_grad_values(
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
     dense = _contiguous(dense)
-    values = torch.empty(nnz, dtype=dense.dtype, device="cpu")
+    values = dense.new_empty(nnz)
     _pattern.pack(*_buffer(pattern), *_buffer(dense), *_buffer(values), dense.element_size(), threads())
     return values
 
 
 def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     values = _contiguous(values)
-    dense = torch.empty(shape, dtype=values.dtype, device="cpu")
+    dense = values.new_empty(shape)
     _pattern.unpack(*_buffer(pattern), *_buffer(values), *_buffer(dense), values.element_size(), threads())
     return dense
 
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
     values = _contiguous(values)
-    moved = torch.empty(nnz, dtype=values.dtype, device="cpu")
+    moved = values.new_empty(nnz)
     _pattern.transfer(
         *_buffer(source),
         *_buffer(values),

@@ -32,10 +32,17 @@ def conv2d_geometry(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair):
+    if isinstance(value, tuple):
+        pair = value
+    else:
+        pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not (_is_integer(pair[0], least) and _is_integer(pair[1], least)):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
     return pair
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def conv2d_output_size(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[int, int, int, int]:

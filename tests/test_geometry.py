@@ -30,5 +30,5 @@ def test_output_size(size, stride, padding, dilation, groups):
     "value", [0, -1, 1.0, True, None, "1", (1,), (1, 0), (1, 1.0), (True, 1), (1, 1, 1)], ids=repr
 )
 def test_a_stride_out_of_range(value):
-    with pytest.raises(ValueError, match="^stride must be an integer of at least 1, or two of them, got "):
+    with pytest.raises(ValueError, match=r"^stride must be an integer of at least 1, or two of them, got "):
         conv2d_geometry(value, 0, 1, 1)

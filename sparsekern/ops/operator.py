@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C import _are_functorch_transforms_active, _has_storage, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from sparsekern.backends import select
@@ -18,8 +19,8 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
-# What the eager way takes. A subclass (fake tensors, DTensor) goes through the dispatcher, and so do batched
-# gradients (``is_grads_batched=True``): such a tensor has no memory, and the dispatcher runs the op on each.
+# What the eager way takes, if it has memory. A subclass (fake tensors, DTensor) goes through the dispatcher,
+# and so do batched gradients (``is_grads_batched=True``), which have none: it runs the op on one at a time.
 _PLAIN = frozenset((Tensor, Parameter))
 
 
@@ -78,19 +79,21 @@ class Operator:
             save(ctx, arguments, output)
             return output
 
-        self._eager = _function(name, forward=forward, backward=backward)
+        eager = _function(name, forward=forward, backward=backward)
+        # `Function.apply` without its own preparations for torch.func, which comes another way.
+        self._eager = super(torch.autograd.Function, eager).apply
         # torch.func can only transform the other kind; without a jvp it refuses forward mode.
         self._transformed = _function(name, forward=kernel, setup_context=save, backward=backward)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0:
             return self._registered(*arguments)
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return self._transformed.apply(*arguments)
         for position in self._tensor_positions:
             tensor = arguments[position]
-            if tensor is not None and (type(tensor) not in _PLAIN or is_legacy_batchedtensor(tensor)):
+            if tensor is not None and (type(tensor) not in _PLAIN or not _has_storage(tensor)):
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded
-        return self._eager.apply(*arguments)
+        return self._eager(*arguments)
