@@ -50,8 +50,7 @@ def _compact(values: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _nnz(pattern: Tensor) -> int:
-    low, high = pattern[8:10].tolist()
-    return (low & 0xFFFFFFFF) | (high << 32)
+    return _pattern.nnz(*_buffer(pattern))
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -61,7 +60,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
     y = x.new_empty((*x.shape[:-1], rows))
     matrix, _owner = _matrix(x, columns)
     _C.linear(
-        DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), y.data_ptr(), threads()
+        DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), *_buffer(y), threads()
     )
     return y
 
@@ -72,7 +71,7 @@ def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Si
     grad_x = grad_y.new_empty((*grad_y.shape[:-1], columns))
     matrix, _owner = _matrix(grad_y, rows)
     _C.linear_grad_input(
-        DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, grad_x.data_ptr(), threads()
+        DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(grad_x), threads()
     )
     return grad_x
 
@@ -115,12 +114,7 @@ def _known_convolution(
 
 
 def conv2d(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: Tensor,
-    shape: Sizes,
-    geometry: Sizes,
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes, geometry: Sizes
 ) -> Tensor:
     convolution, out = _convolution(x.shape, shape, geometry)
     weight = _compact(values, pattern)
@@ -141,12 +135,7 @@ def conv2d(
 
 
 def conv2d_grad_input(
-    grad_y: Tensor,
-    values: Tensor,
-    pattern: Tensor,
-    shape: Sizes,
-    input_size: Sizes,
-    geometry: Sizes,
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
 ) -> Tensor:
     convolution, _ = _convolution(input_size, shape, geometry)
     weight = _compact(values, pattern)
@@ -165,12 +154,7 @@ def conv2d_grad_input(
 
 
 def conv2d_grad_values(
-    grad_y: Tensor,
-    x: Tensor,
-    pattern: Tensor,
-    shape: Sizes,
-    values_shape: Sizes,
-    geometry: Sizes,
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, geometry: Sizes
 ) -> Tensor:
     convolution, _ = _convolution(x.shape, shape, geometry)
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)

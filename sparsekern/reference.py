@@ -56,23 +56,13 @@ def conv2d(
 
 
 def conv2d_grad_input(
-    grad_y: Tensor,
-    values: Tensor,
-    pattern: Tensor,
-    shape: Sizes,
-    input_size: Sizes,
-    geometry: Sizes,
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
 ) -> Tensor:
     return conv2d_input(input_size, _dense(values, Pattern(pattern)), grad_y, **_strides(geometry))
 
 
 def conv2d_grad_values(
-    grad_y: Tensor,
-    x: Tensor,
-    pattern: Tensor,
-    shape: Sizes,
-    values_shape: Sizes,
-    geometry: Sizes,
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, geometry: Sizes
 ) -> Tensor:
     dense = conv2d_weight(x, shape, grad_y, **_strides(geometry))
     return _as_values(dense, Pattern(pattern), values_shape)

@@ -29,6 +29,16 @@ def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.F
     return type(f"{name}_function", (torch.autograd.Function,), namespace)
 
 
+def _check_dtypes(tensors: dict[str, Tensor | None]) -> None:
+    """Raise unless patterns are int32 and all others like the first: a registered op is called by anyone."""
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        is_pattern = name in ("pattern", "source", "target")
+        expected = torch.int32 if is_pattern else tensors[first].dtype
+        if tensor is not None and tensor.dtype != expected:
+            raise TypeError(f"{name} must have dtype {expected}, got {tensor.dtype}")
+
+
 class Operator:
     """An op in the namespace ``torch.ops.sparsekern``, callable with the arguments of its schema.
 
@@ -66,9 +76,15 @@ class Operator:
 
         self._kernel = kernel
         declared = schema.partition("(")[2].split(", ")
-        self._tensor_positions = [i for i, text in enumerate(declared) if text.startswith("Tensor")]
+        tensors = {i: text.split()[-1] for i, text in enumerate(declared) if text.startswith("Tensor")}
+        self._tensor_positions = tuple(tensors)
+
+        def registered_kernel(*arguments: Any) -> Tensor:
+            _check_dtypes({argument: arguments[i] for i, argument in tensors.items()})
+            return kernel(*arguments)
+
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
+        _library.impl(name, registered_kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
         torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=save, lib=_library)
         self._registered = getattr(torch.ops.sparsekern, name).default
