@@ -35,8 +35,8 @@ sk::InputMatrix input(Address data, int64_t count, int64_t rows, int64_t cols, i
 }
 
 // Results are contiguous: the caller has just allocated them.
-sk::OutputMatrix output(Address data, int64_t rows, int64_t cols) {
-    return {reinterpret_cast<void*>(data), rows * cols, rows, cols, cols, 1};
+sk::OutputMatrix output(Address data, int64_t count, int64_t rows, int64_t cols) {
+    return {reinterpret_cast<void*>(data), count, rows, cols, cols, 1};
 }
 
 void bind_linear(py::module_& module) {
@@ -44,22 +44,22 @@ void bind_linear(py::module_& module) {
         "linear",
         [](int dtype, Address pattern, int64_t words, Address values, int64_t value_count, Address x,
            int64_t x_count, int64_t m, int64_t x_row_stride, int64_t x_col_stride, Address bias,
-           int64_t bias_count, Address y, int threads) {
+           int64_t bias_count, Address y, int64_t y_count, int threads) {
             const sk::PatternView p = view(pattern, words);
             sk::linear(dtype_of(dtype), p, input(values, value_count),
                        input(x, x_count, m, p.cols, x_row_stride, x_col_stride), input(bias, bias_count),
-                       output(y, m, p.rows), threads);
+                       output(y, y_count, m, p.rows), threads);
         },
         ReleaseGil());
     module.def(
         "linear_grad_input",
         [](int dtype, Address pattern, int64_t words, Address values, int64_t value_count, Address grad_y,
            int64_t grad_y_count, int64_t m, int64_t row_stride, int64_t col_stride, Address grad_x,
-           int threads) {
+           int64_t grad_x_count, int threads) {
             const sk::PatternView p = view(pattern, words);
             sk::linear_grad_input(dtype_of(dtype), p, input(values, value_count),
                                   input(grad_y, grad_y_count, m, p.rows, row_stride, col_stride),
-                                  output(grad_x, m, p.cols), threads);
+                                  output(grad_x, grad_x_count, m, p.cols), threads);
         },
         ReleaseGil());
     module.def(

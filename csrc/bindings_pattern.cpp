@@ -101,6 +101,7 @@ void bind_values(py::module_& module) {
 }
 
 void bind_statistics(py::module_& module) {
+    module.def("nnz", [](Address data, int64_t words) { return view(data, words).nnz; });
     module.def(
         "fan_in",
         [](Address data, int64_t words, Address counts, int64_t elements, int threads) {

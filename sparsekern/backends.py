@@ -6,11 +6,13 @@ objection; a named backend runs or raises, and never hands over to another.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from sparsekern import cpp, cuda, reference
 
@@ -33,62 +35,69 @@ class Backend:
     name : str
         What `backend=` names it by.
     refusals : callable
-        ``refusals(op, tensor) -> list of str``: why it cannot run `op` on inputs like `tensor`, if so.
-    kernels : mapping
-        Op name to function.
+        ``refusals(op, dtype, device) -> list of str``: why it cannot run `op` on such inputs, if so.
+    kernels : module
+        Has a function for each op that it can run, under the op's name.
     """
 
     name: str
-    refusals: Callable[[str, Tensor], list[str]]
-    kernels: Mapping[str, Callable[..., Any]]
+    refusals: Callable[[str, torch.dtype, torch.device], list[str]]
+    kernels: ModuleType
+
+    def kernel(self, op: str) -> Callable[..., Any]:
+        """The function that runs `op`."""
+        return getattr(self.kernels, op)
 
 
 _BIT_COPIES = ("pack", "unpack", "transfer")
 
 
-def _cpp_refusals(op: str, tensor: Tensor) -> list[str]:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cpp_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
     reasons = []
-    if tensor.device.type != "cpu":
-        reasons.append(f"its kernels run on the CPU, and the inputs are on {tensor.device}")
-    if tensor.dtype not in cpp.DTYPES and op not in _BIT_COPIES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in cpp.DTYPES)
-        reasons.append(
-            f"it computes in {names}, and the inputs are {str(tensor.dtype).removeprefix('torch.')}"
-        )
+    if device.type != "cpu":
+        reasons.append(f"its kernels run on the CPU, and the inputs are on {device}")
+    if dtype not in cpp.DTYPES and op not in _BIT_COPIES:
+        names = ", ".join(map(_name, cpp.DTYPES))
+        reasons.append(f"it computes in {names}, and the inputs are {_name(dtype)}")
     return reasons
 
 
-def _cuda_refusals(op: str, tensor: Tensor) -> list[str]:
+def _cuda_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
     reasons = []
-    if tensor.device.type != "cuda":
-        reasons.append(f"its kernels run on CUDA devices, and the inputs are on {tensor.device}")
-    if op not in cuda.KERNELS:
+    if device.type != "cuda":
+        reasons.append(f"its kernels run on CUDA devices, and the inputs are on {device}")
+    if not hasattr(cuda, op):
         reasons.append(f"it has no kernel for {op}")
     if not cuda.is_built():
         reasons.append("this build has no CUDA kernels: install with nvcc on PATH and SPARSEKERN_CUDA=1")
     return reasons
 
 
-def _reference_refusals(op: str, tensor: Tensor) -> list[str]:
+def _reference_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
     return []
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpp": Backend("cpp", _cpp_refusals, cpp.KERNELS),
-    "cuda": Backend("cuda", _cuda_refusals, cuda.KERNELS),
-    "reference": Backend("reference", _reference_refusals, reference.KERNELS),
+    "cpp": Backend("cpp", _cpp_refusals, cpp),
+    "cuda": Backend("cuda", _cuda_refusals, cuda),
+    "reference": Backend("reference", _reference_refusals, reference),
 }
 
 
-def select(op: str, tensor: Tensor, name: str = AUTOMATIC) -> Callable[..., Any]:
-    """The kernel that runs `op` on inputs of the dtype and device of `tensor`.
+@functools.cache
+def select(op: str, dtype: torch.dtype, device: torch.device, name: str = AUTOMATIC) -> Callable[..., Any]:
+    """The kernel that runs `op` on inputs of one dtype on one device. Its answers are kept, refusals are not.
 
     Parameters
     ----------
     op : str
         Name of the op, such as ``"linear"``.
-    tensor : Tensor
-        One input of the op; the others are of its dtype and on its device.
+    dtype, device :
+        Of the op's tensors.
     name : str
         A backend's name, or `AUTOMATIC`.
 
@@ -102,24 +111,23 @@ def select(op: str, tensor: Tensor, name: str = AUTOMATIC) -> Callable[..., Any]
     if name != AUTOMATIC:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-        reasons = BACKENDS[name].refusals(op, tensor)
+        reasons = BACKENDS[name].refusals(op, dtype, device)
         if reasons:
-            raise BackendError(_refused(op, tensor, {name: reasons}))
-        return BACKENDS[name].kernels[op]
+            raise BackendError(_refused(op, dtype, device, {name: reasons}))
+        return BACKENDS[name].kernel(op)
     objections = {}
     for backend in BACKENDS.values():
         if backend.name == "reference":
             reasons = ["it runs only when asked for, with backend='reference'"]
         else:
-            reasons = backend.refusals(op, tensor)
+            reasons = backend.refusals(op, dtype, device)
         if not reasons:
-            return backend.kernels[op]
+            return backend.kernel(op)
         objections[backend.name] = reasons
-    raise BackendError(_refused(op, tensor, objections))
+    raise BackendError(_refused(op, dtype, device, objections))
 
 
-def _refused(op: str, tensor: Tensor, objections: Mapping[str, list[str]]) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    lines = [f"sparsekern.{op}: no backend can run it on {dtype} tensors on {tensor.device}"]
+def _refused(op: str, dtype: torch.dtype, device: torch.device, objections: Mapping[str, list[str]]) -> str:
+    lines = [f"sparsekern.{op}: no backend can run it on {_name(dtype)} tensors on {device}"]
     lines += [f"  {name}: {reason}" for name, reasons in objections.items() for reason in reasons]
     return "\n".join(lines)

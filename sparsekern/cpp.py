@@ -1,19 +1,18 @@
 """The C++ backend: each op's kernel of ``sparsekern._C`` on torch tensors.
 
-Functions here are handed checked arguments (see `sparsekern.ops`); they arrange memory and pass addresses.
-Sizes are checked once more by the extension itself.
+A public function for each op, under its name. They are handed checked arguments (see `sparsekern.ops`); they
+arrange memory and pass addresses. Sizes are checked once more by the extension itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import torch
 from torch import Tensor
 
+from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
-
-__all__ = ["DTYPES", "KERNELS"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
@@ -26,20 +25,21 @@ def _buffer(tensor: Tensor | None) -> tuple[int, int]:
 
 def _contiguous(tensor: Tensor) -> Tensor:
     """`tensor` as its memory should read: a lazily negated one would read as its opposite."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
     return tensor.resolve_neg().contiguous()
 
 
 def _matrix(tensor: Tensor, columns: int) -> tuple[tuple[int, ...], Tensor]:
     """Address, reachable elements, rows and strides of `tensor` as a matrix, and the tensor behind them."""
-    tensor = tensor.resolve_neg()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
     matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
+    rows = matrix.shape[0]
     if matrix.is_contiguous():
-        reach = matrix.numel()
-    else:
-        storage = matrix.untyped_storage().nbytes() // matrix.element_size()
-        reach = storage - matrix.storage_offset()
-    rows, (row_stride, column_stride) = matrix.shape[0], matrix.stride()
-    return (matrix.data_ptr(), reach, rows, row_stride, column_stride), matrix
+        return (matrix.data_ptr(), matrix.numel(), rows, columns, 1), matrix
+    reach = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
+    return (matrix.data_ptr(), reach, rows, *matrix.stride()), matrix
 
 
 def _compact(values: Tensor, pattern: Tensor) -> Tensor:
@@ -50,39 +50,38 @@ def _compact(values: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _nnz(pattern: Tensor) -> int:
-    low, high = pattern[8:10].tolist()
-    return (low & 0xFFFFFFFF) | (high << 32)
+    return _pattern.nnz(*_buffer(pattern))
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
     bias = None if bias is None else _contiguous(bias)
-    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device="cpu")
+    y = x.new_empty((*x.shape[:-1], rows))
     matrix, _owner = _matrix(x, columns)
     _C.linear(
-        DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), y.data_ptr(), threads()
+        DTYPES[x.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(bias), *_buffer(y), threads()
     )
     return y
 
 
-def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     rows, columns = shape
     weight = _compact(values, pattern)
-    grad_x = torch.empty((*grad_y.shape[:-1], columns), dtype=grad_y.dtype, device="cpu")
+    grad_x = grad_y.new_empty((*grad_y.shape[:-1], columns))
     matrix, _owner = _matrix(grad_y, rows)
     _C.linear_grad_input(
-        DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, grad_x.data_ptr(), threads()
+        DTYPES[grad_y.dtype], *_buffer(pattern), *_buffer(weight), *matrix, *_buffer(grad_x), threads()
     )
     return grad_x
 
 
 def linear_grad_values(
-    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sequence[int], values_shape: Sequence[int]
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes
 ) -> Tensor:
     rows, columns = shape
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
-    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
+    grad_values = x.new_empty(nnz)
     grad_matrix, _grad_owner = _matrix(grad_y, rows)
     (address, reach, _, *strides), _owner = _matrix(x, columns)
     _C.linear_grad_values(
@@ -98,40 +97,30 @@ def linear_grad_values(
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
 
 
-def _geometry(
-    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int], groups: int
-) -> tuple[_C.Conv2dShape, tuple[int, int, int, int]]:
-    """The convolution as the extension takes it, and the shape of its output."""
-    batch, _, height, width = size
-    out = conv2d_output_size(size, shape, geometry)
-    return _C.Conv2dShape(batch, groups, height, width, *geometry), out
+def _convolution(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
+    """The convolution of an input of `size` as the extension takes it, and the size of its output."""
+    return _known_convolution(tuple(size), tuple(shape), tuple(geometry))
 
 
-def conv2d_output_size(
-    size: Sequence[int], shape: Sequence[int], geometry: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """Output shape for an input of `size`; `geometry` is stride, padding and dilation, two numbers each."""
+# A layer is called with a few sizes, again and again.
+@functools.lru_cache(maxsize=1024)
+def _known_convolution(
+    size: tuple[int, ...], shape: tuple[int, ...], geometry: tuple[int, ...]
+) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
     batch, _, height, width = size
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = geometry
-    out_h = (height + 2 * pad_h - dilation_h * (shape[2] - 1) - 1) // stride_h + 1
-    out_w = (width + 2 * pad_w - dilation_w * (shape[3] - 1) - 1) // stride_w + 1
-    return batch, shape[0], out_h, out_w
+    *strides, groups = geometry
+    convolution = _C.Conv2dShape(batch, groups, height, width, *strides)
+    return convolution, conv2d_output_size(size, shape, geometry)
 
 
 def conv2d(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: Tensor,
-    shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes, geometry: Sizes
 ) -> Tensor:
-    convolution, out = _geometry(x.shape, shape, geometry, groups)
+    convolution, out = _convolution(x.shape, shape, geometry)
     weight = _compact(values, pattern)
     x = _contiguous(x)
     bias = None if bias is None else _contiguous(bias)
-    y = torch.empty(out, dtype=x.dtype, device="cpu")
+    y = x.new_empty(out)
     _C.conv2d(
         DTYPES[x.dtype],
         *_buffer(pattern),
@@ -146,18 +135,12 @@ def conv2d(
 
 
 def conv2d_grad_input(
-    grad_y: Tensor,
-    values: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    input_size: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
 ) -> Tensor:
-    convolution, _ = _geometry(input_size, shape, geometry, groups)
+    convolution, _ = _convolution(input_size, shape, geometry)
     weight = _compact(values, pattern)
     grad_y = _contiguous(grad_y)
-    grad_x = torch.empty(input_size, dtype=grad_y.dtype, device="cpu")
+    grad_x = grad_y.new_empty(input_size)
     _C.conv2d_grad_input(
         DTYPES[grad_y.dtype],
         *_buffer(pattern),
@@ -171,18 +154,12 @@ def conv2d_grad_input(
 
 
 def conv2d_grad_values(
-    grad_y: Tensor,
-    x: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    values_shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, geometry: Sizes
 ) -> Tensor:
-    convolution, _ = _geometry(x.shape, shape, geometry, groups)
+    convolution, _ = _convolution(x.shape, shape, geometry)
     nnz = values_shape[0] if len(values_shape) == 1 else _nnz(pattern)
     grad_y, x = _contiguous(grad_y), _contiguous(x)
-    grad_values = torch.empty(nnz, dtype=x.dtype, device="cpu")
+    grad_values = x.new_empty(nnz)
     _C.conv2d_grad_values(
         DTYPES[x.dtype],
         *_buffer(pattern),
@@ -197,21 +174,21 @@ def conv2d_grad_values(
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
     dense = _contiguous(dense)
-    values = torch.empty(nnz, dtype=dense.dtype, device="cpu")
+    values = dense.new_empty(nnz)
     _pattern.pack(*_buffer(pattern), *_buffer(dense), *_buffer(values), dense.element_size(), threads())
     return values
 
 
-def unpack(values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     values = _contiguous(values)
-    dense = torch.empty(shape, dtype=values.dtype, device="cpu")
+    dense = values.new_empty(shape)
     _pattern.unpack(*_buffer(pattern), *_buffer(values), *_buffer(dense), values.element_size(), threads())
     return dense
 
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
     values = _contiguous(values)
-    moved = torch.empty(nnz, dtype=values.dtype, device="cpu")
+    moved = values.new_empty(nnz)
     _pattern.transfer(
         *_buffer(source),
         *_buffer(values),
@@ -221,19 +198,3 @@ def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor
         threads(),
     )
     return moved
-
-
-KERNELS = {
-    function.__name__: function
-    for function in (
-        linear,
-        linear_grad_input,
-        linear_grad_values,
-        conv2d,
-        conv2d_grad_input,
-        conv2d_grad_values,
-        pack,
-        unpack,
-        transfer,
-    )
-}

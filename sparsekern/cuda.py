@@ -1,4 +1,7 @@
-"""The CUDA backend: the kernels of ``sparsekern._C.cuda`` on torch tensors, in builds made with nvcc."""
+"""The CUDA backend: the kernels of ``sparsekern._C.cuda`` on torch tensors, in builds made with nvcc.
+
+A public function for each op that has a kernel, under its name.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import torch
 from torch import Tensor
 
 from sparsekern.native import _C
-
-__all__ = ["KERNELS", "is_built"]
 
 HEADER_WORDS = 16
 
@@ -35,6 +36,3 @@ def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor
         torch.cuda.current_stream(values.device).cuda_stream,
     )
     return moved
-
-
-KERNELS = {"transfer": transfer}

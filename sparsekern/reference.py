@@ -1,81 +1,70 @@
 """The reference backend: every op as one dense PyTorch expression. It defines what the others compute.
 
-It works on any device and dtype that PyTorch has, with dense temporaries; it runs only when asked for.
+A public function for each op, under its name. They work on any device and dtype that PyTorch has, with dense
+temporaries; they run only when asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from sparsekern.formats.pattern import Pattern
-
-__all__ = ["KERNELS"]
+from sparsekern.geometry import Sizes
 
 
 def _dense(values: Tensor, pattern: Pattern) -> Tensor:
     return pattern.unpack(values if values.dim() == 1 else pattern.pack(values))
 
 
-def _as_values(dense: Tensor, pattern: Pattern, values_shape: Sequence[int]) -> Tensor:
+def _as_values(dense: Tensor, pattern: Pattern, values_shape: Sizes) -> Tensor:
     values = pattern.pack(dense)
     return values if len(values_shape) == 1 else pattern.unpack(values)
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
     return F.linear(x, _dense(values, Pattern(pattern)), bias)
 
 
-def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     return grad_y @ _dense(values, Pattern(pattern))
 
 
 def linear_grad_values(
-    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sequence[int], values_shape: Sequence[int]
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes
 ) -> Tensor:
     dense = grad_y.reshape(-1, shape[0]).T @ x.reshape(-1, shape[1])
     return _as_values(dense, Pattern(pattern), values_shape)
 
 
+def _strides(geometry: Sizes) -> dict[str, Any]:
+    return {
+        "stride": geometry[0:2],
+        "padding": geometry[2:4],
+        "dilation": geometry[4:6],
+        "groups": geometry[6],
+    }
+
+
 def conv2d(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: Tensor,
-    shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes, geometry: Sizes
 ) -> Tensor:
-    weight = _dense(values, Pattern(pattern))
-    return F.conv2d(x, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
+    return F.conv2d(x, _dense(values, Pattern(pattern)), bias, **_strides(geometry))
 
 
 def conv2d_grad_input(
-    grad_y: Tensor,
-    values: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    input_size: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
 ) -> Tensor:
-    weight = _dense(values, Pattern(pattern))
-    return conv2d_input(input_size, weight, grad_y, geometry[0:2], geometry[2:4], geometry[4:6], groups)
+    return conv2d_input(input_size, _dense(values, Pattern(pattern)), grad_y, **_strides(geometry))
 
 
 def conv2d_grad_values(
-    grad_y: Tensor,
-    x: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    values_shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, geometry: Sizes
 ) -> Tensor:
-    dense = conv2d_weight(x, shape, grad_y, geometry[0:2], geometry[2:4], geometry[4:6], groups)
+    dense = conv2d_weight(x, shape, grad_y, **_strides(geometry))
     return _as_values(dense, Pattern(pattern), values_shape)
 
 
@@ -83,25 +72,9 @@ def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
     return Pattern(pattern).pack(dense)
 
 
-def unpack(values: Tensor, pattern: Tensor, shape: Sequence[int]) -> Tensor:
+def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     return Pattern(pattern).unpack(values)
 
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
     return Pattern(target).pack(Pattern(source).unpack(values))
-
-
-KERNELS = {
-    function.__name__: function
-    for function in (
-        linear,
-        linear_grad_input,
-        linear_grad_values,
-        conv2d,
-        conv2d_grad_input,
-        conv2d_grad_values,
-        pack,
-        unpack,
-        transfer,
-    )
-}

@@ -176,7 +176,9 @@ class TestTheOpsTable:
     def test_has_every_op_once_with_its_backends(self, readme):
         rows = {row[0].partition("(")[0]: row[2].split(", ") for row in table(readme, "op")}
         assert len(rows) == len(table(readme, "op"))
-        assert rows == {op: [b.name for b in BACKENDS.values() if op in b.kernels] for op in ops.__all__}
+        assert rows == {
+            op: [b.name for b in BACKENDS.values() if hasattr(b.kernels, op)] for op in ops.__all__
+        }
 
     def test_both_sides_are_equal(self, readme):
         for call, expression, _ in table(readme, "op"):

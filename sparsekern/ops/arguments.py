@@ -33,27 +33,27 @@ def check_pattern(pattern: Pattern, dimensions: int, tensor: Tensor, name: str) 
 
 def check_values(values: Tensor, pattern: Pattern, like: Tensor, name: str) -> None:
     """Raise unless `values` are the pattern's, compact or dense, and match the tensor `like`."""
-    check_tensor("values", values)
-    shape = tuple(values.shape)
+    _check_like("values", values, like, name)
+    shape = values.shape
     if shape != (pattern.nnz,) and shape != pattern.shape:
         raise ValueError(
             f"values must have shape ({pattern.nnz},), one for each active position, or the dense weight's "
-            f"{pattern.shape}, got {shape}"
+            f"{pattern.shape}, got {tuple(shape)}"
         )
-    _check_match("values", values, like, name)
 
 
 def check_bias(bias: Tensor | None, pattern: Pattern, like: Tensor, name: str) -> None:
     if bias is None:
         return
-    check_tensor("bias", bias)
-    if tuple(bias.shape) != (pattern.shape[0],):
+    _check_like("bias", bias, like, name)
+    if bias.shape != pattern.shape[:1]:
         raise ValueError(f"bias must have shape ({pattern.shape[0]},), got {tuple(bias.shape)}")
-    _check_match("bias", bias, like, name)
 
 
-def _check_match(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
-    if tensor.dtype != like.dtype:
+def _check_like(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Raise unless `tensor` is one, of the dtype and on the device of `like`, which has been checked."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != like.dtype:
+        check_tensor(name, tensor)
         raise TypeError(f"{name} and {like_name} must have one dtype, got {tensor.dtype} and {like.dtype}")
     if tensor.device != like.device:
         raise ValueError(
@@ -68,7 +68,7 @@ _CAST = (torch.float32, torch.float16, torch.bfloat16)
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, as `torch.nn.functional.linear`
     has them; as they are elsewhere."""
-    device = x.device.type
+    device = "cpu" if x.is_cpu else x.device.type
     if not torch.is_autocast_enabled(device):
         return (x, *others)
     dtype = torch.get_autocast_dtype(device)

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsekern.cpp import conv2d_output_size
 from sparsekern.formats.pattern import Pattern
+from sparsekern.geometry import Sizes, conv2d_geometry, conv2d_output_size
 from sparsekern.ops.arguments import (
     autocast,
     backend_name,
@@ -30,47 +30,38 @@ def _conv2d_fake(
     values: Tensor,
     bias: Tensor | None,
     pattern: Tensor,
-    shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
+    shape: Sizes,
+    geometry: Sizes,
     backend: str,
 ) -> Tensor:
     return x.new_empty(conv2d_output_size(x.shape, shape, geometry))
 
 
 def _conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, pattern, *ctx.options = inputs
+    x, values, _, pattern, ctx.shape, *ctx.options = inputs
     ctx.save_for_backward(x, values, pattern)
 
 
 def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, pattern = ctx.saved_tensors
-    shape, *options = ctx.options
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _grad_input(grad, values, pattern, shape, x.shape, *options)
+        grad_x = _grad_input(grad, values, pattern, ctx.shape, x.shape, *ctx.options)
     if ctx.needs_input_grad[1]:
-        grad_values = _grad_values(grad, x, pattern, shape, values.shape, *options)
+        grad_values = _grad_values(grad, x, pattern, ctx.shape, values.shape, *ctx.options)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_values, grad_bias, None, None, None, None, None
+    return grad_x, grad_values, grad_bias, None, None, None, None
 
 
 def _grad_input_fake(
-    grad_y: Tensor,
-    values: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    input_size: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
-    backend: str,
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, *options: Any
 ) -> Tensor:
     return grad_y.new_empty(tuple(input_size))
 
 
 def _grad_input_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_y, values, pattern, ctx.shape, ctx.input_size, *ctx.options = inputs
+    grad_y, values, pattern, ctx.shape, _, *ctx.options = inputs
     ctx.save_for_backward(grad_y, values, pattern)
 
 
@@ -81,18 +72,11 @@ def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_grad_y = _conv2d(grad, values, None, pattern, ctx.shape, *ctx.options)
     if ctx.needs_input_grad[1]:
         grad_values = _grad_values(grad_y, grad, pattern, ctx.shape, values.shape, *ctx.options)
-    return grad_grad_y, grad_values, None, None, None, None, None, None
+    return grad_grad_y, grad_values, None, None, None, None, None
 
 
 def _grad_values_fake(
-    grad_y: Tensor,
-    x: Tensor,
-    pattern: Tensor,
-    shape: Sequence[int],
-    values_shape: Sequence[int],
-    geometry: Sequence[int],
-    groups: int,
-    backend: str,
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, *options: Any
 ) -> Tensor:
     return x.new_empty(tuple(values_shape))
 
@@ -109,48 +93,36 @@ def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_grad_y = _conv2d(x, grad, None, pattern, ctx.shape, *ctx.options)
     if ctx.needs_input_grad[1]:
         grad_x = _grad_input(grad_y, grad, pattern, ctx.shape, x.shape, *ctx.options)
-    return grad_grad_y, grad_x, None, None, None, None, None, None
+    return grad_grad_y, grad_x, None, None, None, None, None
 
 
 _conv2d = Operator(
     "conv2d(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt[] shape, SymInt[] geometry, "
-    "SymInt groups, str backend) -> Tensor",
+    "str backend) -> Tensor",
     fake=_conv2d_fake,
     save=_conv2d_save,
     backward=_conv2d_backward,
 )
 _grad_input = Operator(
     "conv2d_grad_input(Tensor grad_y, Tensor values, Tensor pattern, SymInt[] shape, SymInt[] input_size, "
-    "SymInt[] geometry, SymInt groups, str backend) -> Tensor",
+    "SymInt[] geometry, str backend) -> Tensor",
     fake=_grad_input_fake,
     save=_grad_input_save,
     backward=_grad_input_backward,
 )
 _grad_values = Operator(
     "conv2d_grad_values(Tensor grad_y, Tensor x, Tensor pattern, SymInt[] shape, SymInt[] values_shape, "
-    "SymInt[] geometry, SymInt groups, str backend) -> Tensor",
+    "SymInt[] geometry, str backend) -> Tensor",
     fake=_grad_values_fake,
     save=_grad_values_save,
     backward=_grad_values_backward,
 )
 
 
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair):
-        raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
-    return pair
-
-
-def _geometry(
-    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]
-) -> tuple[int, ...]:
-    return (*_pair("stride", stride, 1), *_pair("padding", padding, 0), *_pair("dilation", dilation, 1))
-
-
-def _check_input(size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...], groups: int) -> None:
+def _check_input(size: Sizes, pattern: Pattern, geometry: Sizes) -> None:
     """Raise unless an input of `size` (batch, channels, height, width) suits the weight."""
     outputs, channels, kh, kw = pattern.shape
+    groups = geometry[-1]
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or outputs % groups:
         raise ValueError(
             f"groups must be a positive divisor of the {outputs} output channels, got {groups!r}"
@@ -160,6 +132,8 @@ def _check_input(size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...
             f"x must have shape (batch, {groups * channels}, height, width) for {groups} groups of "
             f"{channels} channels, got {tuple(size)}"
         )
+    if size[2] < 1 or size[3] < 1:
+        raise ValueError(f"x must have a height and a width of at least 1, got {size[2]} x {size[3]}")
     _, _, out_h, out_w = conv2d_output_size(size, pattern.shape, geometry)
     if out_h < 1 or out_w < 1:
         raise ValueError(
@@ -221,15 +195,15 @@ def conv2d(
     its inactive positions.
     """
     check_pattern(pattern, 4, x, "x")
-    geometry = _geometry(stride, padding, dilation)
-    _check_input(x.shape, pattern, geometry, groups)
+    geometry = conv2d_geometry(stride, padding, dilation, groups)
+    _check_input(x.shape, pattern, geometry)
     x, values, bias = autocast(x, values, bias)
     check_values(values, pattern, x, "x")
     check_bias(bias, pattern, x, "x")
-    return _conv2d(x, values, bias, pattern.data, pattern.shape, geometry, groups, backend_name(backend))
+    return _conv2d(x, values, bias, pattern.data, pattern.shape, geometry, backend_name(backend))
 
 
-def _check_grad(grad_y: Tensor, size: Sequence[int], pattern: Pattern, geometry: tuple[int, ...]) -> None:
+def _check_grad(grad_y: Tensor, size: Sizes, pattern: Pattern, geometry: Sizes) -> None:
     expected = conv2d_output_size(size, pattern.shape, geometry)
     if tuple(grad_y.shape) != expected:
         raise ValueError(f"grad_y must have the output's shape {expected}, got {tuple(grad_y.shape)}")
@@ -269,14 +243,12 @@ def conv2d_grad_input(
         As in `conv2d`.
     """
     check_pattern(pattern, 4, grad_y, "grad_y")
-    geometry = _geometry(stride, padding, dilation)
-    _check_input(input_size, pattern, geometry, groups)
+    geometry = conv2d_geometry(stride, padding, dilation, groups)
+    _check_input(input_size, pattern, geometry)
     _check_grad(grad_y, input_size, pattern, geometry)
     check_values(values, pattern, grad_y, "grad_y")
     size = tuple(input_size)
-    return _grad_input(
-        grad_y, values, pattern.data, pattern.shape, size, geometry, groups, backend_name(backend)
-    )
+    return _grad_input(grad_y, values, pattern.data, pattern.shape, size, geometry, backend_name(backend))
 
 
 def conv2d_grad_values(
@@ -313,8 +285,8 @@ def conv2d_grad_values(
         As in `conv2d`.
     """
     check_pattern(pattern, 4, x, "x")
-    geometry = _geometry(stride, padding, dilation)
-    _check_input(x.shape, pattern, geometry, groups)
+    geometry = conv2d_geometry(stride, padding, dilation, groups)
+    _check_input(x.shape, pattern, geometry)
     check_tensor("grad_y", grad_y)
     _check_grad(grad_y, x.shape, pattern, geometry)
     if grad_y.dtype != x.dtype or grad_y.device != x.device:
@@ -323,6 +295,4 @@ def conv2d_grad_values(
             f"{x.dtype} on {x.device}"
         )
     shape = pattern.shape if dense else (pattern.nnz,)
-    return _grad_values(
-        grad_y, x, pattern.data, pattern.shape, shape, geometry, groups, backend_name(backend)
-    )
+    return _grad_values(grad_y, x, pattern.data, pattern.shape, shape, geometry, backend_name(backend))

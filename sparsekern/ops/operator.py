@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _has_storage, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from sparsekern.backends import select
@@ -17,13 +19,24 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
-# What the eager way takes; a subclass (fake tensors, DTensor) goes through the dispatcher.
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
+# What the eager way takes, if it has memory. A subclass (fake tensors, DTensor) goes through the dispatcher,
+# and so do batched gradients (``is_grads_batched=True``), which have none: it runs the op on one at a time.
+_PLAIN = frozenset((Tensor, Parameter))
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
     namespace = {key: staticmethod(method) for key, method in methods.items()}
     return type(f"{name}_function", (torch.autograd.Function,), namespace)
+
+
+def _check_dtypes(tensors: dict[str, Tensor | None]) -> None:
+    """Raise unless patterns are int32 and all others like the first: a registered op is called by anyone."""
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        is_pattern = name in ("pattern", "source", "target")
+        expected = torch.int32 if is_pattern else tensors[first].dtype
+        if tensor is not None and tensor.dtype != expected:
+            raise TypeError(f"{name} must have dtype {expected}, got {tensor.dtype}")
 
 
 class Operator:
@@ -58,13 +71,20 @@ class Operator:
         self.name = name
 
         def kernel(*arguments: Any) -> Tensor:
-            return select(name, arguments[0], arguments[-1])(*arguments[:-1])
+            first = arguments[0]
+            return select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
 
         self._kernel = kernel
         declared = schema.partition("(")[2].split(", ")
-        self._tensor_positions = [i for i, text in enumerate(declared) if text.startswith("Tensor")]
+        tensors = {i: text.split()[-1] for i, text in enumerate(declared) if text.startswith("Tensor")}
+        self._tensor_positions = tuple(tensors)
+
+        def registered_kernel(*arguments: Any) -> Tensor:
+            _check_dtypes({argument: arguments[i] for i, argument in tensors.items()})
+            return kernel(*arguments)
+
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
+        _library.impl(name, registered_kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
         torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=save, lib=_library)
         self._registered = getattr(torch.ops.sparsekern, name).default
@@ -75,18 +95,21 @@ class Operator:
             save(ctx, arguments, output)
             return output
 
-        self._eager = _function(name, forward=forward, backward=backward)
+        eager = _function(name, forward=forward, backward=backward)
+        # `Function.apply` without its own preparations for torch.func, which comes another way.
+        self._eager = super(torch.autograd.Function, eager).apply
         # torch.func can only transform the other kind; without a jvp it refuses forward mode.
         self._transformed = _function(name, forward=kernel, setup_context=save, backward=backward)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0:
             return self._registered(*arguments)
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return self._transformed.apply(*arguments)
         for position in self._tensor_positions:
-            if type(arguments[position]) not in _PLAIN:
+            tensor = arguments[position]
+            if tensor is not None and (type(tensor) not in _PLAIN or not _has_storage(tensor)):
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded
-        return self._eager.apply(*arguments)
+        return self._eager(*arguments)

@@ -20,7 +20,7 @@ PAGE = mmap.PAGESIZE
 PROT_NONE = 0
 SIDE = sys.argv[1] if len(sys.argv) > 1 else "behind"
 # Stride, padding and dilation.
-GEOMETRY = (2, 1, 1, 0, 1, 2)
+STRIDED = (2, 1, 1, 0, 1, 2)
 PLAIN = (1, 1, 0, 0, 1, 1)
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -50,18 +50,12 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
     return guarded(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
-class GuardedTorch:
-    """torch, but for the memory of results."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(torch, name)
-
-    @staticmethod
-    def empty(*size: int | tuple[int, ...], dtype: torch.dtype, **_: object) -> torch.Tensor:
-        global guarded_outputs
-        guarded_outputs += 1
-        flat = size[0] if isinstance(size[0], (tuple, list, torch.Size)) else size
-        return guarded(tuple(flat), dtype)
+def guarded_result(like: torch.Tensor, *size: int | tuple[int, ...]) -> torch.Tensor:
+    """In place of `Tensor.new_empty`, with which the ops make their results."""
+    global guarded_outputs
+    guarded_outputs += 1
+    flat = size[0] if isinstance(size[0], (tuple, list)) else size
+    return guarded(tuple(flat), like.dtype)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -95,19 +89,19 @@ def check_conv2d(
     shape: tuple[int, ...],
     size: tuple[int, ...],
     groups: int = 1,
-    geometry: tuple[int, ...] = GEOMETRY,
+    strides: tuple[int, ...] = STRIDED,
 ) -> None:
     pattern = Pattern.from_mask(torch.rand(shape) < 0.5)
     data = keep(pattern.data)
     x, values, bias = (keep(random(*s, dtype=dtype)) for s in (size, (pattern.nnz,), shape[:1]))
     leaves = [x.double().requires_grad_(), pattern.unpack(values).double().requires_grad_()]
-    how = (geometry[0:2], geometry[2:4], geometry[4:6], groups)
-    y = F.conv2d(*leaves, bias.double(), *how)
-    close(cpp.conv2d(x, values, bias, data, shape, geometry, groups), y.detach())
+    y = F.conv2d(*leaves, bias.double(), strides[0:2], strides[2:4], strides[4:6], groups)
+    geometry = (*strides, groups)
+    close(cpp.conv2d(x, values, bias, data, shape, geometry), y.detach())
     grad_y = keep(random(*y.shape, dtype=dtype))
     grad_x, grad_weight = torch.autograd.grad(y, leaves, grad_y.double())
-    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, geometry, groups), grad_x)
-    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), geometry, groups)
+    close(cpp.conv2d_grad_input(grad_y, values, data, shape, size, geometry), grad_x)
+    got = cpp.conv2d_grad_values(grad_y, x, data, shape, (pattern.nnz,), geometry)
     close(got, pattern.pack(grad_weight))
 
 
@@ -123,7 +117,7 @@ def check_copies(shape: tuple[int, ...]) -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    cpp.torch = GuardedTorch()
+    torch.Tensor.new_empty = guarded_result
     for level in native.isa_levels():
         with native.isa(level):
             for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -135,10 +129,10 @@ def main() -> None:
                 check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8))
                 check_conv2d(dtype, (6, 2, 1, 1), (1, 4, 6, 7), groups=2)
                 check_conv2d(dtype, (9, 1, 2, 3), (3, 9, 7, 7), groups=9)
-                check_conv2d(dtype, (4, 3, 3, 2), (2, 3, 5, 9), geometry=PLAIN)
+                check_conv2d(dtype, (4, 3, 3, 2), (2, 3, 5, 9), strides=PLAIN)
                 # Nine vectors of some level: images are used where they lie, in panels that end beyond them.
                 for pixels in ((3, 6), (6, 6), (8, 9), (12, 12)):
-                    check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), geometry=PLAIN)
+                    check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), strides=PLAIN)
     for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
         check_copies(shape)
     assert guarded_outputs > 100, guarded_outputs

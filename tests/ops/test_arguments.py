@@ -223,6 +223,21 @@ CONV2D = {
         ValueError,
         "x must be at least as large as the kernel 2 x 2 with its padding and dilation, got 5 x 5",
     ),
+    "x of height 0": (
+        lambda: conv2d(torch.zeros(2, 3, 0, 5), TAPS, KERNEL, padding=2),
+        ValueError,
+        "x must have a height and a width of at least 1, got 0 x 5",
+    ),
+    "x of width 0": (
+        lambda: conv2d(torch.zeros(2, 3, 5, 0), TAPS, KERNEL, padding=2),
+        ValueError,
+        "x must have a height and a width of at least 1, got 5 x 0",
+    ),
+    "grad_input: x of height 0": (
+        lambda: conv2d_grad_input(torch.zeros(2, 4, 3, 8), TAPS, KERNEL, (2, 3, 0, 5), padding=2),
+        ValueError,
+        "x must have a height and a width of at least 1, got 0 x 5",
+    ),
     "bias of the inputs": (
         lambda: conv2d(IMAGES, TAPS, KERNEL, torch.zeros(3)),
         ValueError,

@@ -23,7 +23,7 @@ MATRIX = Pattern.random((6, 9), 0.5, generator=torch.Generator().manual_seed(0))
 OTHER = Pattern.random((6, 9), 0.5, generator=torch.Generator().manual_seed(1))
 KERNEL = Pattern.random((6, 2, 3, 2), 0.5, generator=torch.Generator().manual_seed(0))
 GEOMETRY = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
-FLAT = (1, 2, 1, 0, 2, 1)
+FLAT = (1, 2, 1, 0, 2, 1, 2)
 
 
 def random_tensor(*shape, seed=0, dtype=torch.float32):
@@ -52,15 +52,15 @@ REGISTERED = {
     "linear_grad_input": ("linear_grad_input", (GRAD_Y, VALUES, M, S, "")),
     "linear_grad_values": ("linear_grad_values", (GRAD_Y, X, M, S, (MATRIX.nnz,), "")),
     "linear_grad_values, masked": ("linear_grad_values", (GRAD_Y, X, M, S, S, "")),
-    "conv2d": ("conv2d", (IMAGES, TAPS, BIAS, K, T, FLAT, 2, "")),
-    "conv2d, masked": ("conv2d", (IMAGES, KERNELS, None, K, T, FLAT, 2, "")),
+    "conv2d": ("conv2d", (IMAGES, TAPS, BIAS, K, T, FLAT, "")),
+    "conv2d, masked": ("conv2d", (IMAGES, KERNELS, None, K, T, FLAT, "")),
     "conv2d of channels_last": (
         "conv2d",
-        (IMAGES.contiguous(memory_format=torch.channels_last), TAPS, BIAS, K, T, FLAT, 2, ""),
+        (IMAGES.contiguous(memory_format=torch.channels_last), TAPS, BIAS, K, T, FLAT, ""),
     ),
-    "conv2d_grad_input": ("conv2d_grad_input", (PIXELS, TAPS, K, T, IMAGES.shape, FLAT, 2, "")),
-    "conv2d_grad_values": ("conv2d_grad_values", (PIXELS, IMAGES, K, T, (KERNEL.nnz,), FLAT, 2, "")),
-    "conv2d_grad_values, masked": ("conv2d_grad_values", (PIXELS, IMAGES, K, T, T, FLAT, 2, "")),
+    "conv2d_grad_input": ("conv2d_grad_input", (PIXELS, TAPS, K, T, IMAGES.shape, FLAT, "")),
+    "conv2d_grad_values": ("conv2d_grad_values", (PIXELS, IMAGES, K, T, (KERNEL.nnz,), FLAT, "")),
+    "conv2d_grad_values, masked": ("conv2d_grad_values", (PIXELS, IMAGES, K, T, T, FLAT, "")),
     "pack": ("pack", (WEIGHT, M, MATRIX.nnz, "")),
     "unpack": ("unpack", (VALUES, M, S, "")),
     "transfer": ("transfer", (VALUES, M, OTHER.data, OTHER.nnz, "")),

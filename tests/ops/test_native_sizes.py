@@ -27,8 +27,9 @@ X = dict(x=at["x"], x_count=18)
 GRAD_Y = dict(grad_y=at["grad_y"], grad_y_count=12, m=3, y_row_stride=4, y_col_stride=1)
 BIAS = dict(bias=at["bias"], bias_count=4)
 RIGHT = {
-    "linear": {**MATRIX, **VALUES, **X, "m": 3, "row_stride": 6, "col_stride": 1, **BIAS, "y": at["out"]},
-    "linear_grad_input": {**MATRIX, **VALUES, **GRAD_Y, "grad_x": at["out"]},
+    "linear": {**MATRIX, **VALUES, **X, "m": 3, "row_stride": 6, "col_stride": 1, **BIAS, "y": at["out"],
+               "y_count": 12},
+    "linear_grad_input": {**MATRIX, **VALUES, **GRAD_Y, "grad_x": at["out"], "grad_x_count": 18},
     "linear_grad_values": {
         **MATRIX, **GRAD_Y, **X, "row_stride": 6, "col_stride": 1, "out": at["out"], "out_count": 24
     },
@@ -145,8 +146,10 @@ def wrong_matrices():
         # The last element's index needs more than 64 bits.
         huge = {"m": 2**62 + 1, stride: 4}
         yield f"{function}: batch beyond 64 bits", function, huge, "its strides reach element"
-    yield "linear: no y", "linear", {"y": 0}, "y: null data"
-    yield "linear_grad_input: no grad_x", "linear_grad_input", {"grad_x": 0}, "grad_x: null data"
+    for function, name, count in [("linear", "y", 12), ("linear_grad_input", "grad_x", 18)]:
+        message = f"{name}: its strides reach element {count - 1} of {count - 1}"
+        yield f"{function}: {name} too short", function, {f"{name}_count": count - 1}, message
+        yield f"{function}: no {name}", function, {name: 0}, f"{name}: null data"
 
 
 def wrong_images():

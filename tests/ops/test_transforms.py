@@ -142,10 +142,34 @@ def test_jacobians():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_batched_gradients(problem):
-    op, x, values = problem
-    leaf = values.clone().requires_grad_()
-    y = op(x, leaf)
+@pytest.mark.parametrize("create_graph", [False, True], ids=["once", "differentiable"])
+def test_batched_gradients(problem, create_graph):
+    op, *inputs = problem
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    y = op(*leaves).tanh()
     grads = random_tensor(3, *y.shape, seed=2)
-    expected = torch.stack([torch.autograd.grad(y, leaf, g, retain_graph=True)[0] for g in grads])
-    right_or_refused(lambda: torch.autograd.grad(y, leaf, grads, is_grads_batched=True)[0], expected)
+    how = {"retain_graph": True, "create_graph": create_graph}
+    each = [torch.autograd.grad(y, leaves, grad, **how) for grad in grads]
+    expected = [torch.stack(gradients) for gradients in zip(*each)]
+    got = torch.autograd.grad(y, leaves, grads, is_grads_batched=True, **how)
+    torch.testing.assert_close(list(got), expected)
+    if create_graph:
+        seconds = [
+            torch.autograd.grad(sum(tensor.square().sum() for tensor in gradients), leaves, retain_graph=True)
+            for gradients in (got, expected)
+        ]
+        torch.testing.assert_close(*seconds)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vectorized_jacobians_and_hessians():
+    x, values, bias = random_tensor(8), random_tensor(MATRIX.nnz, seed=1), random_tensor(6, seed=2)
+    functional = torch.autograd.functional
+
+    def loss(values, bias):
+        return linear(x, values, MATRIX, bias).tanh().square().sum()
+
+    jacobian = functional.jacobian(lambda x: linear(x, values, MATRIX), x, vectorize=True)
+    torch.testing.assert_close(jacobian, MATRIX.unpack(values))
+    expected = functional.hessian(loss, (values, bias))
+    torch.testing.assert_close(functional.hessian(loss, (values, bias), vectorize=True), expected)
