@@ -7,6 +7,7 @@ horizontal, then groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 __all__ = ["Sizes", "conv2d_geometry", "conv2d_output_size"]
 
@@ -25,24 +26,23 @@ def conv2d_geometry(
     Raises
     ------
     ValueError
-        When one but `groups`, which only the weight can tell right from wrong, is out of its range.
+        When one is out of its range; whether `groups` divides the channels, only the weight can tell.
     """
+    if not _is_integer(groups, 1):
+        raise ValueError(f"groups must be an integer of at least 1, got {groups!r}")
     pairs = (*_pair("stride", stride, 1), *_pair("padding", padding, 0), *_pair("dilation", dilation, 1))
-    return (*pairs, groups)
+    return (*pairs, int(groups))
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    if isinstance(value, tuple):
-        pair = value
-    else:
-        pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not (_is_integer(pair[0], least) and _is_integer(pair[1], least)):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _is_integer(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def conv2d_output_size(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[int, int, int, int]:

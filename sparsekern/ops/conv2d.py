@@ -123,7 +123,7 @@ def _check_input(size: Sizes, pattern: Pattern, geometry: Sizes) -> None:
     """Raise unless an input of `size` (batch, channels, height, width) suits the weight."""
     outputs, channels, kh, kw = pattern.shape
     groups = geometry[-1]
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or outputs % groups:
+    if outputs % groups:
         raise ValueError(
             f"groups must be a positive divisor of the {outputs} output channels, got {groups!r}"
         )

@@ -176,8 +176,16 @@ CONV2D = {
         ValueError,
         "groups must be a positive divisor of the 4 output channels, got 3",
     ),
-    "groups 0": (lambda: conv2d(IMAGES, TAPS, KERNEL, groups=0), ValueError, "output channels, got 0"),
-    "groups True": (lambda: conv2d(IMAGES, TAPS, KERNEL, groups=True), ValueError, "channels, got True"),
+    "groups 0": (
+        lambda: conv2d(IMAGES, TAPS, KERNEL, groups=0),
+        ValueError,
+        "groups must be an integer of at least 1, got 0",
+    ),
+    "groups True": (
+        lambda: conv2d(IMAGES, TAPS, KERNEL, groups=True),
+        ValueError,
+        "groups must be an integer of at least 1, got True",
+    ),
     "stride 0": (
         lambda: conv2d(IMAGES, TAPS, KERNEL, stride=0),
         ValueError,
