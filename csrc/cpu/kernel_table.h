@@ -50,6 +50,31 @@ struct Samples {
     int64_t features;
 };
 
+// Pixels in memory at data[channel * channel_stride + row * row_stride + column * column_stride].
+template <class T>
+struct PixelBlock {
+    T* data;
+    int64_t channel_stride;
+    int64_t row_stride;
+    int64_t column_stride;
+    int64_t channels;
+    int64_t rows;
+    int64_t columns;
+};
+
+// Rows of zeros above packed pixels, and columns of them to the left.
+struct PixelMargin {
+    int64_t above;
+    int64_t left;
+};
+
+// Where packed pixels go: each channel has `size` elements, its rows `pitch` apart.
+struct PixelRoom {
+    int64_t channel_stride;
+    int64_t pitch;
+    int64_t size;
+};
+
 // One tile and its transpose, which is written.
 template <class A>
 struct TileTranspose {
@@ -68,14 +93,20 @@ struct KernelTable {
     void (*accumulate[kMaxVectors + 1])(const PanelWork<A>&, const A* values, bool fresh, const A* start);
     // values_gradient[r, c] (+)= sum over the panel of y[r] * x[c]; overwrites if `fresh`.
     void (*dot[kMaxVectors + 1])(const PanelWork<A>&, A* values_gradient, bool fresh);
-    // The same for rows given as lists; values[i] and index[i] belong to offset[i], and dots are added.
+    // The same for rows given as lists; values[i] and dots[i] belong to offset[i], and dots are added.
     void (*accumulate_list[kMaxVectors + 1])(const ListWork<A>&, const A* values, bool fresh, const A* start);
-    void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, const int64_t* index, A* values_gradient);
+    void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, A* dots);
     // Into and out of panels of `width` samples; samples past the end read as 0 and are not written.
     void (*pack)(const Samples<const A>&, A* panel, int64_t width);
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
+    // Pixels with zeros around them that fill their room; and out of their room.
+    void (*pack_pixels)(const PixelBlock<const A>&, const PixelMargin&, A* to, const PixelRoom&);
+    void (*unpack_pixels)(const A* from, const PixelRoom&, const PixelBlock<A>&);
+    void (*pack_pixels_bfloat16)(const PixelBlock<const BFloat16>&, const PixelMargin&, A* to,
+                                 const PixelRoom&);
+    void (*unpack_pixels_bfloat16)(const A* from, const PixelRoom&, const PixelBlock<BFloat16>&);
     void (*transpose_tile)(const TileTranspose<A>&);
     // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a
     // column.
@@ -108,6 +139,25 @@ inline void unpack(const KernelTable<double>& table, const double* panel, int64_
 inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width,
                    const Samples<BFloat16>& to) {
     table.unpack_bfloat16(panel, width, to);
+}
+
+template <class A>
+void pack_pixels(const KernelTable<A>& table, const PixelBlock<const A>& from, const PixelMargin& margin,
+                 A* to, const PixelRoom& room) {
+    table.pack_pixels(from, margin, to, room);
+}
+inline void pack_pixels(const KernelTable<float>& table, const PixelBlock<const BFloat16>& from,
+                        const PixelMargin& margin, float* to, const PixelRoom& room) {
+    table.pack_pixels_bfloat16(from, margin, to, room);
+}
+template <class A>
+void unpack_pixels(const KernelTable<A>& table, const A* from, const PixelRoom& room,
+                   const PixelBlock<A>& to) {
+    table.unpack_pixels(from, room, to);
+}
+inline void unpack_pixels(const KernelTable<float>& table, const float* from, const PixelRoom& room,
+                          const PixelBlock<BFloat16>& to) {
+    table.unpack_pixels_bfloat16(from, room, to);
 }
 
 }  // namespace sparsekern

@@ -53,13 +53,20 @@ inline Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // exact for every value, -0 too
 }
 
-// The first `count` lanes alone are read (the others become 0) or written; count < kLanes.
+// The first `count` lanes alone, or lanes [begin, end), are read (the others become 0) or written;
+// count < kLanes, and end - begin < kLanes.
 #if SPARSEKERN_VECTOR_BYTES == 64
 inline FloatVec load_first(const float* from, int64_t count) {
     return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
 }
 inline void store_first(float* to, FloatVec v, int64_t count) {
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+inline FloatVec load_range(const float* from, int64_t begin, int64_t end) {
+    return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << begin)), from);
+}
+inline DoubleVec load_range(const double* from, int64_t begin, int64_t end) {
+    return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << end) - (1u << begin)), from);
 }
 inline DoubleVec load_first(const double* from, int64_t count) {
     return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
@@ -72,6 +79,12 @@ template <class A>
 inline Vec<A> load_first(const A* from, int64_t count) {
     Vec<A> v = {};
     for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+    return v;
+}
+template <class A>
+inline Vec<A> load_range(const A* from, int64_t begin, int64_t end) {
+    Vec<A> v = {};
+    for (int64_t i = begin; i < end; ++i) v[i] = from[i];
     return v;
 }
 template <class A>
@@ -160,6 +173,43 @@ struct LaneSum<double, 16> {
 template <class A>
 inline A sum_lanes(Vec<A> v) {
     return LaneSum<A, SPARSEKERN_VECTOR_BYTES>::of(v);
+}
+
+// Adds the sum of the lanes of each of four vectors to four elements in a row: shared shuffles, where four
+// separate sums would take more of them than a short dot product takes multiplications.
+template <class A, int Bytes>
+struct FourSums {
+    typedef A Whole __attribute__((vector_size(Bytes)));
+    typedef A Half __attribute__((vector_size(Bytes / 2)));
+
+    static void add(Whole v, A* to) {
+        Half halves[2];
+        std::memcpy(halves, &v, sizeof(v));
+        FourSums<A, Bytes / 2>::add(halves[0] + halves[1], to);
+    }
+};
+template <class A>
+struct FourSums<A, 4 * static_cast<int>(sizeof(A))> {
+    typedef A Four __attribute__((vector_size(4 * sizeof(A))));
+
+    static void add(Four v, A* to) {
+        Four old;
+        std::memcpy(&old, to, sizeof(old));
+        old += v;
+        std::memcpy(to, &old, sizeof(old));
+    }
+};
+
+template <class A>
+inline void add_four_sums(const Vec<A> (&v)[4], A* to) {
+    if constexpr (kLanes<A> == 2) {
+        store<A>(to, load<A>(to) + (interleave_low(v[0], v[1]) + interleave_high(v[0], v[1])));
+        store<A>(to + 2, load<A>(to + 2) + (interleave_low(v[2], v[3]) + interleave_high(v[2], v[3])));
+    } else {
+        const Vec<A> even = interleave_low(v[0], v[2]) + interleave_high(v[0], v[2]);
+        const Vec<A> odd = interleave_low(v[1], v[3]) + interleave_high(v[1], v[3]);
+        FourSums<A, SPARSEKERN_VECTOR_BYTES>::add(interleave_low(even, odd) + interleave_high(even, odd), to);
+    }
 }
 
 inline FloatVec from_bfloat16(const uint16_t* from) {

@@ -1,0 +1,115 @@
+// What one tile of a convolution's result reads, packed: for a block of channels, the planes of each.
+//
+// Windows are packed just before they are read and stay in the nearest cache until every output channel has
+// read them, so no image is ever laid out as a whole.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kernel_table.h"
+#include "result_tiles.h"
+#include "source_planes.h"
+
+namespace sparsekern {
+
+// Channels whose windows are in the cache together, and the rows of the result that read some of them. Rows
+// from `fresh` on meet their first channel here.
+struct ChannelBlock {
+    int64_t channel;
+    int64_t channels;
+    int64_t row_begin;
+    int64_t fresh;
+    int64_t row_end;
+};
+
+// Groups of a convolution: each reads as many channels, and writes as many rows.
+struct ChannelGroups {
+    int64_t groups;
+    int64_t channels;
+    int64_t rows;
+};
+
+class SourceWindow {
+public:
+    SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
+                 const ChannelGroups& groups, int64_t element_bytes)
+        : tiles_(tiles),
+          vertical_(std::move(vertical)),
+          horizontal_(std::move(horizontal)),
+          groups_(groups),
+          plane_size_(round_up((tiles_.rows() + vertical_.reach()) * tiles_.pitch(), tiles_.lanes())) {
+        const int64_t channels = groups.groups * groups.channels;
+        const int64_t fitting = kWindowBytes / (channel_size() * element_bytes);
+        const int64_t blocks = divide_up(channels, std::clamp<int64_t>(fitting, 1, channels));
+        block_channels_ = divide_up(channels, blocks);
+        if (size() <= std::numeric_limits<int32_t>::max()) return;
+        throw std::invalid_argument("x: expected rows and dilations that keep the pixels of one tile below "
+                                    "2^31 elements, got " +
+                                    std::to_string(size()));
+    }
+
+    const ResultTiles& tiles() const { return tiles_; }
+    int64_t planes() const { return vertical_.planes() * horizontal_.planes(); }
+    int64_t channel_size() const { return planes() * plane_size_; }
+    int64_t size() const { return block_channels_ * channel_size(); }
+    int64_t channels() const { return groups_.groups * groups_.channels; }
+    int64_t rows() const { return groups_.groups * groups_.rows; }
+    int64_t block_channels() const { return block_channels_; }
+    int64_t blocks() const { return divide_up(channels(), block_channels_); }
+
+    ChannelBlock block(int64_t index) const {
+        const int64_t first = index * block_channels_;
+        const int64_t end = std::min(first + block_channels_, channels());
+        return {first, end - first, first / groups_.channels * groups_.rows,
+                divide_up(first, groups_.channels) * groups_.rows,
+                divide_up(end, groups_.channels) * groups_.rows};
+    }
+
+    // Where tap (i, j) finds a channel's pixels in the channel's part of the window.
+    int64_t tap_offset(int64_t i, int64_t j) const {
+        const int64_t plane = vertical_.tap_plane[i] * horizontal_.planes() + horizontal_.tap_plane[j];
+        return plane * plane_size_ + vertical_.tap_offset[i] * tiles_.pitch();
+    }
+
+    // Packs one block's window for `tile` from an image of all channels.
+    template <class T>
+    void pack(const KernelTable<AccumulateType<T>>& table, const T* image, const ResultTile& tile,
+              const ChannelBlock& block, AccumulateType<T>* to) const {
+        const int64_t size = vertical_.extent * horizontal_.extent;
+        for (int64_t pv = 0; pv < vertical_.planes(); ++pv) {
+            const PlaneAxis::Span rows = vertical_.span(pv, tile.row, tile.rows + vertical_.reach());
+            for (int64_t ph = 0; ph < horizontal_.planes(); ++ph, to += plane_size_) {
+                const PlaneAxis::Span columns = horizontal_.span(ph, tile.column, tile.columns);
+                PixelBlock<const T> from;
+                from.data =
+                    image + block.channel * size + rows.source * horizontal_.extent + columns.source;
+                from.channel_stride = size;
+                from.row_stride = vertical_.step * horizontal_.extent;
+                from.column_stride = horizontal_.step;
+                from.channels = block.channels;
+                from.rows = columns.inside > 0 ? rows.inside : 0;
+                from.columns = columns.inside;
+                pack_pixels(table, from, {rows.before, columns.before}, to,
+                            {channel_size(), tiles_.pitch(), plane_size_});
+            }
+        }
+    }
+
+private:
+    // Beyond the nearest cache itself: rows of the result that are visited for longer make up for it.
+    static constexpr int64_t kWindowBytes = 40 << 10;
+
+    ResultTiles tiles_;
+    PlaneAxis vertical_;
+    PlaneAxis horizontal_;
+    ChannelGroups groups_;
+    int64_t plane_size_;
+    int64_t block_channels_;
+};
+
+}  // namespace sparsekern
