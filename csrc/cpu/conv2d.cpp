@@ -47,7 +47,7 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
     const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows, const A* sums) {
         T* const to = y + (image * pattern.rows + row) * out_size + tile.row * out_width + tile.column;
         const int64_t room = tile.vectors * table.lanes;
-        unpack_pixels(table, sums, {room, window.tiles().pitch(), room},
+        unpack_pixels(table, sums, {room, window.tiles().pitch()},
                       PixelBlock<T>{to, out_size, out_width, 1, rows, tile.rows, tile.columns});
     };
     ListConvolution<T>(window, list, start.data(), threads)

@@ -126,7 +126,7 @@ private:
         to.channels = channels;
         to.rows = rows.inside;
         to.columns = columns.inside;
-        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch, width},
+        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch},
                       to);
     }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "compute_values.h"
 #include "conv2d_check.h"
@@ -74,13 +75,14 @@ private:
         for (int64_t t = 0; t < window_.tiles().count(); ++t) {
             const ResultTile tile = window_.tiles()[t];
             const int64_t width = tile.vectors * table_.lanes;
+            const std::vector<PixelPlane> planes = window_.tile_planes(tile);
             pack_gradient(index, tile, begin, end, gradient);
             for (int64_t b = 0; b < window_.blocks(); ++b) {
                 const ChannelBlock block = window_.block(b);
                 const int64_t first = std::max(begin, block.row_begin);
                 const int64_t last = std::min(end, block.row_end);
                 if (first >= last) continue;
-                window_.pack<T>(table_, image, tile, block, scratch);
+                window_.pack<T>(table_, image, block, planes, scratch);
                 table_.dot_list[tile.vectors]({list_.ptr(b) + first, last - first, list_.offset(), scratch,
                                                gradient + (first - begin) * width, width},
                                               dots);
@@ -93,9 +95,11 @@ private:
         const T* const from = grad_y_ + (image * pattern_.rows + begin) * out_size_ +
                               tile.row * out_width_ + tile.column;
         const int64_t width = tile.vectors * table_.lanes;
-        pack_pixels(table_,
-                    PixelBlock<const T>{from, out_size_, out_width_, 1, end - begin, tile.rows, tile.columns},
-                    {0, 0}, to, {width, std::min(window_.tiles().pitch(), width), width});
+        const PixelPlane plane = {0, tile.rows, tile.columns, 0, 0};
+        pack_planes(table_,
+                    PlaneWork<T>{from, end - begin, out_size_, out_width_, 1, &plane, 1, width,
+                                 std::min(window_.tiles().pitch(), width)},
+                    to);
     }
 
     const PatternView& pattern_;

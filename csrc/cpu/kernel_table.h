@@ -62,17 +62,33 @@ struct PixelBlock {
     int64_t columns;
 };
 
-// Rows of zeros above packed pixels, and columns of them to the left.
-struct PixelMargin {
+// A plane of a channel: the pixels that it takes from the channel, and the zeros above them and to their left.
+struct PixelPlane {
+    int64_t source;  // of the first pixel, from the channel's first
+    int64_t rows;
+    int64_t columns;
     int64_t above;
     int64_t left;
 };
 
-// Where packed pixels go: each channel has `size` elements, its rows `pitch` apart.
+// The planes of neighbouring channels, one channel after the other.
+template <class T>
+struct PlaneWork {
+    const T* data;
+    int64_t channels;
+    int64_t channel_stride;
+    int64_t row_stride;
+    int64_t column_stride;
+    const PixelPlane* planes;
+    int64_t plane_count;
+    int64_t plane_size;
+    int64_t pitch;  // from one row of a plane to the next
+};
+
+// Where sums of pixels lie: their rows are `pitch` apart.
 struct PixelRoom {
     int64_t channel_stride;
     int64_t pitch;
-    int64_t size;
 };
 
 // One tile and its transpose, which is written.
@@ -101,11 +117,10 @@ struct KernelTable {
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
-    // Pixels with zeros around them that fill their room; and out of their room.
-    void (*pack_pixels)(const PixelBlock<const A>&, const PixelMargin&, A* to, const PixelRoom&);
+    // Pixels into planes that zeros fill up, and out of sums.
+    void (*pack_planes)(const PlaneWork<A>&, A* to);
     void (*unpack_pixels)(const A* from, const PixelRoom&, const PixelBlock<A>&);
-    void (*pack_pixels_bfloat16)(const PixelBlock<const BFloat16>&, const PixelMargin&, A* to,
-                                 const PixelRoom&);
+    void (*pack_planes_bfloat16)(const PlaneWork<BFloat16>&, A* to);
     void (*unpack_pixels_bfloat16)(const A* from, const PixelRoom&, const PixelBlock<BFloat16>&);
     void (*transpose_tile)(const TileTranspose<A>&);
     // y[r] = start[r] (0 when null) + sum over active c of values * x[c], for one sample x with one element a
@@ -142,13 +157,11 @@ inline void unpack(const KernelTable<float>& table, const float* panel, int64_t 
 }
 
 template <class A>
-void pack_pixels(const KernelTable<A>& table, const PixelBlock<const A>& from, const PixelMargin& margin,
-                 A* to, const PixelRoom& room) {
-    table.pack_pixels(from, margin, to, room);
+void pack_planes(const KernelTable<A>& table, const PlaneWork<A>& from, A* to) {
+    table.pack_planes(from, to);
 }
-inline void pack_pixels(const KernelTable<float>& table, const PixelBlock<const BFloat16>& from,
-                        const PixelMargin& margin, float* to, const PixelRoom& room) {
-    table.pack_pixels_bfloat16(from, margin, to, room);
+inline void pack_planes(const KernelTable<float>& table, const PlaneWork<BFloat16>& from, float* to) {
+    table.pack_planes_bfloat16(from, to);
 }
 template <class A>
 void unpack_pixels(const KernelTable<A>& table, const A* from, const PixelRoom& room,

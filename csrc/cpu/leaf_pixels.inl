@@ -28,26 +28,25 @@ inline Vec<float> load_range_as(const BFloat16* from, int64_t begin, int64_t end
 
 inline int64_t within(int64_t value, int64_t limit) { return value < 0 ? 0 : value < limit ? value : limit; }
 
-// One channel's rows, a column of vectors at a time: which lanes are live is then the same for all rows.
+// A column of vectors at a time: which lanes are live is then the same for all rows.
 template <class T, class A>
-void pack_rows(const T* from, const PixelBlock<const T>& block, int64_t left, A* to, int64_t pitch) {
+void pack_rows(const T* from, int64_t row_stride, const PixelPlane& plane, A* to, int64_t pitch) {
     constexpr int64_t lanes = kLanes<A>;
+    const int64_t rows = plane.rows;
     for (int64_t s = 0; s < pitch; s += lanes) {
-        const int64_t begin = within(left - s, lanes);
-        const int64_t end = within(left + block.columns - s, lanes);
+        const int64_t begin = within(plane.left - s, lanes);
+        const int64_t end = within(plane.left + plane.columns - s, lanes);
         const int64_t room = pitch - s;
-        const T* row = from + s - left;
+        const T* row = from + s - plane.left;
         A* out = to + s;
         if (room < lanes) {
-            for (int64_t r = 0; r < block.rows; ++r, row += block.row_stride, out += pitch) {
+            for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) {
                 store_first(out, load_range_as(row, begin, end), room);
             }
         } else if (end - begin == lanes) {
-            for (int64_t r = 0; r < block.rows; ++r, row += block.row_stride, out += pitch) {
-                store<A>(out, load_as(row));
-            }
+            for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) store<A>(out, load_as(row));
         } else {
-            for (int64_t r = 0; r < block.rows; ++r, row += block.row_stride, out += pitch) {
+            for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) {
                 store<A>(out, load_range_as(row, begin, end));
             }
         }
@@ -55,27 +54,34 @@ void pack_rows(const T* from, const PixelBlock<const T>& block, int64_t left, A*
 }
 
 template <class T, class A>
-void pack_strided_rows(const T* from, const PixelBlock<const T>& block, int64_t left, A* to, int64_t pitch) {
-    for (int64_t r = 0; r < block.rows; ++r, from += block.row_stride, to += pitch) {
-        fill_zeros(to, left);
-        for (int64_t s = 0; s < block.columns; ++s) to[left + s] = widen(from[s * block.column_stride]);
-        fill_zeros(to + left + block.columns, pitch - left - block.columns);
+void pack_strided_rows(const T* from, int64_t row_stride, int64_t column_stride, const PixelPlane& plane,
+                       A* to, int64_t pitch) {
+    const int64_t end = plane.left + plane.columns;
+    for (int64_t r = 0; r < plane.rows; ++r, from += row_stride, to += pitch) {
+        fill_zeros(to, plane.left);
+        for (int64_t s = plane.left; s < end; ++s) to[s] = widen(from[(s - plane.left) * column_stride]);
+        fill_zeros(to + end, pitch - end);
     }
 }
 
+// Channel by channel, since its planes share what they read.
 template <class T, class A>
-void pack_pixels(const PixelBlock<const T>& from, const PixelMargin& margin, A* to, const PixelRoom& room) {
-    for (int64_t c = 0; c < from.channels; ++c, to += room.channel_stride) {
-        const T* channel = from.data + c * from.channel_stride;
-        A* const first = to + margin.above * room.pitch;
-        fill_zeros(to, margin.above * room.pitch);
-        if (from.column_stride == 1) {
-            pack_rows<T, A>(channel, from, margin.left, first, room.pitch);
-        } else {
-            pack_strided_rows<T, A>(channel, from, margin.left, first, room.pitch);
+void pack_planes(const PlaneWork<T>& given, A* to) {
+    const PlaneWork<T> work = given;
+    for (int64_t c = 0; c < work.channels; ++c) {
+        for (int64_t p = 0; p < work.plane_count; ++p, to += work.plane_size) {
+            const PixelPlane plane = work.planes[p];
+            const T* from = work.data + c * work.channel_stride + plane.source;
+            A* const first = to + plane.above * work.pitch;
+            fill_zeros(to, plane.above * work.pitch);
+            if (work.column_stride == 1) {
+                pack_rows<T, A>(from, work.row_stride, plane, first, work.pitch);
+            } else {
+                pack_strided_rows<T, A>(from, work.row_stride, work.column_stride, plane, first, work.pitch);
+            }
+            A* const end = first + plane.rows * work.pitch;
+            fill_zeros(end, to + work.plane_size - end);
         }
-        A* const end = first + from.rows * room.pitch;
-        fill_zeros(end, to + room.size - end);
     }
 }
 

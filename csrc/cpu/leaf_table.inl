@@ -28,7 +28,7 @@ KernelTable<A> make_table() {
     table.accumulate[2] = accumulate_narrow<A, 2>;
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
-    table.pack_pixels = pack_pixels<A, A>;
+    table.pack_planes = pack_planes<A, A>;
     table.unpack_pixels = unpack_pixels<A, A>;
     table.transpose_tile = transpose_tile<A>;
     table.vector_product = vector_product<A>;
@@ -41,7 +41,7 @@ KernelTable<float> float_table() {
     KernelTable<float> table = make_table<float>();
     table.pack_bfloat16 = pack<BFloat16, float>;
     table.unpack_bfloat16 = unpack<BFloat16, float>;
-    table.pack_pixels_bfloat16 = pack_pixels<BFloat16, float>;
+    table.pack_planes_bfloat16 = pack_planes<BFloat16, float>;
     table.unpack_pixels_bfloat16 = unpack_pixels<BFloat16, float>;
     return table;
 }

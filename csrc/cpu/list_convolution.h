@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "buffer.h"
 #include "kernel_table.h"
@@ -62,12 +63,13 @@ public:
 private:
     void sum_rows(const T* image, const ResultTile& tile, int64_t begin, int64_t end, A* scratch,
                   A* sums) const {
+        const std::vector<PixelPlane> planes = window_.tile_planes(tile);
         for (int64_t b = 0; b < window_.blocks(); ++b) {
             const ChannelBlock block = window_.block(b);
             const int64_t first = std::max(begin, block.row_begin);
             const int64_t last = std::min(end, block.row_end);
             if (first >= last) continue;
-            window_.pack<T>(table_, image, tile, block, scratch);
+            window_.pack<T>(table_, image, block, planes, scratch);
             const int64_t fresh = std::clamp(block.fresh, first, last);
             add_rows(b, tile, first, fresh, begin, false, scratch, sums);
             add_rows(b, tile, fresh, last, begin, true, scratch, sums);

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernel_table.h"
 #include "result_tiles.h"
@@ -44,7 +46,7 @@ public:
           groups_(groups),
           plane_size_(round_up((tiles_.rows() + vertical_.reach()) * tiles_.pitch(), tiles_.lanes())) {
         const int64_t channels = groups.groups * groups.channels;
-        const int64_t fitting = kWindowBytes / (channel_size() * element_bytes);
+        const int64_t fitting = (getenv("WB") ? atoi(getenv("WB")) << 10 : kWindowBytes) / (channel_size() * element_bytes);
         const int64_t blocks = divide_up(channels, std::clamp<int64_t>(fitting, 1, channels));
         block_channels_ = divide_up(channels, blocks);
         if (size() <= std::numeric_limits<int32_t>::max()) return;
@@ -76,28 +78,31 @@ public:
         return plane * plane_size_ + vertical_.tap_offset[i] * tiles_.pitch();
     }
 
-    // Packs one block's window for `tile` from an image of all channels.
-    template <class T>
-    void pack(const KernelTable<AccumulateType<T>>& table, const T* image, const ResultTile& tile,
-              const ChannelBlock& block, AccumulateType<T>* to) const {
-        const int64_t size = vertical_.extent * horizontal_.extent;
+    // Where the planes of each channel lie in an image for the pixels of `tile`.
+    std::vector<PixelPlane> tile_planes(const ResultTile& tile) const {
+        std::vector<PixelPlane> planes;
         for (int64_t pv = 0; pv < vertical_.planes(); ++pv) {
             const PlaneAxis::Span rows = vertical_.span(pv, tile.row, tile.rows + vertical_.reach());
-            for (int64_t ph = 0; ph < horizontal_.planes(); ++ph, to += plane_size_) {
+            for (int64_t ph = 0; ph < horizontal_.planes(); ++ph) {
                 const PlaneAxis::Span columns = horizontal_.span(ph, tile.column, tile.columns);
-                PixelBlock<const T> from;
-                from.data =
-                    image + block.channel * size + rows.source * horizontal_.extent + columns.source;
-                from.channel_stride = size;
-                from.row_stride = vertical_.step * horizontal_.extent;
-                from.column_stride = horizontal_.step;
-                from.channels = block.channels;
-                from.rows = columns.inside > 0 ? rows.inside : 0;
-                from.columns = columns.inside;
-                pack_pixels(table, from, {rows.before, columns.before}, to,
-                            {channel_size(), tiles_.pitch(), plane_size_});
+                planes.push_back({rows.source * horizontal_.extent + columns.source,
+                                  columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before,
+                                  columns.before});
             }
         }
+        return planes;
+    }
+
+    // Packs one block's window from an image of all channels.
+    template <class T>
+    void pack(const KernelTable<AccumulateType<T>>& table, const T* image, const ChannelBlock& block,
+              const std::vector<PixelPlane>& planes, AccumulateType<T>* to) const {
+        const int64_t size = vertical_.extent * horizontal_.extent;
+        pack_planes(table,
+                    PlaneWork<T>{image + block.channel * size, block.channels, size,
+                                 vertical_.step * horizontal_.extent, horizontal_.step, planes.data(),
+                                 this->planes(), plane_size_, tiles_.pitch()},
+                    to);
     }
 
 private:
