@@ -71,7 +71,9 @@ private:
     }
 
     void add_image(int64_t index, int64_t begin, int64_t end, A* scratch, A* gradient, A* dots) const {
-        const T* const image = x_ + index * window_.channels() * shape_.height * shape_.width;
+        const int64_t image_size = window_.channels() * shape_.height * shape_.width;
+        const T* const image = x_ + index * image_size;
+        stream_in(image, image_size);
         for (int64_t t = 0; t < window_.tiles().count(); ++t) {
             const ResultTile tile = window_.tiles()[t];
             const int64_t width = tile.vectors * table_.lanes;

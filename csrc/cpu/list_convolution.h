@@ -26,6 +26,15 @@ inline int64_t row_parts(int64_t rows, int64_t row_bytes, int64_t tasks, int thr
     return std::clamp<int64_t>(std::max(for_cache, for_threads), 1, std::max<int64_t>(1, rows));
 }
 
+// Reads an image once from end to end where a private cache then holds it: as one stream it comes several times
+// faster than as the short rows of tiles.
+inline void touch(const void* address) { asm volatile("" ::"r"(*static_cast<const volatile char*>(address))); }
+template <class T>
+void stream_in(const T* image, int64_t size) {
+    if (size * static_cast<int64_t>(sizeof(T)) > 2 * kPrivateCacheBytes) return;
+    for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) touch(image + i);
+}
+
 template <class T>
 class ListConvolution {
     using A = AccumulateType<T>;
@@ -47,13 +56,16 @@ public:
         {
             Buffer<A> sums(part_rows * width);
             Buffer<A> scratch(window_.size());
-#pragma omp for schedule(dynamic)
+            int64_t streamed = -1;
+#pragma omp for schedule(dynamic, batch >= 2 * threads_ ? tiles * parts : 1)
             for (int64_t task = 0; task < batch * tiles * parts; ++task) {
                 const int64_t image = task / (tiles * parts);
                 const ResultTile tile = window_.tiles()[task / parts % tiles];
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, window_.rows());
                 if (row >= end) continue;
+                if (image != streamed) stream_in(source + image * image_size, image_size);
+                streamed = image;
                 sum_rows(source + image * image_size, tile, row, end, scratch.data(), sums.data());
                 store(image, tile, row, end - row, sums.data());
             }
