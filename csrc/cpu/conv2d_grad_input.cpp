@@ -64,8 +64,7 @@ public:
         if (empty) return;
         const SourceWindow window = this->window();
         const ComputeValues<T> weights(values, pattern_.nnz);
-        const TapList<A> list(pattern_, window, places(window),
-                              [&](int64_t index) { return weights.data()[index]; });
+        const TapList<A> list(pattern_, window, places(window), weights.data(), threads_);
         const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows,
                                const A* sums) {
             T* const to = grad_x + image * image_size;
@@ -92,14 +91,14 @@ private:
         const int64_t rows_per_group = pattern_.rows / shape_.groups;
         TapPlaces places;
         for (int64_t n = 0; n < pattern_.rows; ++n) {
-            places.of_row.push_back({n / rows_per_group * pattern_.cin * planes_, n, 0});
+            places.of_row.push_back(window.place(n / rows_per_group, n % rows_per_group));
         }
         for (int64_t i = 0; i < pattern_.kh; ++i) {
             for (int64_t j = 0; j < pattern_.kw; ++j) {
                 const int64_t plane = vertical_.input.tap_plane[i] * horizontal_.input.planes() +
                                       horizontal_.input.tap_plane[j];
                 for (int64_t c = 0; c < pattern_.cin; ++c) {
-                    places.of_column.push_back({c * planes_ + plane, 0, window.tap_offset(i, j)});
+                    places.of_column.push_back({c * planes_ + plane, window.tap_offset(i, j)});
                 }
             }
         }

@@ -9,6 +9,11 @@
 namespace sparsekern {
 namespace {
 
+// Value i of the lists' payload is its index among the weight's values.
+struct Indices {
+    int64_t operator[](int64_t i) const { return i; }
+};
+
 template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
@@ -30,8 +35,7 @@ public:
           out_width_(shape.out_extent(1, pattern.kw)),
           out_size_(shape.out_extent(0, pattern.kh) * out_width_),
           window_(input_window(pattern, shape, table_.lanes, sizeof(A))),
-          list_(pattern, window_, input_places(pattern, shape, window_),
-                [](int64_t index) { return index; }) {}
+          list_(pattern, window_, input_places(pattern, shape, window_), Indices(), threads) {}
 
     void run(A* out) const {
         const int64_t splits = std::clamp<int64_t>(kSplitValues / pattern_.nnz, 1, std::min(kSplits, shape_.batch));
@@ -85,7 +89,7 @@ private:
                 const int64_t last = std::min(end, block.row_end);
                 if (first >= last) continue;
                 window_.pack<T>(table_, image, block, planes, scratch);
-                table_.dot_list[tile.vectors]({list_.ptr(b) + first, last - first, list_.offset(), scratch,
+                table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(), scratch,
                                                gradient + (first - begin) * width, width},
                                               dots);
             }

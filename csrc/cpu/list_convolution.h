@@ -75,6 +75,7 @@ public:
 private:
     void sum_rows(const T* image, const ResultTile& tile, int64_t begin, int64_t end, A* scratch,
                   A* sums) const {
+        const int64_t width = tile.vectors * table_.lanes;
         const std::vector<PixelPlane> planes = window_.tile_planes(tile);
         for (int64_t b = 0; b < window_.blocks(); ++b) {
             const ChannelBlock block = window_.block(b);
@@ -82,20 +83,11 @@ private:
             const int64_t last = std::min(end, block.row_end);
             if (first >= last) continue;
             window_.pack<T>(table_, image, block, planes, scratch);
-            const int64_t fresh = std::clamp(block.fresh, first, last);
-            add_rows(b, tile, first, fresh, begin, false, scratch, sums);
-            add_rows(b, tile, fresh, last, begin, true, scratch, sums);
+            table_.accumulate_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(), scratch,
+                                                  sums + (first - begin) * width, width},
+                                                 list_.payload(), block.fresh,
+                                                 start_ != nullptr ? start_ + first : nullptr);
         }
-    }
-
-    void add_rows(int64_t block, const ResultTile& tile, int64_t first, int64_t last, int64_t begin,
-                  bool fresh, const A* scratch, A* sums) const {
-        if (first >= last) return;
-        const int64_t width = tile.vectors * table_.lanes;
-        table_.accumulate_list[tile.vectors]({list_.ptr(block) + first, last - first, list_.offset(), scratch,
-                                              sums + (first - begin) * width, width},
-                                             list_.payload(), fresh,
-                                             start_ != nullptr ? start_ + first : nullptr);
     }
 
     const SourceWindow& window_;
