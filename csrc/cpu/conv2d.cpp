@@ -42,8 +42,7 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
     const ComputeValues<T> weights(values, pattern.nnz);
     const ComputeValues<T> start(bias, bias != nullptr ? pattern.rows : 0);
     const SourceWindow window = input_window(pattern, shape, table.lanes, sizeof(A));
-    const TapList<A> list(pattern, window, input_places(pattern, shape, window),
-                          weights.data(), threads);
+    const TapList<A> list(pattern, window, input_places(pattern, shape, window), weights.data(), threads);
     const int64_t out_width = shape.out_extent(1, pattern.kw);
     const int64_t out_size = shape.out_extent(0, pattern.kh) * out_width;
     const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows, const A* sums) {

@@ -70,7 +70,8 @@ public:
             T* const to = grad_x + image * image_size;
             const int64_t width = tile.vectors * table_.lanes;
             for (int64_t r = row; r < row + std::min(rows, planes_); ++r) {
-                store_plane(window, tile, r, divide_up(row + rows - r, planes_), sums + (r - row) * width, to);
+                store_plane(window, tile, r, divide_up(row + rows - r, planes_), sums + (r - row) * width,
+                            to);
             }
         };
         ListConvolution<T>(window, list, nullptr, threads_)
@@ -82,9 +83,9 @@ private:
     SourceWindow window() const {
         const ResultTiles tiles(vertical_.end - vertical_.begin, horizontal_.end - horizontal_.begin,
                                 table_.lanes);
-        return SourceWindow(tiles, vertical_.source(tiles.vertical_planes()),
-                            horizontal_.source(TapPlanes::kOwn),
-                            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_}, sizeof(A));
+        return SourceWindow(
+            tiles, vertical_.source(tiles.vertical_planes()), horizontal_.source(TapPlanes::kOwn),
+            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_}, sizeof(A));
     }
 
     TapPlaces places(const SourceWindow& window) const {
@@ -111,8 +112,7 @@ private:
         const PlaneAxis& v = vertical_.input;
         const PlaneAxis& h = horizontal_.input;
         const int64_t plane = r % planes_;
-        const PlaneAxis::Span rows =
-            v.span(plane / h.planes(), vertical_.begin + tile.row, tile.rows);
+        const PlaneAxis::Span rows = v.span(plane / h.planes(), vertical_.begin + tile.row, tile.rows);
         const PlaneAxis::Span columns =
             h.span(plane % h.planes(), horizontal_.begin + tile.column, tile.columns);
         const int64_t width = tile.vectors * table_.lanes;
@@ -125,8 +125,7 @@ private:
         to.channels = channels;
         to.rows = rows.inside;
         to.columns = columns.inside;
-        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch},
-                      to);
+        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch}, to);
     }
 
     const PatternView& pattern_;

@@ -17,9 +17,9 @@ struct Indices {
 template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
-    // Parts of the batch with sums of their own, added up in order at the end: up to so many, which take up to
-    // so many values. Constants of the problem, never of the number of threads: they decide the order of the
-    // sums.
+    // Parts of the batch with sums of their own, added up in order at the end: up to so many, which take up
+    // to so many values. Constants of the problem, never of the number of threads: they decide the order of
+    // the sums.
     static constexpr int64_t kSplits = 16;
     static constexpr int64_t kSplitValues = int64_t{1} << 18;
 
@@ -38,7 +38,8 @@ public:
           list_(pattern, window_, input_places(pattern, shape, window_), Indices(), threads) {}
 
     void run(A* out) const {
-        const int64_t splits = std::clamp<int64_t>(kSplitValues / pattern_.nnz, 1, std::min(kSplits, shape_.batch));
+        const int64_t splits =
+            std::clamp<int64_t>(kSplitValues / pattern_.nnz, 1, std::min(kSplits, shape_.batch));
         Buffer<A> dots(splits * pattern_.nnz);
         add_all(splits, dots.data());
 #pragma omp parallel for schedule(static) num_threads(threads_)
@@ -67,7 +68,8 @@ private:
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, pattern_.rows);
                 if (row >= end) continue;
-                for (int64_t i = shape_.batch * split / splits; i < shape_.batch * (split + 1) / splits; ++i) {
+                for (int64_t i = shape_.batch * split / splits; i < shape_.batch * (split + 1) / splits;
+                     ++i) {
                     add_image(i, row, end, scratch.data(), gradient.data(), dots + split * pattern_.nnz);
                 }
             }
@@ -98,8 +100,8 @@ private:
 
     // Output gradients of a tile's pixels for some rows, with zeros where its vectors have no pixel.
     void pack_gradient(int64_t image, const ResultTile& tile, int64_t begin, int64_t end, A* to) const {
-        const T* const from = grad_y_ + (image * pattern_.rows + begin) * out_size_ +
-                              tile.row * out_width_ + tile.column;
+        const T* const from =
+            grad_y_ + (image * pattern_.rows + begin) * out_size_ + tile.row * out_width_ + tile.column;
         const int64_t width = tile.vectors * table_.lanes;
         const PixelPlane plane = {0, tile.rows, tile.columns, 0, 0};
         pack_planes(table_,

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -19,8 +18,9 @@
 
 namespace sparsekern {
 
-// Channels whose windows are in the cache together, and the rows of the result that read them: `fresh` if these
-// are the first channels that the rows read. Each row's taps in the block are a list, from list `list` on.
+// Channels whose windows are in the cache together, and the rows of the result that read them: `fresh` if
+// these are the first channels that the rows read. Each row's taps in the block are a list, from list `list`
+// on.
 struct ChannelBlock {
     int64_t channel;
     int64_t channels;
@@ -55,11 +55,13 @@ public:
         const int64_t fitting = std::max<int64_t>(1, kWindowBytes / (channel_size() * element_bytes));
         group_blocks_ = divide_up(groups.channels, fitting);
         block_channels_ = divide_up(groups.channels, group_blocks_);
-        block_groups_ = group_blocks_ > 1 ? 1 : std::clamp<int64_t>(fitting / groups.channels, 1, groups.groups);
+        block_groups_ =
+            group_blocks_ > 1 ? 1 : std::clamp<int64_t>(fitting / groups.channels, 1, groups.groups);
         if (size() <= std::numeric_limits<int32_t>::max()) return;
-        throw std::invalid_argument("x: expected rows and dilations that keep the pixels of one tile below "
-                                    "2^31 elements, got " +
-                                    std::to_string(size()));
+        throw std::invalid_argument(
+            "x: expected rows and dilations that keep the pixels of one tile below "
+            "2^31 elements, got " +
+            std::to_string(size()));
     }
 
     const ResultTiles& tiles() const { return tiles_; }
@@ -85,8 +87,8 @@ public:
                 part == 0};
     }
 
-    // For channel `c` of a group: the list of the group's first row, and where the channel begins in a window.
-    // Both are sums of what depends on the group and what depends on `c`.
+    // For channel `c` of a group: the list of the group's first row, and where the channel begins in a
+    // window. Both are sums of what depends on the group and what depends on `c`.
     TapPlace place(int64_t group, int64_t c) const {
         return {(group * group_blocks_ + c / block_channels_) * groups_.rows,
                 (group % block_groups_ * groups_.channels + c % block_channels_) * channel_size()};

@@ -1,8 +1,8 @@
 // The weight of a convolution as lists: for each row of the result, what it reads of a block of channels, and
 // with what.
 //
-// A convolution goes over its weight once for every tile of pixels, so the bits are decoded once per call; the
-// lists are scratch of 4 bytes and one payload for each value.
+// A convolution goes over its weight once for every tile of pixels, so the bits are decoded once per call;
+// the lists are scratch of 4 bytes and one payload for each value.
 #pragma once
 
 #include <algorithm>
