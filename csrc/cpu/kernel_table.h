@@ -71,6 +71,48 @@ struct NarrowWork {
     A* y;
 };
 
+// Pixels in memory at data[channel * channel_stride + row * row_stride + column * column_stride].
+template <class T>
+struct PixelBlock {
+    T* data;
+    int64_t channel_stride;
+    int64_t row_stride;
+    int64_t column_stride;
+    int64_t channels;
+    int64_t rows;
+    int64_t columns;
+};
+
+// A plane of a channel: the pixels that it takes from the channel, and the zeros above them and to their
+// left.
+struct PixelPlane {
+    int64_t source;  // of the first pixel, from the channel's first
+    int64_t rows;
+    int64_t columns;
+    int64_t above;
+    int64_t left;
+};
+
+// The planes of neighbouring channels, one channel after the other.
+template <class T>
+struct PlaneWork {
+    const T* data;
+    int64_t channels;
+    int64_t channel_stride;
+    int64_t row_stride;
+    int64_t column_stride;
+    const PixelPlane* planes;
+    int64_t plane_count;
+    int64_t plane_size;
+    int64_t pitch;  // from one row of a plane to the next
+};
+
+// Where sums of pixels lie: their rows are `pitch` apart.
+struct PixelRoom {
+    int64_t channel_stride;
+    int64_t pitch;
+};
+
 // One tile and its transpose, which is written.
 template <class A>
 struct TileTranspose {
@@ -89,9 +131,9 @@ struct KernelTable {
     void (*accumulate[kMaxVectors + 1])(const PanelWork<A>&, const A* values, bool fresh, const A* start);
     // values_gradient[r, c] (+)= sum over the panel of y[r] * x[c]; overwrites if `fresh`.
     void (*dot[kMaxVectors + 1])(const PanelWork<A>&, A* values_gradient, bool fresh);
-    // The same for rows given as lists; values[i] and index[i] belong to offset[i], and dots are added.
+    // The same for rows given as lists; values[i] and dots[i] belong to offset[i], and dots are added.
     void (*accumulate_list[kMaxVectors + 1])(const ListWork<A>&, const A* values, bool fresh, const A* start);
-    void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, const int64_t* index, A* values_gradient);
+    void (*dot_list[kMaxVectors + 1])(const ListWork<A>&, A* dots);
     // y[r] (+)= sum over active c of values * x[c]; starts from `start[r]` (or 0 when null) if `fresh`.
     void (*narrow_product[kNarrowWidths])(const NarrowWork<A>&, const A* values, bool fresh, const A* start);
     // y[c] += sum over active r of values * x[r], for one tile, as the sum of kNarrowCopies panels of a
@@ -104,6 +146,11 @@ struct KernelTable {
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);
     void (*pack_bfloat16)(const Samples<const BFloat16>&, A* panel, int64_t width);
     void (*unpack_bfloat16)(const A* panel, int64_t width, const Samples<BFloat16>&);
+    // Pixels into planes that zeros fill up, and out of sums.
+    void (*pack_planes)(const PlaneWork<A>&, A* to);
+    void (*unpack_pixels)(const A* from, const PixelRoom&, const PixelBlock<A>&);
+    void (*pack_planes_bfloat16)(const PlaneWork<BFloat16>&, A* to);
+    void (*unpack_pixels_bfloat16)(const A* from, const PixelRoom&, const PixelBlock<BFloat16>&);
     void (*transpose_tile)(const TileTranspose<A>&);
 };
 
@@ -133,6 +180,23 @@ inline void unpack(const KernelTable<double>& table, const double* panel, int64_
 inline void unpack(const KernelTable<float>& table, const float* panel, int64_t width,
                    const Samples<BFloat16>& to) {
     table.unpack_bfloat16(panel, width, to);
+}
+
+template <class A>
+void pack_planes(const KernelTable<A>& table, const PlaneWork<A>& from, A* to) {
+    table.pack_planes(from, to);
+}
+inline void pack_planes(const KernelTable<float>& table, const PlaneWork<BFloat16>& from, float* to) {
+    table.pack_planes_bfloat16(from, to);
+}
+template <class A>
+void unpack_pixels(const KernelTable<A>& table, const A* from, const PixelRoom& room,
+                   const PixelBlock<A>& to) {
+    table.unpack_pixels(from, room, to);
+}
+inline void unpack_pixels(const KernelTable<float>& table, const float* from, const PixelRoom& room,
+                          const PixelBlock<BFloat16>& to) {
+    table.unpack_pixels_bfloat16(from, room, to);
 }
 
 }  // namespace sparsekern

@@ -32,20 +32,32 @@ void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, cons
 }
 
 template <class A, int V>
-void dot_list(const ListWork<A>& given, const int64_t* index, A* values_gradient) {
+inline Vec<A> products(const Vec<A> (&gradient)[V], const A* feature) {
+    Vec<A> sum = gradient[0] * load<A>(feature);
+#pragma GCC unroll 8
+    for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * kLanes<A>);
+    return sum;
+}
+
+template <class A, int V>
+void dot_list(const ListWork<A>& given, A* dots) {
     constexpr int64_t lanes = kLanes<A>;
     const ListWork<A> work = given;
     for (int64_t r = 0; r < work.rows; ++r) {
-        if (work.ptr[r] == work.ptr[r + 1]) continue;
+        int64_t i = work.ptr[r];
+        const int64_t end = work.ptr[r + 1];
+        if (i == end) continue;
         Vec<A> gradient[V];
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) gradient[j] = load<A>(work.y + r * work.y_stride + j * lanes);
-        for (int64_t i = work.ptr[r]; i < work.ptr[r + 1]; ++i) {
-            const A* feature = work.x + work.offset[i];
-            Vec<A> sum = gradient[0] * load<A>(feature);
-#pragma GCC unroll 8
-            for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);
-            values_gradient[index[i]] += sum_lanes<A>(sum);
+        for (; i + 4 <= end; i += 4) {
+            Vec<A> sum[4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) sum[k] = products<A, V>(gradient, work.x + work.offset[i + k]);
+            add_four_sums<A>(sum, dots + i);
+        }
+        for (; i < end; ++i) {
+            dots[i] += sum_lanes<A>(products<A, V>(gradient, work.x + work.offset[i]));
         }
     }
 }

@@ -3,6 +3,7 @@
 #include "leaf_lists.inl"
 #include "leaf_narrow.inl"
 #include "leaf_panels.inl"
+#include "leaf_pixels.inl"
 #include "leaf_tiles.inl"
 #include "leaf_transpose.inl"
 
@@ -27,6 +28,8 @@ KernelTable<A> make_table() {
     set_narrow<A, 0>(table);
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
+    table.pack_planes = pack_planes<A, A>;
+    table.unpack_pixels = unpack_pixels<A, A>;
     table.transpose_tile = transpose_tile<A>;
     return table;
 }
@@ -37,6 +40,8 @@ KernelTable<float> float_table() {
     KernelTable<float> table = make_table<float>();
     table.pack_bfloat16 = pack<BFloat16, float>;
     table.unpack_bfloat16 = unpack<BFloat16, float>;
+    table.pack_planes_bfloat16 = pack_planes<BFloat16, float>;
+    table.unpack_pixels_bfloat16 = unpack_pixels<BFloat16, float>;
     return table;
 }
 

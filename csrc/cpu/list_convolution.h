@@ -3,130 +3,101 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "buffer.h"
-#include "images.h"
 #include "kernel_table.h"
-#include "panels.h"
+#include "source_window.h"
 #include "tap_list.h"
 #include "tile_schedule.h"
 
 namespace sparsekern {
 
-// The pixels of a result, numbered as if its rows were `pitch` wide: the rows of the source, so that a tap is
-// one offset whatever the pixel. The surplus pixels are computed and dropped.
-struct PixelGrid {
-    int64_t height;
-    int64_t width;
-    int64_t pitch;
-    int64_t pixels;
-    PanelShape panels;
-
-    PixelGrid(int64_t rows, int64_t columns, int64_t source_pitch, int64_t lanes)
-        : height(rows),
-          width(columns),
-          pitch(source_pitch),
-          pixels((rows - 1) * source_pitch + columns),
-          panels(pixels, lanes, kMaxVectors) {}
-};
-
-// Calls body(first, column, count, pixel) for each run of a panel's pixels that is in the result: `count`
-// pixels from (first, column), which begin `pixel` pixels into the panel.
-template <class Body>
-void for_each_run(const PixelGrid& grid, int64_t panel, Body&& body) {
-    const int64_t first = grid.panels.begin(panel);
-    const int64_t last = first + grid.panels.count(panel, grid.pixels);
-    for (int64_t i = first / grid.pitch; i * grid.pitch < last; ++i) {
-        const int64_t left = std::max(first, i * grid.pitch);
-        const int64_t count = std::min(last, i * grid.pitch + grid.width) - left;
-        if (count > 0) body(i, left - i * grid.pitch, count, left - first);
-    }
+// Into how many parts to cut `rows`, so that there are two tasks for each thread or more, and the pixels of a
+// part's rows fit a private cache.
+inline int64_t row_parts(int64_t rows, int64_t row_bytes, int64_t tasks, int threads) {
+    const int64_t for_cache = divide_up(rows * row_bytes, kPrivateCacheBytes);
+    const int64_t for_threads =
+        tasks >= 2 * threads ? 1 : divide_up(2 * threads, std::max<int64_t>(1, tasks));
+    return std::clamp<int64_t>(std::max(for_cache, for_threads), 1, std::max<int64_t>(1, rows));
 }
 
-// Which taps are summed together, so that what they read of a panel stays in the nearest cache: all of them,
-// or those of one row of the kernel and a block of channels.
-struct TapGroups {
-    int64_t block;  // channels
-    int64_t blocks;
-    int64_t rows;  // rows of the kernel that are told apart
+// Reads an image from end to end where a private cache then holds it: as one stream it comes much sooner than
+// as the short rows of tiles.
+template <class T>
+void stream_in(const T* image, int64_t size) {
+    constexpr int64_t line = 64;
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(T));
+    if (bytes > 2 * kPrivateCacheBytes) return;
+    const volatile char* const from = reinterpret_cast<const volatile char*>(image);
+    for (int64_t i = 0; i < bytes; i += line) static_cast<void>(from[i]);
+}
 
-    template <class A>
-    static TapGroups fitting(const PixelGrid& grid, int64_t channels, int64_t kernel_rows, int64_t reach) {
-        const int64_t panel_bytes = grid.panels.width * static_cast<int64_t>(sizeof(A));
-        const int64_t window_bytes = panel_bytes + reach * grid.pitch * static_cast<int64_t>(sizeof(A));
-        if (channels * window_bytes <= kNearCacheBytes) return {channels, 1, 1};
-        const int64_t block = std::clamp<int64_t>(kNearCacheBytes / panel_bytes, 1, channels);
-        return {block, (channels + block - 1) / block, kernel_rows};
-    }
-    int64_t count() const { return rows * blocks; }
-    int64_t of(int64_t kernel_row, int64_t channel) const {
-        return (rows > 1 ? kernel_row : 0) * blocks + channel / block;
-    }
-};
-
-// Where the weight's positions go for the convolution itself: row n reads its taps in the packed input.
-TapPlaces forward_places(const PatternView& pattern, const Conv2dShape& shape, const ConvLayout& layout,
-                         const TapGroups& groups);
-
-template <class A>
+template <class T>
 class ListConvolution {
-public:
-    ListConvolution(const TapList<A>& list, const PixelGrid& grid, const A* start, int64_t source_size,
-                    int threads)
-        : list_(list),
-          grid_(grid),
-          start_(start),
-          source_size_(source_size + kMaxVectors * kernels<A>().lanes),
-          threads_(threads),
-          table_(kernels<A>()) {
-        check_image_size(source_size_);
-    }
+    using A = AccumulateType<T>;
 
-    // For each image, get_source(image, scratch) returns the packed source, in scratch or elsewhere, followed
-    // by one readable panel; store(image, first row, rows, panel, sums) takes the sums of one panel.
-    template <class GetSource, class Store>
-    void run(int64_t batch, GetSource&& get_source, Store&& store) const {
-        const int64_t row_bytes = grid_.panels.width * static_cast<int64_t>(sizeof(A));
-        const int64_t fitting = std::max<int64_t>(1, kPrivateCacheBytes / 4 / row_bytes);
-        // Without an image for every thread, threads share an image's rows, and each packs it for itself.
+public:
+    ListConvolution(const SourceWindow& window, const TapList<A>& list, const A* start, int threads)
+        : window_(window), list_(list), start_(start), threads_(threads), table_(kernels<A>()) {}
+
+    // store(image, tile, first row, rows, sums) takes the sums of a tile's pixels for some rows of the
+    // result, tile.vectors vectors for each row.
+    template <class Store>
+    void run(const T* source, int64_t batch, Store&& store) const {
+        const int64_t windows = window_.windows();
+        const int64_t width = window_.tiles().max_vectors() * table_.lanes;
         const int64_t parts =
-            batch >= 2 * threads_ ? 1 : std::min(list_.rows(), (2 * threads_ + batch - 1) / batch);
-#pragma omp parallel num_threads(threads_) if (batch * parts > 1)
+            row_parts(window_.rows(), width * static_cast<int64_t>(sizeof(A)), batch * windows, threads_);
+        const int64_t part_rows = divide_up(window_.rows(), parts);
+        const int64_t tasks = windows * parts;  // of an image
+#pragma omp parallel num_threads(threads_) if (batch * tasks > 1)
         {
-            Buffer<A> sums(std::min(fitting, list_.rows()) * grid_.panels.width);
-            Buffer<A> scratch(source_size_);
-            int64_t packed = -1;
-            const A* source = nullptr;
-#pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < batch * parts; ++task) {
-                const int64_t image = task / parts;
-                const int64_t end = list_.rows() * (task % parts + 1) / parts;
-                if (image != packed) source = get_source(image, scratch.data());
-                packed = image;
-                for (int64_t row = list_.rows() * (task % parts) / parts; row < end; row += fitting) {
-                    const int64_t rows = std::min(fitting, end - row);
-                    for (int64_t panel = 0; panel < grid_.panels.panels; ++panel) {
-                        sum_rows(source + grid_.panels.begin(panel), row, rows, sums.data());
-                        store(image, row, rows, panel, sums.data());
-                    }
-                }
+            Buffer<A> sums(part_rows * width);
+            Buffer<A> scratch(window_.size());
+            int64_t streamed = -1;
+#pragma omp for schedule(dynamic, batch >= 2 * threads_ ? tasks : 1)
+            for (int64_t task = 0; task < batch * tasks; ++task) {
+                const int64_t image = task / tasks;
+                const int64_t row = task % parts * part_rows;
+                const int64_t end = std::min(row + part_rows, window_.rows());
+                if (row >= end) continue;
+                const T* const from = source + image * window_.image_size();
+                if (image != streamed) stream_in(from, window_.image_size());
+                streamed = image;
+                sum_rows(from, task % tasks / parts, row, end, scratch.data(), sums.data(),
+                         [&](const ResultTile& tile, int64_t first, int64_t rows) {
+                             store(image, tile, first, rows, sums.data());
+                         });
             }
         }
     }
 
 private:
-    void sum_rows(const A* source, int64_t row, int64_t rows, A* sums) const {
-        const auto accumulate = table_.accumulate_list[grid_.panels.width / table_.lanes];
-        for (int64_t g = 0; g < list_.groups(); ++g) {
-            accumulate({list_.ptr(g) + row, rows, list_.offset(), source, sums, grid_.panels.width},
-                       list_.payload(), g == 0, start_ != nullptr ? start_ + row : nullptr);
+    template <class Store>
+    void sum_rows(const T* image, int64_t window, int64_t begin, int64_t end, A* scratch, A* sums,
+                  Store&& store) const {
+        const std::vector<PixelPlane> planes = window_.planes(window);
+        for (int64_t b = 0; b < window_.blocks(); ++b) {
+            const ChannelBlock block = window_.block(b);
+            const int64_t first = std::max(begin, block.row_begin);
+            const int64_t last = std::min(end, block.row_end);
+            if (first >= last) continue;
+            window_.pack<T>(table_, image, block, planes, scratch);
+            for (int64_t i = 0; i < window_.tile_count(window); ++i) {
+                const ResultTile tile = window_.tile(window, i);
+                table_.accumulate_list[tile.vectors](
+                    {list_.ptr(block, first), last - first, list_.offset(), scratch + window_.tile_offset(i),
+                     sums, tile.vectors * table_.lanes},
+                    list_.payload(), block.first, start_ != nullptr ? start_ + first : nullptr);
+                if (block.last) store(tile, first, last - first);
+            }
         }
     }
 
+    const SourceWindow& window_;
     const TapList<A>& list_;
-    PixelGrid grid_;
     const A* start_;
-    int64_t source_size_;
     int threads_;
     const KernelTable<A>& table_;
 };

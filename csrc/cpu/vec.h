@@ -53,29 +53,71 @@ inline Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // exact for every value, -0 too
 }
 
-// The first `count` lanes alone are read (the others become 0) or written; count < kLanes.
+// Lanes [begin, end) alone are read, and the others become 0; or the first `count` lanes are written. At most
+// a whole vector.
 #if SPARSEKERN_VECTOR_BYTES == 64
-inline FloatVec load_first(const float* from, int64_t count) {
-    return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+inline FloatVec load_range(const float* from, int64_t begin, int64_t end) {
+    return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << begin)), from);
+}
+inline DoubleVec load_range(const double* from, int64_t begin, int64_t end) {
+    return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << end) - (1u << begin)), from);
 }
 inline void store_first(float* to, FloatVec v, int64_t count) {
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 }
-inline DoubleVec load_first(const double* from, int64_t count) {
-    return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
-}
 inline void store_first(double* to, DoubleVec v, int64_t count) {
     _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
 }
+inline HalfWordVec load_range(const uint16_t* from, int64_t begin, int64_t end) {
+    return (HalfWordVec)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << end) - (1u << begin)), from);
+}
+inline void store_first(uint16_t* to, HalfWordVec v, int64_t count) {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), (__m256i)v);
+}
+#else
+#if SPARSEKERN_VECTOR_BYTES == 32
+inline __m256i lanes_in_range(const float*, int64_t begin, int64_t end) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(static_cast<int>(begin) - 1)),
+                            _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(end)), lane));
+}
+inline __m256i lanes_in_range(const double*, int64_t begin, int64_t end) {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_and_si256(_mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(begin - 1)),
+                            _mm256_cmpgt_epi64(_mm256_set1_epi64x(end), lane));
+}
+inline FloatVec load_range(const float* from, int64_t begin, int64_t end) {
+    return (FloatVec)_mm256_maskload_ps(from, lanes_in_range(from, begin, end));
+}
+inline DoubleVec load_range(const double* from, int64_t begin, int64_t end) {
+    return (DoubleVec)_mm256_maskload_pd(from, lanes_in_range(from, begin, end));
+}
+inline void store_first(float* to, FloatVec v, int64_t count) {
+    _mm256_maskstore_ps(to, lanes_in_range(to, 0, count), (__m256)v);
+}
+inline void store_first(double* to, DoubleVec v, int64_t count) {
+    _mm256_maskstore_pd(to, lanes_in_range(to, 0, count), (__m256d)v);
+}
 #else
 template <class A>
-inline Vec<A> load_first(const A* from, int64_t count) {
+inline Vec<A> load_range(const A* from, int64_t begin, int64_t end) {
     Vec<A> v = {};
-    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+    for (int64_t i = begin; i < end; ++i) v[i] = from[i];
     return v;
 }
 template <class A>
 inline void store_first(A* to, Vec<A> v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+inline HalfWordVec load_range(const uint16_t* from, int64_t begin, int64_t end) {
+    uint16_t halves[kLanes<float>] = {};
+    for (int64_t i = begin; i < end; ++i) halves[i] = from[i];
+    HalfWordVec v;
+    std::memcpy(&v, halves, sizeof(v));
+    return v;
+}
+inline void store_first(uint16_t* to, HalfWordVec v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 #endif
@@ -127,6 +169,24 @@ SPARSEKERN_SHUFFLES(FloatVec64, WordVec64, SPARSEKERN_LOW_16, SPARSEKERN_HIGH_16
 SPARSEKERN_SHUFFLES(DoubleVec64, LongVec64, SPARSEKERN_LOW_8, SPARSEKERN_HIGH_8)
 #endif
 
+// Every other element from a's first on, where b begins one element before a's end.
+#define SPARSEKERN_ALTERNATE(TYPE, INDEX, ...)        \
+    inline TYPE alternate(TYPE a, TYPE b) {           \
+        using IndexVec [[maybe_unused]] = INDEX;      \
+        return SPARSEKERN_SHUFFLE(a, b, __VA_ARGS__); \
+    }
+
+#if SPARSEKERN_VECTOR_BYTES == 64
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 2, 4, 6, 9, 11, 13, 15)
+#elif SPARSEKERN_VECTOR_BYTES == 32
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 4, 6, 9, 11, 13, 15)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 2, 5, 7)
+#else
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 5, 7)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 3)
+#endif
+
 // Transposes a square of kLanes vectors: each round is a perfect shuffle of the rows.
 template <class A>
 inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
@@ -172,9 +232,44 @@ inline A sum_lanes(Vec<A> v) {
     return LaneSum<A, SPARSEKERN_VECTOR_BYTES>::of(v);
 }
 
-inline FloatVec from_bfloat16(const uint16_t* from) {
-    HalfWordVec halves;
-    std::memcpy(&halves, from, sizeof(halves));
+// Adds the sum of the lanes of each of four vectors to four elements in a row: shared shuffles, where four
+// separate sums would take more of them than a short dot product takes multiplications.
+template <class A, int Bytes>
+struct FourSums {
+    typedef A Whole __attribute__((vector_size(Bytes)));
+    typedef A Half __attribute__((vector_size(Bytes / 2)));
+
+    static void add(Whole v, A* to) {
+        Half halves[2];
+        std::memcpy(halves, &v, sizeof(v));
+        FourSums<A, Bytes / 2>::add(halves[0] + halves[1], to);
+    }
+};
+template <class A>
+struct FourSums<A, 4 * static_cast<int>(sizeof(A))> {
+    typedef A Four __attribute__((vector_size(4 * sizeof(A))));
+
+    static void add(Four v, A* to) {
+        Four old;
+        std::memcpy(&old, to, sizeof(old));
+        old += v;
+        std::memcpy(to, &old, sizeof(old));
+    }
+};
+
+template <class A>
+inline void add_four_sums(const Vec<A> (&v)[4], A* to) {
+    if constexpr (kLanes<A> == 2) {
+        store<A>(to, load<A>(to) + (interleave_low(v[0], v[1]) + interleave_high(v[0], v[1])));
+        store<A>(to + 2, load<A>(to + 2) + (interleave_low(v[2], v[3]) + interleave_high(v[2], v[3])));
+    } else {
+        const Vec<A> even = interleave_low(v[0], v[2]) + interleave_high(v[0], v[2]);
+        const Vec<A> odd = interleave_low(v[1], v[3]) + interleave_high(v[1], v[3]);
+        FourSums<A, SPARSEKERN_VECTOR_BYTES>::add(interleave_low(even, odd) + interleave_high(even, odd), to);
+    }
+}
+
+inline FloatVec from_bfloat16(HalfWordVec halves) {
     const WordVec words = __builtin_convertvector(halves, WordVec) << 16;
     FloatVec v;
     std::memcpy(&v, &words, sizeof(v));
@@ -182,14 +277,13 @@ inline FloatVec from_bfloat16(const uint16_t* from) {
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-inline void to_bfloat16(uint16_t* to, FloatVec v) {
+inline HalfWordVec to_bfloat16(FloatVec v) {
     WordVec words;
     std::memcpy(&words, &v, sizeof(words));
     const WordVec rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
     const WordVec is_nan = (words & 0x7FFFFFFFu) > 0x7F800000u;
     const WordVec result = (is_nan & 0x7FC0u) | (~is_nan & rounded);
-    const HalfWordVec halves = __builtin_convertvector(result, HalfWordVec);
-    std::memcpy(to, &halves, sizeof(halves));
+    return __builtin_convertvector(result, HalfWordVec);
 }
 
 }  // namespace SPARSEKERN_ISA

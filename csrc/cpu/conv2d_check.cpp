@@ -1,15 +1,9 @@
-#include "images.h"
+#include "conv2d_check.h"
+
+#include <stdexcept>
+#include <string>
 
 namespace sparsekern {
-
-ConvLayout::ConvLayout(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes)
-    : vertical(shape, 0, pattern.kh),
-      horizontal(shape, 1, pattern.kw),
-      channels(shape.groups * pattern.cin),
-      phases(static_cast<int64_t>(vertical.phases.size() * horizontal.phases.size())),
-      pitch(vertical.tap_shift.back() > 0 ? padded_pitch(horizontal.plane, lanes) : horizontal.plane),
-      plane_size((vertical.plane * pitch + lanes - 1) / lanes * lanes),
-      channel_size(spread_size(phases * plane_size, lanes)) {}
 
 namespace {
 
