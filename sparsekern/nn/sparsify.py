@@ -85,6 +85,7 @@ def sparsify_(
         Nothing has been changed then.
     """
     _check_model(model)
+    _check_replaceable(model)
     _check_source(sparsity, masks)
     check_choice(distribution, DISTRIBUTIONS, "distribution")
     block = _check_block(pattern, block_size)
@@ -98,10 +99,10 @@ def sparsify_(
     _check_attributes(found)
     groups = _tied_groups(found)
     shapes = [tuple(group[0].module.weight.shape) for group in groups]
-    asked: list[float | None] = [None] * len(groups)
-    patterns = [_mask_of(group, masks) for group in groups] if masks is not None else [None] * len(groups)
-    shares = asked
-    if masks is None and groups:
+    patterns = asked = shares = [None] * len(groups)
+    if masks is not None:
+        patterns = [_mask_of(group, masks) for group in groups]
+    elif groups:
         asked = asked_sparsities(shapes, sparsity, distribution)
         shares = layer_sparsities(shapes, sparsity, distribution)
 
@@ -141,8 +142,8 @@ def densify_(model: nn.Module) -> list[str]:
     Raises
     ------
     TypeError, ValueError
-        When the model is itself a layer (a sparse one has ``to_dense_module()``) or wrapped in DDP. Nothing
-        has been changed then.
+        When the model is itself a sparse layer (use its ``to_dense_module()``) or wrapped in DDP. Nothing has
+        been changed then.
     """
     _check_model(model)
     swaps: dict[int, nn.Module] = {}
@@ -170,15 +171,18 @@ def _check_model(model: Any) -> None:
         raise TypeError(
             f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
         )
-    if type(model) in SPARSE_TYPES:
-        twin = SPARSE_TYPES[type(model)].__name__
-        raise TypeError(
-            f"{rule}, got a single {type(model).__name__}, which cannot replace itself; use {twin}.from_dense"
-        )
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise ValueError(
             "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
             " convert it before"
+        )
+
+
+def _check_replaceable(model: nn.Module) -> None:
+    if type(model) in SPARSE_TYPES:
+        raise TypeError(
+            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
+            f" replace itself; use {SPARSE_TYPES[type(model)].__name__}.from_dense"
         )
 
 
