@@ -102,10 +102,12 @@ def check_strided(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def check_mask(mask: Any, name: str = "mask") -> Tensor:
-    """Return `mask` when it is a bool tensor that can be read."""
+def check_mask(mask: Any, name: str = "mask", shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return `mask` when it is a bool tensor that can be read, and of the weight's `shape` if given."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"{name} must be a tensor of dtype torch.bool, got {describe(mask)}")
+    if shape is not None and tuple(mask.shape) != shape:
+        raise ValueError(f"{name} must have the weight's shape {shape}, got {tuple(mask.shape)}")
     return check_strided(mask, name)
 
 

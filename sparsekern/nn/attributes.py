@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.conv import SparseConv2d
-from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.survey import SPARSE_TYPES
 
 # The hooks that run around forward and backward. Handles that users keep point at these very dictionaries.
 HOOKS = (
@@ -42,8 +41,7 @@ def carry(old: nn.Module, new: nn.Module) -> None:
 
 def taken_names(module: nn.Linear | nn.Conv2d) -> list[str]:
     """The attributes a user has put on a dense layer under names that its sparse twin uses itself."""
-    dense = type(module)
-    sparse = SparseLinear if dense is nn.Linear else SparseConv2d
+    dense, sparse = type(module), SPARSE_TYPES[type(module)]
     return [
         name
         for name in vars(module)

@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.formats.checks import check_generator, check_integer, check_sparsity, describe, is_integer
-from sparsekern.formats.checks import check_mask as check_any_mask
+from sparsekern.formats.checks import (
+    check_generator,
+    check_integer,
+    check_mask,
+    check_sparsity,
+    describe,
+    is_integer,
+)
 from sparsekern.formats.pattern import Pattern
 
 STORAGES = ("compact", "masked")
@@ -25,12 +31,6 @@ def check_pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
     return first, second
 
 
-def check_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Tensor:
-    if tuple(check_any_mask(mask, name).shape) != shape:
-        raise ValueError(f"{name} must have the weight's shape {shape}, got {tuple(mask.shape)}")
-    return mask
-
-
 def check_pattern(pattern: Any, shape: tuple[int, ...], name: str = "pattern") -> Pattern:
     if not isinstance(pattern, Pattern):
         raise TypeError(f"{name} must be a sparsekern.Pattern, got {describe(pattern)}")
@@ -43,7 +43,7 @@ def as_pattern(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Pattern
     """A mask or a ready pattern, checked against the weight's shape, as a pattern."""
     if isinstance(mask, Pattern):
         return check_pattern(mask, shape, name)
-    return Pattern.from_mask(check_mask(mask, shape, name))
+    return Pattern.from_mask(check_mask(mask, name, shape))
 
 
 def choose_pattern(
@@ -63,7 +63,7 @@ def choose_pattern(
     if pattern is not None:
         return check_pattern(pattern, shape)
     if mask is not None:
-        return Pattern.from_mask(check_mask(mask, shape))
+        return Pattern.from_mask(check_mask(mask, shape=shape))
     return Pattern.random(shape, check_sparsity(sparsity), generator=generator)
 
 
