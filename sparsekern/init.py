@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from sparsekern.formats.checks import check_choice, check_generator, check_positive, describe
 from sparsekern.formats.pattern import Pattern
 
 Layer = TypeVar("Layer", bound=torch.nn.Module)
@@ -60,14 +61,12 @@ def dense_(
     (2022), "Original" in its tables.
     """
     pattern = _pattern_of(layer)
-    _check_options(gain, distribution)
+    gain = _check_options(gain, distribution, generator)
     fan_in, fan_out = _dense_fans(pattern, _groups_of(layer))
-    if scheme == "glorot":
+    if check_choice(scheme, ("glorot", "kaiming"), "scheme") == "glorot":
         variance = 2 * gain / (fan_in + fan_out)
-    elif scheme == "kaiming":
-        variance = gain / (3 * fan_in)
     else:
-        raise ValueError(f"scheme: expected 'glorot' or 'kaiming', got {scheme!r}")
+        variance = gain / (3 * fan_in)
     return _fill(layer, variance, distribution, generator)
 
 
@@ -91,7 +90,7 @@ def per_layer_(
     "Liu et al." in its tables.
     """
     pattern = _pattern_of(layer)
-    _check_options(gain, distribution)
+    gain = _check_options(gain, distribution, generator)
     fan_in, fan_out = _dense_fans(pattern, _groups_of(layer))
     density = pattern.nnz / pattern.numel
     # An empty pattern has no value to scale.
@@ -139,7 +138,7 @@ def per_neuron_(
     (2022), Equations 1 and 2.
     """
     pattern = _pattern_of(layer)
-    _check_options(gain, distribution)
+    gain = _check_options(gain, distribution, generator)
     variance = per_neuron_variance(pattern, gain=gain, mode=mode, groups=_groups_of(layer))
     return _fill(layer, variance, distribution, generator)
 
@@ -151,8 +150,10 @@ def per_neuron_variance(
 
     Memory is a few nnz-sized vectors: a layer too large to be held dense can still be initialized.
     """
-    if mode not in ("fan_avg", "fan_in", "fan_out"):
-        raise ValueError(f"mode: expected 'fan_avg', 'fan_in' or 'fan_out', got {mode!r}")
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern must be a sparsekern.Pattern, got {describe(pattern)}")
+    check_choice(mode, ("fan_avg", "fan_in", "fan_out"), "mode")
+    gain = check_positive(gain, "gain")
     if mode == "fan_in":
         fan = pattern.fan_in().to(torch.float32)[pattern.value_rows()]
     elif mode == "fan_out":
@@ -213,7 +214,7 @@ def _fill(
 def _pattern_of(layer: Any) -> Pattern:
     pattern = getattr(layer, "pattern", None)
     if not isinstance(pattern, Pattern):
-        raise TypeError(f"layer: expected a SparseLinear or SparseConv2d, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a SparseLinear or SparseConv2d, got {type(layer).__name__}")
     return pattern
 
 
@@ -221,12 +222,10 @@ def _groups_of(layer: torch.nn.Module) -> int:
     return getattr(layer, "groups", 1)
 
 
-def _check_options(gain: Any, distribution: Any) -> None:
-    number = isinstance(gain, (int, float)) and not isinstance(gain, bool)
-    if not number or not math.isfinite(gain) or gain <= 0:
-        raise ValueError(f"gain: expected a positive finite number, got {gain!r}")
-    if distribution not in ("uniform", "normal"):
-        raise ValueError(f"distribution: expected 'uniform' or 'normal', got {distribution!r}")
+def _check_options(gain: Any, distribution: Any, generator: Any) -> float:
+    check_choice(distribution, ("uniform", "normal"), "distribution")
+    check_generator(generator)
+    return check_positive(gain, "gain")
 
 
 INITIALIZERS = {"dense": dense_, "per_layer": per_layer_, "per_neuron": per_neuron_}

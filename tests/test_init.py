@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -152,6 +153,15 @@ def test_gain_multiplies_the_variance(name):
     torch.testing.assert_close(two.values, one.values * math.sqrt(2))
 
 
+@pytest.mark.parametrize("name", ["dense_", "per_layer_", "per_neuron_"])
+@pytest.mark.parametrize("gain", [np.float32(2), np.int64(2)], ids=["float32", "int64"])
+def test_gain_may_be_a_number_of_numpy(gain, name):
+    mask = heterogeneous_mask(20, 30)
+    numpy = getattr(init, name)(linear(mask), gain=gain, generator=torch.Generator().manual_seed(7))
+    plain = getattr(init, name)(linear(mask), gain=2, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(numpy.values, plain.values)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["dense_", "per_layer_", "per_neuron_"])
 def test_both_storages_get_the_same_weights_and_zeros_elsewhere(name, dtype):
@@ -196,16 +206,36 @@ def test_a_meta_layer_is_left_alone():
         (
             lambda layer: init.per_neuron_(torch.nn.Linear(2, 2)),
             TypeError,
-            r"layer: .*SparseLinear.* got Linear",
+            r"layer must .*SparseLinear.* got Linear",
         ),
-        (lambda layer: init.per_neuron_(layer, mode="fan"), ValueError, r"mode: .*'fan_avg'.* got 'fan'"),
-        (lambda layer: init.per_neuron_(layer, gain=0), ValueError, r"gain: .*positive.* got 0"),
-        (lambda layer: init.per_neuron_(layer, gain=math.nan), ValueError, r"gain: .* got nan"),
-        (lambda layer: init.per_layer_(layer, gain=True), ValueError, r"gain: .* got True"),
-        (lambda layer: init.dense_(layer, distribution="gamma"), ValueError, r"distribution: .* got 'gamma'"),
-        (lambda layer: init.dense_(layer, scheme="he"), ValueError, r"scheme: .*'kaiming'.* got 'he'"),
+        (lambda layer: init.per_neuron_(layer, mode="fan"), ValueError, r"mode must .*'fan_avg'.* got 'fan'"),
+        (lambda layer: init.per_neuron_(layer, gain=0), ValueError, r"gain must .*positive.* got 0"),
+        (lambda layer: init.per_neuron_(layer, gain=math.nan), ValueError, r"gain must .* got nan"),
+        (lambda layer: init.per_layer_(layer, gain=True), TypeError, r"gain must .* got True"),
+        (lambda layer: init.per_layer_(layer, gain="2"), TypeError, r"gain must .* got '2'"),
+        (lambda layer: init.dense_(layer, scheme=None), TypeError, r"scheme must .*'kaiming', got None"),
+        (lambda layer: init.dense_(layer, generator=3), TypeError, r"generator must be .*got 3"),
+        (lambda layer: init.per_neuron_variance(layer), TypeError, r"pattern must be .*got SparseLinear"),
+        (
+            lambda layer: init.dense_(layer, distribution="gamma"),
+            ValueError,
+            r"distribution must .* got 'gamma'",
+        ),
+        (lambda layer: init.dense_(layer, scheme="he"), ValueError, r"scheme must .*'kaiming'.* got 'he'"),
     ],
-    ids=["dense layer", "mode", "zero gain", "NaN gain", "bool gain", "distribution", "scheme"],
+    ids=[
+        "dense layer",
+        "mode",
+        "zero gain",
+        "NaN gain",
+        "bool gain",
+        "string gain",
+        "no scheme",
+        "generator",
+        "no pattern",
+        "distribution",
+        "scheme",
+    ],
 )
 def test_bad_arguments_change_nothing(call, error, message):
     layer = SparseLinear(6, 4, sparsity=0.5)

@@ -1,14 +1,114 @@
-"""Checks of the arguments that every part of the package takes."""
+"""Checks of the arguments that every part of the package takes.
+
+A wrong type is a TypeError and a wrong value a ValueError, each "NAME must be ..., got ...". Integers and
+numbers may be NumPy's; ``bool`` is neither, since ``sparsity=True`` is a slip.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
-__all__ = ["active_count", "check_shape", "check_sparsity"]
+import torch
+from torch import Tensor
+
+__all__ = [
+    "active_count",
+    "check_bool",
+    "check_choice",
+    "check_generator",
+    "check_integer",
+    "check_mask",
+    "check_positive",
+    "check_shape",
+    "check_sparsity",
+    "check_strided",
+    "describe",
+    "is_integer",
+    "is_number",
+]
 
 MAX_DIMENSION = 2**31 - 1
+
+
+def describe(value: object) -> str:
+    """What came, short enough for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def is_integer(value: object) -> bool:
+    """An integer of Python or NumPy, and no ``bool``."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """A real number of Python or NumPy, and no ``bool``."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_integer(value: Any, name: str, minimum: int = 1) -> int:
+    """Return `value` as an int when it is an integer of at least `minimum`."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def check_positive(value: Any, name: str) -> float:
+    """Return `value` as a float when it is a finite number above 0."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a positive finite number, got {describe(value)}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive finite number, got {value}")
+    return float(value)
+
+
+def check_choice(value: Any, choices: Sequence[str], name: str) -> str:
+    """Return `value` when it is one of the words in `choices`."""
+    rule = f"{name} must be {' or '.join(repr(choice) for choice in choices)}"
+    if not isinstance(value, str):
+        raise TypeError(f"{rule}, got {describe(value)}")
+    if value not in choices:
+        raise ValueError(f"{rule}, got {value!r}")
+    return value
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """Return `value` when it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return value
+
+
+def check_generator(generator: Any) -> torch.Generator | None:
+    """Return `generator` when it is a torch.Generator or None; TypeError otherwise."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
+    return generator
+
+
+def check_strided(tensor: Tensor, name: str) -> Tensor:
+    """Return `tensor` when its elements lie in memory one by one: no sparse layout, no meta device."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a tensor of layout torch.strided, got {tensor.layout}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} must be a tensor with contents, got one on the meta device")
+    return tensor
+
+
+def check_mask(mask: Any, name: str = "mask", shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return `mask` when it is a bool tensor that can be read, and of the weight's `shape` if given."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a tensor of dtype torch.bool, got {describe(mask)}")
+    if shape is not None and tuple(mask.shape) != shape:
+        raise ValueError(f"{name} must have the weight's shape {shape}, got {tuple(mask.shape)}")
+    return check_strided(mask, name)
 
 
 def check_sparsity(value: float, name: str = "sparsity") -> float:
@@ -17,7 +117,7 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
     Parameters
     ----------
     value : float
-        Any real number; ``bool`` is refused, since ``sparsity=True`` is a slip.
+        Any real number, and no ``bool``.
     name : str
         What the argument is called in the error.
 
@@ -28,8 +128,8 @@ def check_sparsity(value: float, name: str = "sparsity") -> float:
     ValueError
         When `value` is NaN or outside [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number in [0, 1), got {describe(value)}")
     if math.isnan(value) or not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1) (the fraction of zeros), got {value!r}")
     return float(value)
@@ -60,7 +160,7 @@ def check_shape(shape: Sequence[int], name: str = "shape") -> tuple[int, ...]:
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise TypeError(f"{name} must be a sequence of 2 or 4 integers, got {shape!r}")
     for size in shape:
-        if isinstance(size, bool) or not isinstance(size, Integral):
+        if not is_integer(size):
             raise TypeError(f"{name} must be a sequence of 2 or 4 integers, got {shape!r}")
     sizes = tuple(int(size) for size in shape)
     if len(sizes) not in (2, 4):

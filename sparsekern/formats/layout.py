@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-__all__ = ["TILE_SIZES", "Layout", "check_tile_size", "default_tile_size", "value_positions"]
+from sparsekern.formats.checks import describe, is_integer
+
+__all__ = [
+    "BLOCK_SIZES",
+    "TILE_SIZES",
+    "Layout",
+    "check_block_size",
+    "check_tile_size",
+    "default_tile_size",
+    "value_positions",
+]
 
 TILE_SIZES = (64, 32, 16, 8)
+BLOCK_SIZES = (32, 64, 128)
 HEADER_WORDS = 16
 
 
@@ -55,11 +65,20 @@ def default_tile_size(rows: int, cols: int) -> int:
 
 def check_tile_size(tile_size: int) -> int:
     """Return `tile_size` as an int when it is 8, 16, 32 or 64; ValueError or TypeError otherwise."""
-    if isinstance(tile_size, bool) or not isinstance(tile_size, Integral):
-        raise TypeError(f"tile_size must be 8, 16, 32 or 64, got {tile_size!r}")
-    if tile_size not in TILE_SIZES:
-        raise ValueError(f"tile_size must be 8, 16, 32 or 64, got {tile_size}")
-    return int(tile_size)
+    return _check_size(tile_size, TILE_SIZES, "tile_size must be 8, 16, 32 or 64")
+
+
+def check_block_size(block_size: int) -> int:
+    """Return `block_size` as an int when it is 32, 64 or 128; ValueError or TypeError otherwise."""
+    return _check_size(block_size, BLOCK_SIZES, "block_size must be 32, 64 or 128")
+
+
+def _check_size(size: int, sizes: Sequence[int], rule: str) -> int:
+    if not is_integer(size):
+        raise TypeError(f"{rule}, got {describe(size)}")
+    if size not in sizes:
+        raise ValueError(f"{rule}, got {size}")
+    return int(size)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsekern import native
+from sparsekern.formats.checks import check_strided, describe
 from sparsekern.formats.layout import HEADER_WORDS, Layout
 
-__all__ = ["PackedPattern", "describe"]
+__all__ = ["PackedPattern"]
 
 Self = TypeVar("Self", bound="PackedPattern")
 
@@ -34,10 +35,7 @@ class PackedPattern:
     def __init__(self, data: Tensor) -> None:
         if not isinstance(data, Tensor) or data.dtype != torch.int32 or data.dim() != 1:
             raise TypeError(f"data must be a 1-D int32 tensor, got {describe(data)}")
-        if data.device.type == "meta":
-            raise ValueError(
-                "data must hold the packed pattern, but it is on the meta device, which holds no words"
-            )
+        check_strided(data, "data")
         # A copy, since a pattern must not change when the caller writes to the tensor it came from.
         data = data.detach().clone(memory_format=torch.contiguous_format)
         host_data = data.cpu()
@@ -186,9 +184,3 @@ class PackedPattern:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a Pattern is immutable: {name!r} cannot be deleted")
-
-
-def describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return type(value).__name__

@@ -17,13 +17,26 @@ import torch
 from torch import Tensor
 
 from sparsekern import native
-from sparsekern.formats.checks import active_count, check_shape, check_sparsity
-from sparsekern.formats.layout import check_tile_size, default_tile_size, value_positions
-from sparsekern.formats.packed import PackedPattern, describe
+from sparsekern.formats.checks import (
+    active_count,
+    check_generator,
+    check_integer,
+    check_mask,
+    check_shape,
+    check_sparsity,
+    check_strided,
+    describe,
+)
+from sparsekern.formats.layout import (
+    BLOCK_SIZES,
+    check_block_size,
+    check_tile_size,
+    default_tile_size,
+    value_positions,
+)
+from sparsekern.formats.packed import PackedPattern
 
 __all__ = ["Pattern"]
-
-BLOCK_SIZES = (32, 64, 128)
 
 _pattern = native._C.pattern
 
@@ -85,13 +98,11 @@ class Pattern(PackedPattern):
         Raises
         ------
         TypeError
-            When `mask` is not a bool tensor.
+            When `mask` is not a bool tensor of strided layout.
         ValueError
-            When its shape is not a weight's, or `tile_size` is none of the above.
+            When it is on the meta device, its shape is not a weight's, or `tile_size` is none of the above.
         """
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a tensor of dtype torch.bool, got {describe(mask)}")
-        shape = check_shape(tuple(mask.shape), "mask.shape")
+        shape = check_shape(tuple(check_mask(mask).shape), "mask.shape")
         tile_size = _tile_size(shape, tile_size)
         host_mask = mask.detach().cpu().contiguous()
         builder = _pattern.mask_builder(
@@ -137,10 +148,8 @@ class Pattern(PackedPattern):
         """
         shape = check_shape(shape)
         sparsity = check_sparsity(sparsity)
-        if block_size is not None and not (isinstance(block_size, int) and block_size in BLOCK_SIZES):
-            raise ValueError(f"block_size must be 32, 64 or 128, got {block_size!r}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {describe(generator)}")
+        block_size = None if block_size is None else check_block_size(block_size)
+        check_generator(generator)
         tile_size = _tile_size(shape, tile_size, block_size)
         rows, cols = _matrix_shape(shape)
         block = block_size or 1
@@ -270,13 +279,12 @@ class Pattern(PackedPattern):
 
         Raises
         ------
-        ValueError
-            When `groups` does not divide the rows.
+        TypeError, ValueError
+            When `groups` is not an integer, or does not divide the rows.
         """
-        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or self.shape[0] % groups:
-            raise ValueError(
-                f"groups must be a positive divisor of the {self.shape[0]} outputs, got {groups!r}"
-            )
+        groups = check_integer(groups, "groups")
+        if self.shape[0] % groups:
+            raise ValueError(f"groups must be a divisor of the {self.shape[0]} outputs, got {groups}")
         return self._counted(_pattern.fan_out, groups * self.shape[1], groups)
 
     def value_rows(self) -> Tensor:
@@ -307,6 +315,7 @@ class Pattern(PackedPattern):
     def _checked(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {describe(tensor)}")
+        check_strided(tensor, name)
         if tuple(tensor.shape) != shape or tensor.device != self.device:
             raise ValueError(
                 f"{name} must have shape {shape} on {self.device}, "

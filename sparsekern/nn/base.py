@@ -10,20 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from sparsekern import ops
+from sparsekern.formats.checks import check_bool, check_choice, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import INITIALIZERS
-from sparsekern.nn.checks import STORAGES, as_pattern, check_choice, check_pattern, choose_pattern, describe
+from sparsekern.nn.checks import STORAGES, as_pattern, check_pattern, choose_pattern
+from sparsekern.nn.saved import load_pattern
+from sparsekern.nn.topology import Topology, on_device_of
 
-
-class Topology:
-    """Holds the pattern that a weight is stored in.
-
-    Layers that share one weight share one of these, so that moving the weight to another pattern through any
-    of them moves them all. `copy.deepcopy` and pickle keep the sharing, as they do for the Parameter itself.
-    """
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
+# In compact and in masked storage.
+WEIGHT_NAMES = ("values", "weight")
 
 
 class SparseLayer(nn.Module):
@@ -32,7 +27,11 @@ class SparseLayer(nn.Module):
     The weight is one Parameter: ``values`` (nnz,) for ``storage="compact"``, ``weight`` (dense shape) for
     ``storage="masked"``. The pattern is not a buffer: it has no gradient, never changes dtype, and a tensor
     that differs per layer in size would stop EMA copies and DDP from treating buffers alike. It follows the
-    layer to another device and is saved in the state dict under the key ``pattern``.
+    layer to another device, and the state dict holds a copy of it under the key ``pattern``.
+
+    `load_state_dict` takes the pattern too, and keeps the Parameter object. So a state dict with another
+    number of values is refused; load it before the optimizer is made, with ``assign=True``, which makes new
+    Parameters, or after :meth:`set_pattern` with ``resize=True``.
     """
 
     dense_type: ClassVar[type[nn.Module]]
@@ -53,12 +52,13 @@ class SparseLayer(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
+        check_bool(bias, "bias")
         check_choice(storage, STORAGES, "storage")
         if init is not None:
             check_choice(init, tuple(INITIALIZERS), "init")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         chosen = choose_pattern(shape, sparsity, mask, pattern, generator)
 
         self.storage = storage
@@ -67,7 +67,7 @@ class SparseLayer(nn.Module):
         stored_shape = (chosen.nnz,) if storage == "compact" else shape
         weight = nn.Parameter(torch.empty(stored_shape, device=device, dtype=dtype))
         self.register_parameter(self.weight_name, weight)
-        self._topology = Topology(_on_device_of(chosen, weight.device))
+        self._topology = Topology(on_device_of(chosen, weight.device))
         if bias:
             self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype))
         else:
@@ -84,6 +84,24 @@ class SparseLayer(nn.Module):
     def stored_weight(self) -> nn.Parameter:
         """The weight's Parameter, whatever the storage."""
         return self._parameters[self.weight_name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in WEIGHT_NAMES:
+            self._refuse_unstored(name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in WEIGHT_NAMES:
+            self._refuse_unstored(name)
+        super().__setattr__(name, value)
+
+    def _refuse_unstored(self, name: str) -> None:
+        """Raises for the weight's name in the other storage: code for dense layers uses ``weight``."""
+        if "storage" in self.__dict__ and name != self.weight_name:
+            raise AttributeError(
+                f"a {type(self).__name__} with storage={self.storage!r} has no {name!r}: its weight is the"
+                f" Parameter {self.weight_name!r}, and to_dense() gives it dense"
+            )
 
     @property
     def pattern(self) -> Pattern:
@@ -132,12 +150,12 @@ class SparseLayer(nn.Module):
             For another shape, or another nnz without `resize`; nothing is changed.
         """
         check_pattern(pattern, tuple(self.pattern.shape))
-        old, new = self.pattern, _on_device_of(pattern, self.stored_weight.device)
+        old, new = self.pattern, on_device_of(pattern, self.stored_weight.device)
         if self.storage == "compact":
             if new.nnz != old.nnz and not resize:
                 raise ValueError(
-                    f"pattern: expected {old.nnz} active positions, one per value, got {new.nnz}; optimizer"
-                    " states have that length too: pass resize=True if none has been made yet"
+                    f"pattern must have {old.nnz} active positions, one for each value, got {new.nnz};"
+                    " optimizer states have that length too: pass resize=True if none has been made yet"
                 )
             values, grad = self.values, self.values.grad
             moved = _transfer(values.detach(), old, new)
@@ -161,16 +179,27 @@ class SparseLayer(nn.Module):
             When the two differ in class, storage or shape; nothing is changed.
         """
         if type(other) is not type(self):
-            raise TypeError(f"other: expected a {type(self).__name__}, got {type(other).__name__}")
+            raise TypeError(f"other must be a {type(self).__name__}, got {type(other).__name__}")
         mine, theirs = (self.storage, *self.pattern.shape), (other.storage, *other.pattern.shape)
         if mine != theirs:
-            raise ValueError(f"other: expected storage and weight shape {mine}, got {theirs}")
+            raise ValueError(f"other must have storage and weight shape {mine}, got {theirs}")
         self._parameters[self.weight_name] = other.stored_weight
         self._topology = other._topology
 
     @classmethod
     def dense_arguments(cls, module: nn.Module) -> dict[str, Any]:
-        """The positional and shape arguments that `module`, sparse or dense, was built with."""
+        """The constructor arguments of a module, as keywords that both classes take.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Of `dense_type` or of this class.
+
+        Returns
+        -------
+        dict of str to Any
+            Without `device`, `dtype` and what chooses the pattern.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -201,12 +230,12 @@ class SparseLayer(nn.Module):
         """
         if isinstance(module, SparseLayer):
             raise TypeError(
-                f"module: expected a {_class_name(cls.dense_type)}, got a layer that is already sparse"
+                f"module must be a {_class_name(cls.dense_type)}, got a layer that is already sparse"
             )
         if not isinstance(module, cls.dense_type):
-            raise TypeError(f"module: expected a {_class_name(cls.dense_type)}, got {describe(module)}")
+            raise TypeError(f"module must be a {_class_name(cls.dense_type)}, got {describe(module)}")
         if torch.nn.parameter.is_lazy(module.weight):
-            raise ValueError("module: expected initialized weights, got a lazy module that has not run yet")
+            raise ValueError("module must have initialized weights, got a lazy module that has not run yet")
         pattern = as_pattern(mask, tuple(module.weight.shape))
         layer = cls.like(module, pattern, storage=storage)
         layer.write_dense(module.weight)
@@ -217,7 +246,27 @@ class SparseLayer(nn.Module):
 
     @classmethod
     def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:
-        """A layer with the module's arguments, dtype, device and flags; its weights are uninitialized."""
+        """A layer with the module's arguments, dtype, device and flags; its weights are uninitialized.
+
+        Parameters
+        ----------
+        module : torch.nn.Linear or torch.nn.Conv2d
+            Of `dense_type`; it is left unchanged.
+        pattern : Pattern
+            Of the weight's shape.
+        storage : str
+            ``"compact"`` or ``"masked"``.
+
+        Returns
+        -------
+        SparseLayer
+            With a weight and a bias of its own.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a padding mode or dtype that is not supported, or a pattern of another shape.
+        """
         weight = module.weight
         layer = cls(
             **cls.dense_arguments(module),
@@ -232,7 +281,18 @@ class SparseLayer(nn.Module):
 
     @torch.no_grad()
     def write_dense(self, dense: Tensor) -> None:
-        """Writes a dense tensor's active positions; masked storage gets 0 at the others."""
+        """Writes a dense tensor's active positions; masked storage gets 0 at the others.
+
+        Parameters
+        ----------
+        dense : Tensor
+            Of the dense weight's shape, on its device, cast to its dtype. A layer on meta is left as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another shape, layout or device; nothing is changed.
+        """
         weight = self.stored_weight
         if weight.is_meta:
             return
@@ -260,16 +320,13 @@ class SparseLayer(nn.Module):
         super()._apply(fn, recurse)
         # An empty tensor tells where `fn` sends things; its dtype is of no interest, the pattern stays int32.
         target = fn(torch.empty(0, dtype=torch.int32, device=self.pattern.device)).device
-        self._topology.pattern = _on_device_of(self.pattern, target)
+        self._topology.pattern = on_device_of(self.pattern, target)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        data = self.pattern.data
-        # Layers may share one pattern, and safetensors refuses tensors that share memory.
-        if any(saved is data for saved in destination.values()):
-            data = data.clone()
-        destination[prefix + "pattern"] = data
+        # A copy: a pattern is immutable, and what a state dict holds gets written to, as by EMA loops.
+        destination[prefix + "pattern"] = self.pattern.data.clone()
 
     def _load_from_state_dict(
         self,
@@ -284,14 +341,14 @@ class SparseLayer(nn.Module):
         key = prefix + "pattern"
         assign = local_metadata.get("assign_to_params_buffers", False)
         if key in state_dict:
-            pattern, problem = self._read_pattern(state_dict, prefix)
-            if problem:
-                error_msgs.append(problem)
+            try:
+                load_pattern(self, state_dict, prefix, assign)
+            except ValueError as error:
+                error_msgs.append(str(error))
                 return
-            self._adopt(pattern, assign)
         elif prefix + "values" in state_dict:
             # load_state_dict(strict=False) does not say so here, and this one is wrong in either case.
-            error_msgs.append(f"{key}: missing; values without their pattern could land at other positions")
+            error_msgs.append(f"{key} must come with the values, which could land at other positions without")
             return
         elif strict:
             missing_keys.append(key)
@@ -301,58 +358,8 @@ class SparseLayer(nn.Module):
         if key in unexpected_keys:
             unexpected_keys.remove(key)
 
-    def _read_pattern(self, state_dict: Mapping[str, Any], prefix: str) -> tuple[Pattern | None, str | None]:
-        """The state dict's pattern, or what is wrong with it or with the tensors that go with it."""
-        key, data = prefix + "pattern", state_dict[prefix + "pattern"]
-        if not isinstance(data, Tensor) or data.is_meta:
-            return None, f"{key}: expected a pattern's int32 data with contents, got {describe(data)}"
-        try:
-            pattern = Pattern(data)
-        except (TypeError, ValueError, RuntimeError) as error:
-            return None, f"{key}: not a valid pattern: {error}"
-        shape = tuple(self.pattern.shape)
-        if tuple(pattern.shape) != shape:
-            return None, f"{key}: expected a pattern of shape {shape}, got {tuple(pattern.shape)}"
-        pattern = _on_device_of(pattern, self.stored_weight.device)
-        expected = {self.weight_name: (pattern.nnz,) if self.storage == "compact" else shape}
-        if self.bias is not None:
-            expected["bias"] = (shape[0],)
-        for name, size in expected.items():
-            value = state_dict.get(prefix + name)
-            if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != size):
-                return None, f"{prefix}{name}: expected shape {size}, got {describe(value)}"
-        changed = pattern != self.pattern
-        if changed and prefix + self.weight_name not in state_dict:
-            return None, (
-                f"{prefix}{self.weight_name}: missing, and the state dict's pattern differs from the layer's"
-                f" (storage={self.storage!r}): a pattern is loaded together with its weight"
-            )
-        return (pattern if changed else self.pattern), None
-
-    def _adopt(self, pattern: Pattern, assign: bool) -> None:
-        """Takes a checked pattern; compact values, the same Parameter object, get its length."""
-        if assign:
-            # assign=True gives every layer its own Parameter, which unties it from other layers.
-            self._topology = Topology(self._topology.pattern)
-        if pattern is self.pattern:
-            return
-        if self.storage == "compact" and assign:
-            # Only a size for nn.Module to compare: it puts the state dict's tensor in this place next.
-            placeholder = torch.empty(pattern.nnz, dtype=self.values.dtype, device="meta")
-            self.values = nn.Parameter(placeholder, requires_grad=self.values.requires_grad)
-        elif self.storage == "compact":
-            # Gradients of the old positions say nothing about the new ones.
-            self.values.grad = None
-            self.values.data = self.values.data.new_empty(pattern.nnz)
-        self._topology.pattern = pattern
-
     def _repr_tail(self) -> str:
         return f"sparsity={self.pattern.sparsity:.4f}, nnz={self.pattern.nnz}, storage={self.storage}"
-
-
-def _on_device_of(pattern: Pattern, device: torch.device) -> Pattern:
-    """The pattern on a weight's device. It has no meta form: without its bits it has no shape and no nnz."""
-    return pattern if device.type == "meta" else pattern.to(device)
 
 
 def _transfer(values: Tensor, old: Pattern, new: Pattern) -> Tensor:

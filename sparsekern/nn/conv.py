@@ -9,15 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.formats.checks import check_choice, check_integer
 from sparsekern.formats.pattern import Pattern
 from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import check_pair, check_positive_int
+from sparsekern.nn.checks import check_pair
 
 
 class SparseConv2d(SparseLayer):
     r"""``F.conv2d(x, W, bias, stride, padding, dilation, groups)`` with a sparse :math:`W`.
 
-    Weight, gradient and optimizer state have nnz elements.
+    Weight, gradient and optimizer state have nnz elements. A state dict with another number of values is
+    loaded before the optimizer is made, see `SparseLayer`.
 
     Parameters
     ----------
@@ -71,7 +73,11 @@ class SparseConv2d(SparseLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         super().__init__(
-            (out_channels, in_channels // groups, *geometry["kernel_size"]),
+            (
+                geometry["out_channels"],
+                geometry["in_channels"] // geometry["groups"],
+                *geometry["kernel_size"],
+            ),
             bias,
             sparsity=sparsity,
             mask=mask,
@@ -81,7 +87,7 @@ class SparseConv2d(SparseLayer):
             device=device,
             dtype=dtype,
             generator=generator,
-            groups=groups,
+            groups=geometry["groups"],
         )
         for name, value in geometry.items():
             setattr(self, name, value)
@@ -143,28 +149,30 @@ def check_geometry(
     padding_mode: Any,
 ) -> dict[str, Any]:
     """The arguments of a convolution, checked, ints made pairs."""
-    if padding_mode != "zeros":
-        raise ValueError(
-            f"padding_mode: expected 'zeros', the only one that is supported, got {padding_mode!r}"
-        )
     geometry: dict[str, Any] = {
-        "in_channels": check_positive_int(in_channels, "in_channels"),
-        "out_channels": check_positive_int(out_channels, "out_channels"),
+        "in_channels": check_integer(in_channels, "in_channels"),
+        "out_channels": check_integer(out_channels, "out_channels"),
         "kernel_size": check_pair(kernel_size, "kernel_size", 1),
         "stride": check_pair(stride, "stride", 1),
         "dilation": check_pair(dilation, "dilation", 1),
-        "groups": check_positive_int(groups, "groups"),
-        "padding_mode": padding_mode,
+        "groups": check_integer(groups, "groups"),
+        # The one mode that is supported.
+        "padding_mode": check_choice(padding_mode, ("zeros",), "padding_mode"),
     }
     for name in ("in_channels", "out_channels"):
-        if geometry[name] % groups:
-            raise ValueError(f"groups: expected a divisor of {name} = {geometry[name]}, got {groups}")
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding: expected an int, a pair of ints, 'same' or 'valid', got {padding!r}")
-        if padding == "same" and geometry["stride"] != (1, 1):
-            raise ValueError(f"padding: expected numbers where stride is {geometry['stride']}, got 'same'")
-        geometry["padding"] = padding
-    else:
-        geometry["padding"] = check_pair(padding, "padding", 0)
+        if geometry[name] % geometry["groups"]:
+            raise ValueError(f"groups must be a divisor of {name} = {geometry[name]}, got {groups}")
+    geometry["padding"] = _check_padding(padding, geometry["stride"])
     return geometry
+
+
+def _check_padding(padding: Any, stride: tuple[int, int]) -> tuple[int, int] | str:
+    if not isinstance(padding, str):
+        return check_pair(padding, "padding", 0)
+    if padding not in ("same", "valid"):
+        raise ValueError(
+            f"padding must be an integer, a pair of integers, 'same' or 'valid', got {padding!r}"
+        )
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f"padding must be numbers where stride is {stride}, got 'same'")
+    return padding

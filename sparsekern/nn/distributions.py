@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from sparsekern.formats.checks import check_shape, check_sparsity
-from sparsekern.nn.checks import check_choice
+from sparsekern.formats.checks import check_choice, check_shape, check_sparsity, describe
 
 Distribution = Literal["uniform", "er", "erk"]
 DISTRIBUTIONS = ("uniform", "er", "erk")
@@ -51,16 +50,41 @@ def layer_sparsities(
     Mocanu et al., *Scalable training of artificial neural networks with adaptive sparse
     connectivity* (2018), ER. Evci et al., *Rigging the Lottery* (2020), Section 3, ERK.
     """
-    sparsity = check_sparsity(sparsity)
-    check_choice(distribution, DISTRIBUTIONS, "distribution")
-    checked = [check_shape(shape, f"shapes[{index}]") for index, shape in enumerate(shapes)]
-    if not checked:
-        raise ValueError("shapes: expected at least one layer's shape, got none")
-    sizes = [math.prod(shape) for shape in checked]
+    sizes, scales, sparsity = _checked(shapes, sparsity, distribution)
     target = max(round((1 - sparsity) * sum(sizes)), len(sizes))
-    scales = [_scale(shape, distribution) for shape in checked]
     counts = _round_to_total(_quotas(sizes, scales, target), sizes, target)
     return [1 - count / size for count, size in zip(counts, sizes, strict=True)]
+
+
+def asked_sparsities(
+    shapes: Sequence[Sequence[int]], sparsity: float, distribution: Distribution = "uniform"
+) -> list[float]:
+    """What the formula of `layer_sparsities` asks of each layer, before weights are rounded to whole ones.
+
+    Parameters, errors and result are those of `layer_sparsities`, but that the layers' shares of weights are
+    fractions, which sum to ``(1 - sparsity) * total``.
+    """
+    sizes, scales, sparsity = _checked(shapes, sparsity, distribution)
+    quotas = _quotas(sizes, scales, (1 - sparsity) * sum(sizes))
+    return [1 - quota / size for quota, size in zip(quotas, sizes, strict=True)]
+
+
+def _checked(
+    shapes: Sequence[Sequence[int]], sparsity: float, distribution: Distribution
+) -> tuple[list[int], list[float], float]:
+    """Size and scale of each layer, and the sparsity as a float."""
+    sparsity = check_sparsity(sparsity)
+    check_choice(distribution, DISTRIBUTIONS, "distribution")
+    if not isinstance(shapes, Sequence):
+        raise TypeError(f"shapes must be a sequence of shapes, got {describe(shapes)}")
+    checked = [check_shape(shape, f"shapes[{index}]") for index, shape in enumerate(shapes)]
+    if not checked:
+        raise ValueError("shapes must hold at least one layer's shape, got none")
+    return (
+        [math.prod(shape) for shape in checked],
+        [_scale(shape, distribution) for shape in checked],
+        sparsity,
+    )
 
 
 def _scale(shape: tuple[int, ...], distribution: Distribution) -> float:
@@ -71,7 +95,7 @@ def _scale(shape: tuple[int, ...], distribution: Distribution) -> float:
     return sum(counted) / math.prod(counted)
 
 
-def _quotas(sizes: list[int], scales: list[float], target: int) -> list[float]:
+def _quotas(sizes: list[int], scales: list[float], target: float) -> list[float]:
     """Active weights of each layer before rounding: in proportion to scale * size, at most size each."""
     dense: set[int] = set()
     while True:

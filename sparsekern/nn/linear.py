@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.formats.checks import check_integer
 from sparsekern.formats.pattern import Pattern
 from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import check_positive_int
 
 
 class SparseLinear(SparseLayer):
     r"""``F.linear(x, W, bias)`` with a sparse :math:`W`.
 
-    Weight, gradient and optimizer state have nnz elements.
+    Weight, gradient and optimizer state have nnz elements. A state dict with another number of values is
+    loaded before the optimizer is made, see `SparseLayer`.
 
     .. math:: y = x W^\top + b, \qquad W_{ij} = 0 \text{ outside the pattern}
 
@@ -69,12 +70,10 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        shape = (
-            check_positive_int(out_features, "out_features"),
-            check_positive_int(in_features, "in_features"),
-        )
+        in_features = check_integer(in_features, "in_features")
+        out_features = check_integer(out_features, "out_features")
         super().__init__(
-            shape,
+            (out_features, in_features),
             bias,
             sparsity=sparsity,
             mask=mask,

@@ -10,8 +10,30 @@ from dataclasses import dataclass
 class LayerReport:
     """One weight-bearing layer: what it became, or why it was left as it is.
 
-    Sparsities are fractions of zeros; bytes are those of one copy of the weight (gradients and optimizer
-    states scale alike), the pattern's counted with it.
+    Attributes
+    ----------
+    name : str
+        As ``named_modules`` has it; the first one of a module used in several places.
+    shape : tuple of int or None
+        Of the dense weight; None when it is not known yet (a lazy module).
+    reason : str or None
+        Why the layer was left as it is; None when it was converted. What follows is set for converted ones.
+    aliases : tuple of str
+        The other names of the module; set for layers left as well.
+    tied_to : str or None
+        Name of the layer before it that holds the same weight; the totals count that one only.
+    sparsity_asked : float or None
+        Fraction of zeros by the distribution's formula, before weights are rounded to whole ones and blocks
+        to whole blocks; None when a mask was given.
+    sparsity : float
+        Fraction of zeros of the pattern.
+    nnz, numel : int
+        Active weights, and weights of the dense layer.
+    fan_in_min, fan_in_mean : int, float
+        Active inputs of an output neuron: the smallest, and the mean.
+    value_bytes, pattern_bytes, dense_bytes : int
+        Bytes of the stored weight, of its pattern, and of the dense weight. Gradients and optimizer states
+        are as large as the stored weight; there is one pattern for all of them.
     """
 
     name: str

@@ -8,32 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats.checks import check_sparsity
+from sparsekern.formats.checks import check_choice, check_generator, check_sparsity, describe
+from sparsekern.formats.layout import check_block_size
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import INITIALIZERS
+from sparsekern.nn.attributes import carry, taken_names
 from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import (
-    STORAGES,
-    as_pattern,
-    check_choice,
-    check_positive_int,
-    describe,
-)
-from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, layer_sparsities
+from sparsekern.nn.checks import STORAGES, as_pattern
+from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, asked_sparsities, layer_sparsities
+from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
 from sparsekern.nn.report import LayerReport, SparsifyReport
 from sparsekern.nn.survey import SPARSE_TYPES, FilterFn, Found, survey
-
-# The hooks that run around forward and backward. Handles that users keep point at these very dictionaries.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def sparsify_(
@@ -42,7 +27,7 @@ def sparsify_(
     *,
     distribution: Distribution = "uniform",
     pattern: str = "unstructured",
-    block_size: int = 64,
+    block_size: int | None = None,
     storage: str = "compact",
     init: str = "keep",
     masks: Mapping[str, Tensor | Pattern] | None = None,
@@ -52,13 +37,13 @@ def sparsify_(
 ) -> SparsifyReport:
     """Replaces ``nn.Linear`` by `SparseLinear` and ``nn.Conv2d`` by `SparseConv2d`, in place.
 
-    Call it before the optimizer and any DDP wrapper are made: weights become new Parameters. Biases stay the
-    same Parameters; device, dtype, ``requires_grad``, training mode, forward and backward hooks and
-    attributes set on the module are kept. Only the exact two types are converted; every other layer with a
-    weight of two or more dimensions is named in the report with the reason. A module used in several places
-    stays shared, and two modules that share a weight go on sharing it, with one pattern; a weight shared with
-    something that stays dense (an embedding) stays dense. A second call converts what is still dense and
-    leaves sparse layers alone.
+    Call it before the optimizer and any DDP wrapper are made: weights become new Parameters, without the
+    gradient and the attributes that the old ones may have had. Biases stay the same Parameters; device,
+    dtype, ``requires_grad``, training mode, forward and backward hooks and attributes set on the module are
+    kept. Only the exact two types are converted; every other layer with a weight of two or more dimensions is
+    named in the report with the reason. A module used in several places stays shared, and two modules that
+    share a weight go on sharing it, with one pattern; a weight shared with something that stays dense (an
+    embedding) stays dense. A second call converts what is still dense and leaves sparse layers alone.
 
     Parameters
     ----------
@@ -71,6 +56,8 @@ def sparsify_(
         ``"uniform"``, ``"er"`` or ``"erk"``, see `layer_sparsities`; the total is exact.
     pattern : str
         ``"unstructured"``, or ``"block"``: whole `block_size` x `block_size` blocks, their number rounded.
+    block_size : int, optional
+        32, 64 (the default) or 128, for ``pattern="block"`` only.
     storage : str
         ``"compact"`` or ``"masked"``, see `SparseLinear`.
     init : str
@@ -94,41 +81,50 @@ def sparsify_(
     ------
     TypeError, ValueError
         For arguments out of range, names that match nothing, masks that do not fit, a model with nothing to
-        convert or one wrapped in DDP. Nothing has been changed then.
+        convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves.
+        Nothing has been changed then.
     """
-    _check_arguments(model, sparsity, distribution, pattern, block_size, storage, init, masks)
+    _check_model(model)
+    _check_replaceable(model)
+    _check_source(sparsity, masks)
+    check_choice(distribution, DISTRIBUTIONS, "distribution")
+    block = _check_block(pattern, block_size)
+    check_choice(storage, STORAGES, "storage")
+    check_choice(init, ("keep", *INITIALIZERS), "init")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn must be callable, got {describe(filter_fn)}")
+    check_generator(generator)
     found = survey(model, exclude, filter_fn, None if masks is None else list(masks))
     _check_any(model, found)
+    _check_attributes(found)
     groups = _tied_groups(found)
+    shapes = [tuple(group[0].module.weight.shape) for group in groups]
+    patterns = asked = shares = [None] * len(groups)
     if masks is not None:
-        asked: list[float | None] = [None] * len(groups)
         patterns = [_mask_of(group, masks) for group in groups]
-    else:
-        shapes = [tuple(group[0].module.weight.shape) for group in groups]
-        asked = list(layer_sparsities(shapes, sparsity, distribution)) if groups else []
-        patterns = [None] * len(groups)
+    elif groups:
+        asked = asked_sparsities(shapes, sparsity, distribution)
+        shares = layer_sparsities(shapes, sparsity, distribution)
 
     swaps: dict[int, SparseLayer] = {}
     reports: dict[int, LayerReport] = {}
-    for group, share, ready in zip(groups, asked, patterns, strict=True):
-        weight = group[0].module.weight
+    for group, shape, quota, share, ready in zip(groups, shapes, asked, shares, patterns, strict=True):
         if ready is None:
-            block = {"block_size": block_size} if pattern == "block" else {}
-            ready = Pattern.random(tuple(weight.shape), share, generator=generator, **block)
+            ready = Pattern.random(shape, share, generator=generator, block_size=block)
         for entry in group:
             layer = _sparse_twin(entry.module, ready, storage)
             if entry is group[0]:
                 first = layer
                 if init == "keep":
-                    layer.write_dense(weight)
+                    layer.write_dense(entry.module.weight)
                 else:
                     INITIALIZERS[init](layer, generator=generator)
             else:
                 layer.tie_weight(first)
             swaps[id(entry.module)] = layer
-            reports[id(entry.module)] = _converted(entry, layer, share, group[0].name)
+            reports[id(entry.module)] = _converted(entry, layer, quota, group[0].name)
     _swap(model, swaps)
-    _leave_fused_paths(model)
+    leave_fused_paths(model)
     return SparsifyReport(tuple(reports.get(id(entry.module)) or _left(entry) for entry in found))
 
 
@@ -145,14 +141,11 @@ def densify_(model: nn.Module) -> list[str]:
 
     Raises
     ------
-    TypeError
-        When the model is itself a sparse layer: use its ``to_dense_module()``. Nothing has been changed then.
+    TypeError, ValueError
+        When the model is itself a sparse layer (use its ``to_dense_module()``) or wrapped in DDP. Nothing has
+        been changed then.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, SparseLayer):
-        raise TypeError(
-            f"model: expected a module that contains layers, got {describe_module(model)}"
-            + ("; use its to_dense_module()" if isinstance(model, SparseLayer) else "")
-        )
+    _check_model(model)
     swaps: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     names = []
@@ -161,54 +154,66 @@ def densify_(model: nn.Module) -> list[str]:
             dense = layer.to_dense_module()
             dense.weight = weights.setdefault(id(layer.stored_weight), dense.weight)
             dense.register_parameter("bias", layer.bias)
-            _carry(layer, dense)
+            carry(layer, dense)
             swaps[id(layer)] = dense
             names.append(name)
     _swap(model, swaps)
+    restore_fused_paths(model)
     return names
 
 
-def describe_module(model: Any) -> str:
-    return f"a single {type(model).__name__}" if isinstance(model, nn.Module) else describe(model)
-
-
-def _check_arguments(
-    model: Any,
-    sparsity: Any,
-    distribution: Any,
-    pattern: Any,
-    block_size: Any,
-    storage: Any,
-    init: Any,
-    masks: Any,
-) -> None:
+def _check_model(model: Any) -> None:
+    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
+    rule = "model must be a module that contains layers"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{rule}, got {describe(model)}")
     if isinstance(model, SparseLayer):
         raise TypeError(
-            f"model: expected a module that contains layers, got {type(model).__name__}, already sparse"
-        )
-    if not isinstance(model, nn.Module) or type(model) in SPARSE_TYPES:
-        twin = SPARSE_TYPES.get(type(model))
-        raise TypeError(
-            f"model: expected a module that contains layers, got {describe_module(model)}"
-            + (f", which cannot replace itself; use {twin.__name__}.from_dense" if twin else "")
+            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
         )
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise ValueError(
-            "model: expected one that is not wrapped in DistributedDataParallel yet: sparsify it before"
+            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
+            " convert it before"
         )
+
+
+def _check_replaceable(model: nn.Module) -> None:
+    if type(model) in SPARSE_TYPES:
+        raise TypeError(
+            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
+            f" replace itself; use {SPARSE_TYPES[type(model)].__name__}.from_dense"
+        )
+
+
+def _check_source(sparsity: Any, masks: Any) -> None:
+    if masks is not None and not isinstance(masks, Mapping):
+        raise TypeError(f"masks must be a mapping from layer name to mask, got {describe(masks)}")
+    if masks is not None and not masks:
+        raise ValueError(f"masks must be for at least one layer, got {describe(masks)}")
     if (sparsity is None) == (masks is None):
-        raise ValueError(
-            f"expected exactly one of sparsity and masks, got {'none' if masks is None else 'both'}"
-        )
+        came = "none" if masks is None else "both"
+        raise ValueError(f"exactly one of sparsity and masks must be given, got {came}")
     if sparsity is not None:
         check_sparsity(sparsity)
-    elif not isinstance(masks, Mapping):
-        raise TypeError(f"masks: expected a mapping from layer name to mask, got {describe(masks)}")
-    check_choice(distribution, DISTRIBUTIONS, "distribution")
-    check_choice(pattern, ("unstructured", "block"), "pattern")
-    check_positive_int(block_size, "block_size")
-    check_choice(storage, STORAGES, "storage")
-    check_choice(init, ("keep", *INITIALIZERS), "init")
+
+
+def _check_block(pattern: Any, block_size: Any) -> int | None:
+    """The size of blocks, None where there are none."""
+    if check_choice(pattern, ("unstructured", "block"), "pattern") == "block":
+        return check_block_size(64 if block_size is None else block_size)
+    if block_size is not None:
+        raise ValueError(f"block_size must be left out unless pattern='block', got {describe(block_size)}")
+    return None
+
+
+def _check_attributes(found: list[Found]) -> None:
+    for entry in found:
+        if entry.reason is None and (taken := taken_names(entry.module)):
+            raise ValueError(
+                f"model must not use attribute names that sparse layers use themselves, got {taken[0]!r} on "
+                f"layer {entry.name!r}; rename it, or exclude the layer"
+            )
 
 
 def _check_any(model: nn.Module, found: list[Found]) -> None:
@@ -218,7 +223,7 @@ def _check_any(model: nn.Module, found: list[Found]) -> None:
     why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     raise ValueError(
-        f"model: expected at least one nn.Linear or nn.Conv2d to convert, {type(model).__name__} has none"
+        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
         + (f" ({why}{more})" if found else "")
     )
 
@@ -240,7 +245,7 @@ def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Patte
     for name, other in zip(given[1:], patterns[1:], strict=True):
         if not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
             raise ValueError(
-                f"masks: expected the same mask for {given[0]!r} and {name!r}, which share a weight, got two"
+                f"masks must be the same for {given[0]!r} and {name!r}, which share a weight, got two"
             )
     return patterns[0]
 
@@ -248,20 +253,8 @@ def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Patte
 def _sparse_twin(module: nn.Module, pattern: Pattern, storage: str) -> SparseLayer:
     layer = SPARSE_TYPES[type(module)].like(module, pattern, storage=storage)
     layer.register_parameter("bias", module.bias)
-    _carry(module, layer)
+    carry(module, layer)
     return layer
-
-
-def _carry(old: nn.Module, new: nn.Module) -> None:
-    """Hands over hooks and the attributes that a user has set on the instance."""
-    for name in HOOKS:
-        if name in vars(old):
-            vars(new)[name] = vars(old)[name]
-    plain = {**vars(nn.Linear(1, 1, device="meta")), **vars(nn.Conv2d(1, 1, 1, device="meta"))}
-    known = {*plain, *vars(new), "storage", "init", "_topology"}
-    for name, value in vars(old).items():
-        if name not in known:
-            vars(new)[name] = value
 
 
 def _swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
@@ -270,20 +263,6 @@ def _swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
         for name, child in list(parent._modules.items()):
             if id(child) in swaps:
                 parent._modules[name] = swaps[id(child)]
-
-
-def _leave_fused_paths(model: nn.Module) -> None:
-    """Turns off PyTorch's fused inference of encoder layers that hold sparse layers.
-
-    It reads ``linear1.weight`` and ``linear2.weight`` itself, past the sparse layers' forward.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            if any(isinstance(child, SparseLayer) for child in module.children()):
-                module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            if any(isinstance(child, SparseLayer) for child in module.layers.modules()):
-                module.use_nested_tensor = False
 
 
 def _converted(entry: Found, layer: SparseLayer, asked: float | None, first: str) -> LayerReport:

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from sparsekern.formats.checks import describe
 from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import describe, near_names
+from sparsekern.nn.checks import near_names
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.linear import SparseLinear
 
@@ -140,15 +141,15 @@ def _already_sparse(module: nn.Module) -> str | None:
 
 
 def _check_exclude(exclude: Iterable[str], names: list[str]) -> list[str]:
+    rule = "exclude must be names or glob patterns of modules"
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"{rule}, got {describe(exclude)}")
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"exclude: expected module names or glob patterns, got {describe(pattern)}")
+            raise TypeError(f"{rule}, got {describe(pattern)}")
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"exclude: expected names or glob patterns of modules, {pattern!r} matches none"
-                + near_names(pattern, names)
-            )
+            raise ValueError(f"{rule}, got {pattern!r}, which matches none{near_names(pattern, names)}")
     return patterns
 
 
@@ -169,10 +170,10 @@ def _check_masked_names(found: list[Found], only: Collection[str] | None) -> Non
         if name not in by_name:
             convertible = [n for n, entry in by_name.items() if entry.reason is None]
             raise ValueError(
-                f"masks: expected names of layers, {name!r} is none" + near_names(str(name), convertible)
+                f"masks must be for names of layers, got {name!r}{near_names(str(name), convertible)}"
             )
         if by_name[name].reason is not None:
-            raise ValueError(f"masks: {name!r} cannot be converted: {by_name[name].reason}")
+            raise ValueError(f"masks must be for layers that convert, got {name!r}: {by_name[name].reason}")
 
 
 def _settle_ties(model: nn.Module, found: list[Found], only: Collection[str] | None) -> None:
@@ -195,7 +196,9 @@ def _settle_ties(model: nn.Module, found: list[Found], only: Collection[str] | N
             if other is None or type(module) is not type(entry.module) or other.reason is not None:
                 entry.reason = f"its weight is tied to {name}, which stays dense"
                 if only is not None and any(n in only for n in entry.names):
-                    raise ValueError(f"masks: {entry.name!r} cannot be converted: {entry.reason}")
+                    raise ValueError(
+                        f"masks must be for layers that convert, got {entry.name!r}: {entry.reason}"
+                    )
                 break
 
 

@@ -185,8 +185,12 @@ def test_the_default_tile_size_is_that_of_the_weight_matrix():
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        pytest.param([[True]], TypeError, "mask must be a tensor of dtype torch.bool, got list", id="list"),
-        pytest.param(torch.ones(2, 3), TypeError, r"got torch.float32 of shape \(2, 3\)", id="float_mask"),
+        pytest.param(
+            [[True]], TypeError, r"mask must be a tensor of dtype torch.bool, got \[\[True\]\]", id="list"
+        ),
+        pytest.param(
+            torch.ones(2, 3), TypeError, r"got a torch.float32 tensor of shape \(2, 3\)", id="float_mask"
+        ),
         pytest.param(
             torch.ones(3, dtype=torch.bool),
             ValueError,
@@ -194,6 +198,18 @@ def test_the_default_tile_size_is_that_of_the_weight_matrix():
             id="1d",
         ),
         pytest.param(torch.ones(3, 0, dtype=torch.bool), ValueError, "dimensions of at least 1", id="empty"),
+        pytest.param(
+            torch.ones(2, 3, dtype=torch.bool).to_sparse(),
+            TypeError,
+            "mask must be a tensor of layout torch.strided, got torch.sparse_coo",
+            id="sparse",
+        ),
+        pytest.param(
+            torch.ones(2, 3, dtype=torch.bool, device="meta"),
+            ValueError,
+            "mask must be a tensor with contents, got one on the meta device",
+            id="meta",
+        ),
     ],
 )
 def test_bad_mask(mask, error, message):

@@ -229,7 +229,7 @@ def test_data_of_another_type(data):
 
 
 def test_data_on_the_meta_device():
-    with pytest.raises(ValueError, match="meta device, which holds no words"):
+    with pytest.raises(ValueError, match="data must be a tensor with contents, got one on the meta device"):
         Pattern(EXAMPLE.data.to("meta"))
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from sparsekern.methods.distributions import layer_sparsities
+from sparsekern.nn.distributions import asked_sparsities
 
 LENET = [(6, 1, 5, 5), (16, 6, 5, 5), (120, 256), (84, 120), (10, 84)]
 RESNET_LIKE = [(64, 3, 7, 7), (64, 64, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1), (512, 512, 3, 3), (1000, 2048)]
@@ -91,6 +92,19 @@ def test_every_layer_keeps_one_weight():
     assert counts(shapes, layer_sparsities(shapes, 1 - 2e-6, "erk")) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
+def test_what_was_asked_is_not_rounded(distribution):
+    shapes = [(3, 3), (3, 3, 2, 2), (2, 5)]
+    asked = asked_sparsities(shapes, 0.7, distribution)
+    sizes = [math.prod(shape) for shape in shapes]
+    quotas = [(1 - s) * size for s, size in zip(asked, sizes, strict=True)]
+    # 16.5 of 55 weights: no choice of whole weights has this sparsity.
+    assert sum(quotas) == pytest.approx(0.3 * sum(sizes), rel=1e-12)
+    assert any(abs(quota - round(quota)) > 0.05 for quota in quotas)
+    got = counts(shapes, layer_sparsities(shapes, 0.7, distribution))
+    assert all(abs(n - quota) < 1 for n, quota in zip(got, quotas, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -99,12 +113,26 @@ def test_every_layer_keeps_one_weight():
         (([(2, 2)], math.nan), ValueError, "sparsity"),
         (([(2, 2)], True), TypeError, "sparsity"),
         (([(2, 2)], "0.9"), TypeError, "sparsity"),
-        (([(2, 2)], 0.5, "ERK"), ValueError, r"distribution: .*'erk'.* got 'ERK'"),
-        (([], 0.5), ValueError, "shapes: .*at least one"),
+        (([(2, 2)], 0.5, "ERK"), ValueError, r"distribution must .*'erk'.* got 'ERK'"),
+        (([], 0.5), ValueError, "shapes must .*at least one"),
+        ((5, 0.5), TypeError, "shapes must be a sequence of shapes, got 5"),
+        (([(2, 2)], 0.5, None), TypeError, r"distribution must .*'erk', got None"),
         (([(2, 2), (3,)], 0.5), ValueError, r"shapes\[1\]"),
         (([(2, 0)], 0.5), ValueError, r"shapes\[0\]"),
     ],
-    ids=["one", "negative", "NaN", "bool", "str", "distribution", "no layer", "1-D", "empty layer"],
+    ids=[
+        "one",
+        "negative",
+        "NaN",
+        "bool",
+        "str",
+        "distribution",
+        "no layer",
+        "no shapes",
+        "no distribution",
+        "1-D",
+        "empty layer",
+    ],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):

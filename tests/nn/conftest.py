@@ -52,11 +52,17 @@ def assert_unchanged():
 
 
 @pytest.fixture
-def assert_same():
+def draw_input():
+    """A batch that the layers of `make` take, by kind."""
+    return lambda kind, **keywords: torch.randn(INPUTS[kind], **keywords)
+
+
+@pytest.fixture
+def assert_same(draw_input):
     def check(a, b, kind):
         assert a.pattern == b.pattern
         assert torch.equal(a.to_dense(), b.to_dense())
-        x = torch.randn(INPUTS[kind])
+        x = draw_input(kind)
         assert torch.equal(a(x), b(x))
 
     return check
@@ -111,6 +117,19 @@ def tied():
         return Tied()
 
     return make_tied
+
+
+class Ddp(nn.parallel.DistributedDataParallel):
+    """The wrapper without its process group."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.fixture
+def ddp():
+    return Ddp
 
 
 @pytest.fixture

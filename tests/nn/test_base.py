@@ -17,9 +17,6 @@ both_storages = pytest.mark.parametrize("storage", ["compact", "masked"])
 both_layers = pytest.mark.parametrize("kind", ["linear", "conv"])
 
 
-INPUTS = {"linear": (3, 20), "conv": (2, 4, 7, 7)}
-
-
 @both_layers
 @both_storages
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
@@ -101,9 +98,9 @@ def test_the_pattern_is_sent_where_the_weight_goes(make, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @both_layers
 @both_storages
-def test_pattern_follows_to_the_gpu(kind, storage, assert_same, make):
+def test_pattern_follows_to_the_gpu(kind, storage, assert_same, make, draw_input):
     layer = make(kind, storage)
-    reference, x = copy.deepcopy(layer), torch.randn(INPUTS[kind])
+    reference, x = copy.deepcopy(layer), draw_input(kind)
     layer.cuda()
     assert layer.pattern.device.type == "cuda"
     assert layer.state_dict()["pattern"].device.type == "cuda"
@@ -118,9 +115,9 @@ def other_pattern(layer, sparsity=0.75):
 
 
 @both_layers
-def test_set_pattern_moves_values_and_gradients(kind, make):
+def test_set_pattern_moves_values_and_gradients(kind, make, draw_input):
     layer = make(kind)
-    layer(torch.randn(INPUTS[kind])).square().sum().backward()
+    layer(draw_input(kind)).square().sum().backward()
     dense, grad, old_mask = layer.to_dense().detach(), layer.pattern.unpack(layer.values.grad), layer.mask
     values, pointer, new = layer.values, layer.values.data_ptr(), other_pattern(layer)
     layer.set_pattern(new)
@@ -130,7 +127,7 @@ def test_set_pattern_moves_values_and_gradients(kind, make):
     assert torch.equal(layer.to_dense(), torch.where(new.to_mask(), dense, 0))
     assert torch.equal(new.unpack(values.grad), torch.where(new.to_mask(), grad, 0))
     assert not layer.to_dense()[new.to_mask() & ~old_mask].any()
-    layer(torch.randn(INPUTS[kind])).sum().backward()
+    layer(draw_input(kind)).sum().backward()
 
 
 def test_set_pattern_resizes_on_demand(assert_unchanged, make, snapshot):
@@ -138,7 +135,7 @@ def test_set_pattern_resizes_on_demand(assert_unchanged, make, snapshot):
     layer.values.grad = torch.randn_like(layer.values)
     dense, grad = layer.to_dense().detach(), layer.pattern.unpack(layer.values.grad)
     before, values, new = snapshot(layer), layer.values, other_pattern(layer, 0.5)
-    with pytest.raises(ValueError, match=r"pattern: expected 60 active positions.*got 120.*resize=True"):
+    with pytest.raises(ValueError, match=r"pattern must have 60 active positions.*got 120.*resize=True"):
         layer.set_pattern(new)
     assert_unchanged(layer, before)
     layer.set_pattern(new, resize=True)
@@ -162,11 +159,26 @@ def test_set_pattern_leaves_a_masked_weight_alone(make):
 def test_set_pattern_refuses(storage, assert_unchanged, make, snapshot):
     layer = make("linear", storage)
     before = snapshot(layer)
-    with pytest.raises(ValueError, match=r"pattern: expected shape \(12, 20\).*got \(6, 10\)"):
+    with pytest.raises(ValueError, match=r"pattern must have the weight's shape \(12, 20\), got \(6, 10\)"):
         layer.set_pattern(Pattern.from_mask(torch.ones(6, 10, dtype=torch.bool)))
-    with pytest.raises(TypeError, match=r"pattern: expected a sparsekern.Pattern.*torch.bool"):
+    with pytest.raises(TypeError, match=r"pattern must be a sparsekern.Pattern, got a torch.bool"):
         layer.set_pattern(torch.ones(12, 20, dtype=torch.bool))
     assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize(("storage", "name"), [("compact", "weight"), ("masked", "values")])
+def test_the_other_storage_has_another_name(storage, name, make):
+    layer = make("linear", storage)
+    message = f"a SparseLinear with storage='{storage}' has no '{name}': .*Parameter '{layer.weight_name}'"
+    assert not hasattr(layer, name)
+    with pytest.raises(AttributeError, match=message):
+        getattr(layer, name)
+    for value in (nn.Parameter(torch.ones(12, 20)), torch.ones(12, 20)):
+        with pytest.raises(AttributeError, match=message):
+            setattr(layer, name, value)
+    assert [name for name, _ in layer.named_parameters()] == [layer.weight_name, "bias"]
+    with pytest.raises(AttributeError, match="object has no attribute 'wieght'"):
+        layer.wieght  # noqa: B018
 
 
 def test_pattern_is_read_only(make):
@@ -183,10 +195,10 @@ def test_pattern_is_read_only(make):
     ],
     ids=["SGD with momentum", "AdamW"],
 )
-def test_optimizers_see_one_vector_of_nnz_elements(make_optimizer, make):
+def test_optimizers_see_one_vector_of_nnz_elements(make_optimizer, make, draw_input):
     layer = make("linear")
     optimizer = make_optimizer(layer.parameters())
-    x, before = torch.randn(INPUTS["linear"]), layer.to_dense().detach()
+    x, before = draw_input("linear"), layer.to_dense().detach()
     for _ in range(2):
         optimizer.zero_grad()
         layer(x).square().sum().backward()
@@ -226,9 +238,9 @@ def test_assign_unties(assert_unchanged, make, snapshot):
 
 def test_tie_weight_refuses(make):
     layer = make("linear")
-    with pytest.raises(TypeError, match="other: expected a SparseLinear, got SparseConv2d"):
+    with pytest.raises(TypeError, match="other must be a SparseLinear, got SparseConv2d"):
         layer.tie_weight(make("conv"))
     with pytest.raises(
-        ValueError, match=r"other: expected storage and weight shape .*compact.* got .*masked"
+        ValueError, match=r"other must have storage and weight shape .*compact.* got .*masked"
     ):
         layer.tie_weight(make("linear", "masked"))

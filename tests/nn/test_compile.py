@@ -24,9 +24,10 @@ def network(storage, dtype=torch.float32):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"]
+)
 def test_compiles_as_one_graph(storage, dynamic):
     torch.compiler.reset()
     model = network(storage)

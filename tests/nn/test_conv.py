@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,18 +79,16 @@ def test_repr():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"padding_mode": "reflect"}, "padding_mode: expected 'zeros'.* got 'reflect'"),
-        ({"padding": "full"}, "padding: .*'same' or 'valid', got 'full'"),
-        ({"padding": "same", "stride": 2}, r"padding: .*stride is \(2, 2\), got 'same'"),
-        ({"padding": -1}, "padding: .*at least 0, got -1"),
-        ({"kernel_size": 0}, "kernel_size: .*at least 1, got 0"),
-        ({"kernel_size": (3, 3, 3)}, "kernel_size: .*pair"),
-        ({"kernel_size": 3.0}, "kernel_size: .*int"),
-        ({"stride": 0}, "stride: .*at least 1, got 0"),
-        ({"dilation": (1, 0)}, "dilation: .*at least 1"),
-        ({"groups": 3}, "groups: expected a divisor of in_channels = 4, got 3"),
-        ({"groups": 4, "out_channels": 6}, "groups: expected a divisor of out_channels = 6, got 4"),
-        ({"in_channels": 0}, "in_channels: .*positive int, got 0"),
+        ({"padding_mode": "reflect"}, "padding_mode must be 'zeros', got 'reflect'"),
+        ({"padding": "full"}, "padding must .*'same' or 'valid', got 'full'"),
+        ({"padding": "same", "stride": 2}, r"padding must .*stride is \(2, 2\), got 'same'"),
+        ({"padding": -1}, "padding must .*at least 0, got -1"),
+        ({"kernel_size": 0}, "kernel_size must .*at least 1, got 0"),
+        ({"stride": 0}, "stride must .*at least 1, got 0"),
+        ({"dilation": (1, 0)}, "dilation must .*at least 1"),
+        ({"groups": 3}, "groups must be a divisor of in_channels = 4, got 3"),
+        ({"groups": 4, "out_channels": 6}, "groups must be a divisor of out_channels = 6, got 4"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"mask": torch.ones(8, 4, 3, 3, dtype=torch.bool)}, "exactly one .* got sparsity and mask"),
     ],
     ids=[
@@ -98,8 +97,6 @@ def test_repr():
         "same with stride",
         "negative padding",
         "empty kernel",
-        "3-D kernel",
-        "float kernel",
         "zero stride",
         "zero dilation",
         "groups and inputs",
@@ -112,6 +109,38 @@ def test_bad_constructor_arguments(arguments, message):
     valid = {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "sparsity": 0.5}
     with pytest.raises(ValueError, match=message):
         SparseConv2d(**{**valid, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": (3, 3, 3)}, "kernel_size must be an integer or a pair of integers"),
+        ({"kernel_size": 3.0}, "kernel_size must be an integer or a pair of integers, got 3.0"),
+        ({"stride": (1, True)}, "stride must be an integer or a pair of integers"),
+        ({"padding": None}, "padding must be an integer or a pair of integers, got None"),
+        ({"padding_mode": 0}, "padding_mode must be 'zeros', got 0"),
+        ({"groups": 2.0}, "groups must be an integer, got 2.0"),
+        ({"bias": "no"}, "bias must be True or False, got 'no'"),
+    ],
+    ids=["3-D kernel", "float kernel", "bool stride", "no padding", "padding mode", "float groups", "bias"],
+)
+def test_constructor_arguments_of_another_type(arguments, message):
+    valid = {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "sparsity": 0.5}
+    with pytest.raises(TypeError, match=message):
+        SparseConv2d(**{**valid, **arguments})
+
+
+def test_numpy_integers_are_taken_as_ints():
+    three = np.int64(3)
+    layer = SparseConv2d(
+        np.int32(4), 2 * three, (three, 1), stride=three, padding=three, groups=np.int64(2), sparsity=0.5
+    )
+    plain = SparseConv2d(4, 6, (3, 1), stride=3, padding=3, groups=2, sparsity=0.5)
+    assert repr(layer) == repr(plain)
+    for name in ("in_channels", "out_channels", "groups"):
+        assert type(getattr(layer, name)) is int
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        assert [type(size) for size in getattr(layer, name)] == [int, int]
 
 
 @pytest.mark.parametrize(

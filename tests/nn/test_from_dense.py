@@ -13,9 +13,6 @@ both_storages = pytest.mark.parametrize("storage", ["compact", "masked"])
 both_layers = pytest.mark.parametrize("kind", ["linear", "conv"])
 
 
-INPUTS = {"linear": (3, 20), "conv": (2, 4, 7, 7)}
-
-
 DENSE = {
     "linear": lambda: nn.Linear(20, 12),
     "conv": lambda: nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, bias=False),
@@ -25,7 +22,7 @@ DENSE = {
 @both_layers
 @both_storages
 @pytest.mark.parametrize("given", ["mask", "pattern"])
-def test_from_dense_and_back(kind, storage, given, make):
+def test_from_dense_and_back(kind, storage, given, make, draw_input):
     dense = DENSE[kind]().double().eval()
     dense.weight.requires_grad_(False)
     weight = dense.weight.clone()
@@ -39,7 +36,7 @@ def test_from_dense_and_back(kind, storage, given, make):
     assert torch.equal(sparse.to_dense(), torch.where(mask, weight, 0))
     if storage == "masked":
         assert not sparse.weight[~mask].any()
-    x = torch.randn(INPUTS[kind], dtype=torch.float64)
+    x = draw_input(kind, dtype=torch.float64)
     back = sparse.to_dense_module()
     assert type(back) is type(dense)
     assert not back.weight.requires_grad
@@ -58,28 +55,32 @@ def test_from_dense_and_back(kind, storage, given, make):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: SparseLinear.from_dense(nn.Conv2d(1, 1, 1), m), TypeError, r"module: .*nn.Linear, got"),
+        (
+            lambda m: SparseLinear.from_dense(nn.Conv2d(1, 1, 1), m),
+            TypeError,
+            r"module must .*nn.Linear, got",
+        ),
         (
             lambda m: SparseLinear.from_dense(SparseLinear(2, 2, sparsity=0.5), m),
             TypeError,
-            "module: .*already sparse",
+            "module must .*already sparse",
         ),
-        (lambda m: SparseLinear.from_dense(nn.LazyLinear(3), m), ValueError, "module: .*lazy"),
-        (lambda m: SparseLinear.from_dense(nn.Linear(2, 2), m.float()), TypeError, "mask: .*torch.bool"),
+        (lambda m: SparseLinear.from_dense(nn.LazyLinear(3), m), ValueError, "module must .*lazy"),
+        (lambda m: SparseLinear.from_dense(nn.Linear(2, 2), m.float()), TypeError, "mask must .*torch.bool"),
         (
             lambda m: SparseLinear.from_dense(nn.Linear(3, 2), m),
             ValueError,
-            r"mask: .*\(2, 3\).*got \(2, 2\)",
+            r"mask must .*\(2, 3\).*got \(2, 2\)",
         ),
         (
             lambda m: SparseConv2d.from_dense(nn.Conv2d(2, 2, 1, padding_mode="reflect"), m[..., None, None]),
             ValueError,
-            "padding_mode: expected 'zeros'",
+            "padding_mode must be 'zeros'",
         ),
         (
             lambda m: SparseLinear.from_dense(nn.Linear(2, 2), m, storage="csr"),
             ValueError,
-            "storage: .* got 'csr'",
+            "storage must .* got 'csr'",
         ),
     ],
     ids=["other type", "sparse", "lazy", "mask dtype", "mask shape", "padding mode", "storage"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,10 +29,11 @@ def test_numbers():
     report = sparsify_(model, 0.75, generator=torch.Generator().manual_seed(0))
     conv, fc, twin, out = report.layers
     assert (conv.name, conv.shape, conv.numel, conv.nnz) == ("conv", (4, 2, 3, 3), 72, 18)
-    assert (conv.sparsity, conv.sparsity_asked) == (0.75, 0.75)
+    assert conv.sparsity == 0.75
     fan_in = model["conv"].pattern.fan_in()
     assert (conv.fan_in_min, conv.fan_in_mean) == (fan_in.min().item(), 4.5)
     assert (conv.value_bytes, conv.dense_bytes) == (18 * 4, 72 * 4)
+    assert conv.sparsity_asked == pytest.approx(0.75)
     assert conv.pattern_bytes == model["conv"].pattern.nbytes
     assert fc.aliases == ("again",)
     assert twin.tied_to == "fc"
@@ -65,6 +67,17 @@ def test_masks_have_no_asked_sparsity():
     report = sparsify_(model, masks={"0": torch.eye(4, dtype=torch.bool)})
     assert report.layers[0].sparsity_asked is None
     assert " mask " in str(report).splitlines()[1]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+def test_asked_is_before_rounding(pattern):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(96, 96))
+    report = sparsify_(model, 0.7, pattern=pattern)
+    assert [layer.sparsity_asked for layer in report.layers] == pytest.approx([0.7, 0.7], abs=1e-12)
+    # 2.7 of 9 weights and 2,764.8 of 9,216; or 0.3 of 1 block and 0.9 of 3 x 3 blocks of 64 or less.
+    assert report.layers[0].sparsity == pytest.approx(2 / 3 if pattern == "unstructured" else 0)
+    row = str(report).splitlines()[1]
+    assert row.split()[2:4] == [f"{report.layers[0].sparsity:.4f}", "0.7000"]
 
 
 def test_nothing_converted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -228,6 +229,30 @@ def test_transformer_encoder_inference_uses_the_sparse_layers(nested, storage):
     torch.testing.assert_close(got[valid], expected[valid])
 
 
+def test_the_fused_paths_of_a_transformer_encoder_come_back():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
+    gelu = nn.TransformerEncoderLayer(16, 4, 32, activation="gelu")
+    slow = nn.TransformerEncoderLayer(16, 4, 32, activation=torch.tanh)
+    model = nn.ModuleList([encoder, gelu, slow])
+
+    def switches():
+        layers = [*encoder.layers, gelu, slow]
+        return encoder.use_nested_tensor, [layer.activation_relu_or_gelu for layer in layers]
+
+    before, attributes = switches(), {name: set(vars(module)) for name, module in model.named_modules()}
+    assert before == (True, [1, 1, 2, 0])
+    sparsify_(model, 0.5, exclude=["1"])
+    assert switches() == (False, [0, 0, 2, 0])
+    sparsify_(model, 0.5)  # a second call remembers what the first one found
+    assert switches() == (False, [0, 0, 0, 0])
+    densify_(encoder.layers[0])
+    assert switches() == (False, [1, 0, 0, 0])
+    densify_(copy.deepcopy(model))
+    densify_(model)
+    assert switches() == before
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+
+
 @both_storages
 def test_densify_restores_plain_modules(storage, net, sparse_names):
     model = net()
@@ -251,11 +276,78 @@ def test_densify_restores_plain_modules(storage, net, sparse_names):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (SparseLinear(4, 4, sparsity=0.5), r"model: .*a single SparseLinear; use its to_dense_module\(\)"),
-        ("model", "model: .*got 'model'"),
+        (
+            SparseLinear(4, 4, sparsity=0.5),
+            r"model must .*a single SparseLinear, already sparse; use its to_dense_module\(\)",
+        ),
+        ("model", "model must .*got 'model'"),
     ],
     ids=["a sparse layer", "no module"],
 )
 def test_densify_refuses(model, message):
     with pytest.raises(TypeError, match=message):
         densify_(model)
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda model: sparsify_(model, 0.5), densify_], ids=["sparsify", "densify"]
+)
+def test_what_is_wrapped_for_data_parallel_training_is_refused(convert, ddp):
+    model = ddp(nn.Sequential(nn.Linear(4, 4), SparseLinear(4, 4, sparsity=0.5)))
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match="model must not be wrapped in DistributedDataParallel"):
+        convert(model)
+    assert list(model.modules()) == modules
+
+
+def test_numpy_integers_in_dense_layers():
+    three = np.int64(3)
+    model = nn.Sequential(nn.Conv2d(three, 4, 3, padding=np.int64(1)), nn.Linear(20, np.int64(30)))
+    report = sparsify_(model, 0.5)
+    assert report.nnz == 54 + 300
+    assert [type(module) for module in densify_(model) and model] == [nn.Conv2d, nn.Linear]
+
+
+@pytest.mark.parametrize("name", ["values", "mask", "init", "storage", "groups", "pattern", "to_dense"])
+def test_an_attribute_under_a_name_of_sparse_layers_is_refused(name, net):
+    model, draws = net(), generator()
+    setattr(model.head, name, "mine")
+    modules, state = dict(model.named_modules()), draws.get_state()
+    with pytest.raises(ValueError, match=f"got '{name}' on layer 'head'; rename it, or exclude the layer"):
+        sparsify_(model, 0.5, generator=draws)
+    assert dict(model.named_modules()) == modules
+    assert getattr(model.head, name) == "mine"
+    assert torch.equal(draws.get_state(), state)
+    sparsify_(model, 0.5, exclude=["head"])
+
+
+def test_attributes_that_only_the_other_dense_type_has_are_kept(net):
+    model = net()
+    model.head.in_channels = 7
+    sparsify_(model, 0.5)
+    assert model.head.in_channels == 7
+    densify_(model)
+    assert model.head.in_channels == 7
+
+
+def test_a_new_weight_has_no_gradient_and_no_attributes_of_the_old_one(net):
+    model = net()
+    model.head.weight.tag = "mine"
+    model.head.bias.tag = "mine"
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    sparsify_(model, 0.5)
+    assert model.head.values.grad is None
+    assert not hasattr(model.head.values, "tag")
+    assert model.head.bias.tag == "mine"
+
+
+def test_symbolic_tracing_with_sparse_layers_as_leaves(net):
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, SparseLayer) or super().is_leaf_module(module, name)
+
+    model = net().eval()
+    sparsify_(model, 0.5)
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(traced(x), model(x))

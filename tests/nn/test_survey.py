@@ -146,60 +146,83 @@ def mask(*shape):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "exactly one of sparsity and masks, got none"),
-        ({"sparsity": 0.5, "masks": {}}, ValueError, "exactly one of sparsity and masks, got both"),
+        ({}, ValueError, "exactly one of sparsity and masks must be given, got none"),
+        (
+            {"sparsity": 0.5, "masks": {"head": mask(10, 144)}},
+            ValueError,
+            "exactly one of sparsity and masks must be given, got both",
+        ),
+        ({"sparsity": 0.5, "masks": {}}, ValueError, "masks must be for at least one layer, got {}"),
         ({"sparsity": 1.0}, ValueError, "sparsity"),
         ({"sparsity": -0.5}, ValueError, "sparsity"),
         ({"sparsity": math.nan}, ValueError, "sparsity"),
         ({"sparsity": True}, TypeError, "sparsity"),
         ({"sparsity": "0.9"}, TypeError, "sparsity"),
-        ({"sparsity": 0.5, "distribution": "ERK"}, ValueError, "distribution: .*'erk', got 'ERK'"),
-        ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "pattern: .*'block', got '2:4'"),
+        ({"sparsity": 0.5, "distribution": "ERK"}, ValueError, "distribution must .*'erk', got 'ERK'"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "pattern must .*'block', got '2:4'"),
         ({"sparsity": 0.5, "pattern": "block", "block_size": 48}, ValueError, "block_size .*got 48"),
-        ({"sparsity": 0.5, "block_size": 0}, ValueError, "block_size: .*got 0"),
-        ({"sparsity": 0.5, "storage": "csr"}, ValueError, "storage: .*'masked', got 'csr'"),
-        ({"sparsity": 0.5, "init": "zeros"}, ValueError, "init: .*'keep'.*got 'zeros'"),
+        ({"sparsity": 0.5, "pattern": "block", "block_size": 64.0}, TypeError, "block_size must .*got 64.0"),
+        ({"sparsity": 0.5, "block_size": 64}, ValueError, "block_size must be left out unless .*got 64"),
+        ({"sparsity": 0.5, "filter_fn": "x"}, TypeError, "filter_fn must be callable, got 'x'"),
+        ({"masks": {"head": mask(10, 144)}, "generator": 3}, TypeError, "generator must be .*got 3"),
+        ({"sparsity": 0.5, "exclude": 5}, TypeError, "exclude must be names or glob patterns .*got 5"),
+        ({"sparsity": 0.5, "exclude": None}, TypeError, "exclude must be names or glob patterns .*got None"),
+        ({"sparsity": 0.5, "storage": "csr"}, ValueError, "storage must .*'masked', got 'csr'"),
+        ({"sparsity": 0.5, "init": "zeros"}, ValueError, "init must .*'keep'.*got 'zeros'"),
         (
             {"sparsity": 0.5, "exclude": ["haed"]},
             ValueError,
-            "exclude: .*'haed' matches none; did you mean 'head'",
+            "exclude must .*got 'haed', which matches none; did you mean 'head'",
         ),
-        ({"sparsity": 0.5, "exclude": ["layers.*"]}, ValueError, r"exclude: .*'layers\.\*' matches none"),
-        ({"sparsity": 0.5, "exclude": [3]}, TypeError, "exclude: .*got 3"),
+        (
+            {"sparsity": 0.5, "exclude": ["layers.*"]},
+            ValueError,
+            r"exclude must .*got 'layers\.\*', which matches none",
+        ),
+        ({"sparsity": 0.5, "exclude": [3]}, TypeError, "exclude must .*got 3"),
         (
             {"sparsity": 0.5, "exclude": ["*"]},
             ValueError,
-            r"at least one .*Net has none \(stem: excluded by '\*';",
+            r"got Net with none \(stem: excluded by '\*';",
         ),
         (
             {"sparsity": 0.5, "filter_fn": lambda m, n: False},
             ValueError,
-            "Net has none .*filter_fn returned False",
+            "got Net with none .*filter_fn returned False",
         ),
-        ({"masks": {}}, ValueError, "Net has none .*no mask given"),
-        ({"masks": [mask(10, 144)]}, TypeError, "masks: expected a mapping"),
-        ({"masks": {"haed": mask(10, 144)}}, ValueError, "masks: .*'haed' is none; did you mean 'head'"),
-        ({"masks": {"norm": mask(8)}}, ValueError, "masks: .*'norm' is none"),
+        ({"masks": {}}, ValueError, "masks must be for at least one layer, got {}"),
+        ({"masks": [mask(10, 144)]}, TypeError, "masks must be a mapping"),
+        (
+            {"masks": {"haed": mask(10, 144)}},
+            ValueError,
+            "masks must be for names of layers, got 'haed'; did you mean 'head'",
+        ),
+        ({"masks": {"norm": mask(8)}}, ValueError, "masks must be for names of layers, got 'norm'"),
         (
             {"masks": {"head": mask(10, 144).float()}},
             TypeError,
-            r"masks\['head'\]: .*torch.bool.*torch.float32",
+            r"masks\['head'\] must .*torch.bool.*torch.float32",
         ),
-        ({"masks": {"head": mask(144, 10)}}, ValueError, r"masks\['head'\]: .*\(10, 144\).*got \(144, 10\)"),
+        (
+            {"masks": {"head": mask(144, 10)}},
+            ValueError,
+            r"masks\['head'\] must .*\(10, 144\).*got \(144, 10\)",
+        ),
         (
             {"masks": {"stem": mask(8, 3, 3, 3), "head": mask(9, 144)}},
             ValueError,
-            r"masks\['head'\]: .*\(10, 144\).*got \(9, 144\)",
+            r"masks\['head'\] must .*\(10, 144\).*got \(9, 144\)",
         ),
         (
             {"masks": {"head": mask(10, 144)}, "exclude": "head"},
             ValueError,
-            "masks: 'head' cannot .*excluded by",
+            "masks must be for layers that convert, got 'head': excluded by",
         ),
     ],
     ids=[
         "neither",
         "both",
+        "both, masks empty",
         "sparsity one",
         "sparsity negative",
         "sparsity NaN",
@@ -208,7 +231,12 @@ def mask(*shape):
         "distribution",
         "pattern",
         "block size of no kernel",
-        "block size zero",
+        "block size of another type",
+        "block size without blocks",
+        "filter that is no function",
+        "generator without use",
+        "exclude of another type",
+        "exclude None",
         "storage",
         "init",
         "exclude misspelt",
@@ -235,12 +263,6 @@ def test_a_mistake_changes_nothing(arguments, error, message, net):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-class Ddp(nn.parallel.DistributedDataParallel):
-    def __init__(self, module):
-        nn.Module.__init__(self)
-        self.module = module
-
-
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
@@ -250,13 +272,12 @@ class Ddp(nn.parallel.DistributedDataParallel):
         (
             nn.Sequential(nn.ReLU()),
             ValueError,
-            "at least one nn.Linear or nn.Conv2d to convert, Sequential has none",
+            "model must have an nn.Linear or nn.Conv2d to convert, got Sequential with none",
         ),
-        (nn.Sequential(nn.Embedding(3, 3)), ValueError, "Sequential has none .*Embedding is not"),
-        (Ddp(nn.Sequential(nn.Linear(4, 4))), ValueError, "not wrapped in DistributedDataParallel"),
-        (lambda x: x, TypeError, "model: expected a module"),
+        (nn.Sequential(nn.Embedding(3, 3)), ValueError, "got Sequential with none .*Embedding is not"),
+        (lambda x: x, TypeError, "model must be a module that contains layers"),
     ],
-    ids=["a linear", "a conv", "a sparse layer", "no weights", "an embedding", "DDP", "a function"],
+    ids=["a linear", "a conv", "a sparse layer", "no weights", "an embedding", "a function"],
 )
 def test_models_that_cannot_be_converted(model, error, message):
     with pytest.raises(error, match=message):
@@ -266,9 +287,15 @@ def test_models_that_cannot_be_converted(model, error, message):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({"head": mask(30, 16)}, "masks: 'head' cannot be converted: its weight is tied to embedding.weight"),
-        ({"embedding": mask(30, 16)}, "masks: 'embedding' cannot be converted: Embedding is not"),
-        ({"a": mask(16, 16), "c": ~mask(16, 16)}, "masks: expected the same mask for 'a' and 'c'"),
+        (
+            {"head": mask(30, 16)},
+            "masks must be for layers that convert, got 'head': its weight is tied to embedding.weight",
+        ),
+        (
+            {"embedding": mask(30, 16)},
+            "masks must be for layers that convert, got 'embedding': Embedding is not",
+        ),
+        ({"a": mask(16, 16), "c": ~mask(16, 16)}, "masks must be the same for 'a' and 'c'"),
     ],
     ids=["tied to an embedding", "an embedding", "masks that differ"],
 )
@@ -282,5 +309,5 @@ def test_masks_that_ties_forbid(masks, message, sparse_names, tied):
 def test_a_sparse_layer_that_is_given_a_mask(net):
     model = net()
     sparsify_(model, 0.5)
-    with pytest.raises(ValueError, match="masks: 'head' cannot be converted: already sparse"):
+    with pytest.raises(ValueError, match="masks must be for layers that convert, got 'head': already sparse"):
         sparsify_(model, masks={"head": mask(10, 144)})

@@ -1,0 +1,50 @@
+"""What users put on a layer, hooks and attributes, handed over when another layer takes its place."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparsekern.nn.base import SparseLayer
+from sparsekern.nn.survey import SPARSE_TYPES
+
+# The hooks that run around forward and backward. Handles that users keep point at these very dictionaries.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+# What every instance of the dense types holds; anything else on one was put there by a user.
+DENSE_ATTRIBUTES = {
+    nn.Linear: frozenset(vars(nn.Linear(1, 1, device="meta"))),
+    nn.Conv2d: frozenset(vars(nn.Conv2d(1, 1, 1, device="meta"))),
+}
+# What sparse layers hold beside those, Parameters included.
+SPARSE_ATTRIBUTES = frozenset({"values", "storage", "init", "groups", "_topology"})
+
+
+def carry(old: nn.Module, new: nn.Module) -> None:
+    """Hands over the hooks, and the attributes that `new` has no use of its own for."""
+    for name in HOOKS:
+        if name in vars(old):
+            vars(new)[name] = vars(old)[name]
+    dense = old.dense_type if isinstance(old, SparseLayer) else type(old)
+    known = {*DENSE_ATTRIBUTES[dense], *SPARSE_ATTRIBUTES, *vars(new)}
+    for name, value in vars(old).items():
+        if name not in known:
+            vars(new)[name] = value
+
+
+def taken_names(module: nn.Linear | nn.Conv2d) -> list[str]:
+    """The attributes a user has put on a dense layer under names that its sparse twin uses itself."""
+    dense, sparse = type(module), SPARSE_TYPES[type(module)]
+    return [
+        name
+        for name in vars(module)
+        if name not in DENSE_ATTRIBUTES[dense]
+        and (name in SPARSE_ATTRIBUTES or (hasattr(sparse, name) and not hasattr(dense, name)))
+    ]
