@@ -149,7 +149,7 @@ void unpack(const A* panel, int64_t width, const Samples<T>& to) {
 #pragma GCC unroll 16
             for (int64_t i = 0; i < lanes; ++i) {
                 const A* from = panel + (k + i) * width + s;
-                square[i] = narrow ? load_first(from, width) : load<A>(from);
+                square[i] = narrow ? load_range(from, 0, width) : load<A>(from);
             }
             transpose_square<A>(square);
             for (int64_t i = 0; i < live; ++i) store_as(to.data + (s + i) * to.sample_stride + k, square[i]);
