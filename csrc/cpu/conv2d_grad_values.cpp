@@ -63,7 +63,7 @@ private:
         {
             Buffer<A> scratch(window_.size());
             Buffer<A> gradient(part_rows * width);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
             for (int64_t task = 0; task < splits * parts; ++task) {
                 const int64_t split = task / parts;
                 const int64_t row = task % parts * part_rows;

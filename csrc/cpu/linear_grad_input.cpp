@@ -43,7 +43,7 @@ public:
             if (scratch && row) {
                 pack(table_, samples_of<T>(grad_y, 0, grad_y.rows, 0, pattern_.rows), scratch->data(),
                      shape_.width);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
                 for (int64_t c = 0; c < pattern_.tile_cols; ++c) {
                     row->load(values_, c, c + 1, 1);
                     A* const to = scratch->data() + features;

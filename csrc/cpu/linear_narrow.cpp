@@ -109,7 +109,7 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
         panel.fill(table, x);
         Buffer<A> sums(m.tile_size * run);
         uint16_t column[kNarrowTiles];
-#pragma omp for schedule(dynamic, share(m.tile_rows, threads))
+#pragma omp for schedule(static)
         for (int64_t r = 0; r < m.tile_rows; ++r) {
             const int64_t row = r * m.tile_size;
             const int64_t rows = std::min(m.tile_size, m.rows - row);
@@ -152,7 +152,7 @@ void narrow_grad_input(const TileMatrix& m, const AccumulateType<T>* values, con
         panel.fill(table, grad_y);
         Buffer<A> copies(block * kNarrowCopies * size);
         Buffer<A> sums(block * size);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t begin = 0; begin < m.tile_cols; begin += block) {
             const int64_t end = std::min(begin + block, m.tile_cols);
             std::fill(copies.data(), copies.data() + (end - begin) * kNarrowCopies * size, A(0));
@@ -194,7 +194,7 @@ void narrow_grad_values(const TileMatrix& m, const InputMatrix& grad_y, const In
     {
         x_panel.fill(table, x);
         y_panel.fill(table, grad_y);
-#pragma omp for schedule(dynamic, share(m.tile_rows, threads))
+#pragma omp for schedule(static)
         for (int64_t r = 0; r < m.tile_rows; ++r) {
             const int64_t row = r * m.tile_size;
             const int64_t rows = std::min(m.tile_size, m.rows - row);

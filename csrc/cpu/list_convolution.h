@@ -56,7 +56,7 @@ public:
             Buffer<A> sums(part_rows * width);
             Buffer<A> scratch(window_.size());
             int64_t streamed = -1;
-#pragma omp for schedule(dynamic, batch >= 2 * threads_ ? tasks : 1)
+#pragma omp for schedule(static)
             for (int64_t task = 0; task < batch * tasks; ++task) {
                 const int64_t image = task / tasks;
                 const int64_t row = task % parts * part_rows;

@@ -55,7 +55,7 @@ private:
         {
             auto scratch = team.scratch([&] { return Buffer<A>(scratch_size(batch, chunk)); });
             if (scratch) {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
                 for (int64_t panel = 0; panel < batch.shape.panels; ++panel) {
                     pack_panel(batch, panel, scratch->data());
                     for (int64_t row = 0; row < matrix_.rows; row += chunk) {
@@ -81,7 +81,7 @@ private:
             auto scratch = team.scratch([&] { return Buffer<A>(scratch_size(batch, chunk)); });
             if (scratch) {
                 int64_t packed = -1;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
                 for (int64_t task = 0; task < panels * chunks; ++task) {
                     const int64_t panel = task / chunks;
                     if (panel != packed) pack_panel(batch, panel, scratch->data());
