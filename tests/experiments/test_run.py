@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from sparsekern.experiments.checkpoint import read_checkpoint
+from sparsekern.experiments.checkpoint import read_checkpoint, save_checkpoint
+from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.errors import CheckpointError, DataError, ExperimentError
 from sparsekern.experiments.metrics import read_metrics
 from sparsekern.experiments.recipe import load_recipe
@@ -111,7 +112,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_by_accident(
 
 def test_resume_finishes_what_is_there(short_recipe, unfinished, options, said, tmp_path):
     resumed = run(short_recipe, dataclasses.replace(options, resume=True), said.append)
-    assert "resumed after step 5" in said
+    assert said[2] == "resumed after step 5"
     whole = run(short_recipe, RunOptions(output=tmp_path / "whole"), said.append)
     assert resumed.test_accuracy == whole.test_accuracy
     ours, theirs = (read_checkpoint(folder / "checkpoint.pt") for folder in (unfinished, tmp_path / "whole"))
@@ -157,6 +158,100 @@ def test_resume_from_a_damaged_checkpoint_changes_nothing(short_recipe, unfinish
     assert files(unfinished) == before
 
 
+def edited(path, **changes):
+    """Change the checkpoint as a whole one: its digest fits."""
+    save_checkpoint(path, {**read_checkpoint(path), **changes})
+
+
+def with_trainer_step(step):
+    return lambda path: edited(path, trainer={**read_checkpoint(path)["trainer"], "step": step})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: save_checkpoint(path, {"step": 3}), "expected the state of a run (data, recipe, "),
+        (lambda path: save_checkpoint(path, {}), "threads, trainer), found nothing"),
+        (
+            lambda path: edited(path, recipe=[]),
+            "the run's recipe: expected a mapping of recipe keys, found list",
+        ),
+        (lambda path: edited(path, recipe={"model": "lenet5"}), "the run's recipe: missing keys dataset, "),
+        (lambda path: edited(path, threads="two"), "the run['threads']: expected int, found str"),
+        (lambda path: edited(path, data=None), "the run['data']: expected str, found nothing"),
+        (
+            lambda path: edited(path, trainer=None),
+            "the trainer's state: expected a dictionary, found nothing",
+        ),
+        (lambda path: edited(path, trainer={"step": 5}), "the trainer's state: expected the keys step, "),
+        (with_trainer_step(13), "expected a step from 1 to 12, found 13"),
+        (with_trainer_step(-1), "expected a step from 1 to 12, found -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resume_from_a_checkpoint_of_something_else_changes_nothing(
+    short_recipe, unfinished, options, said, change, message
+):
+    path = unfinished / "checkpoint.pt"
+    change(path)
+    before = files(unfinished)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: .*{re.escape(message)}") as caught:
+        run(short_recipe, dataclasses.replace(options, resume=True), said.append)
+    assert "\n" not in str(caught.value)
+    assert files(unfinished) == before
+    assert said == []
+
+
+@pytest.mark.parametrize("content", ["", '{"step": "x"}\n', '{"step": 4}\n', None], ids=repr)
+def test_resume_with_other_metrics_changes_nothing(short_recipe, unfinished, options, said, content):
+    path = unfinished / "metrics.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    before = files(unfinished)
+    expected = f"^{re.escape(str(path))}: .*expected the (train )?metrics of "
+    with pytest.raises(CheckpointError, match=expected):
+        run(short_recipe, dataclasses.replace(options, resume=True), said.append)
+    assert files(unfinished) == before
+    assert said == []
+
+
+def test_resume_at_the_last_step_needs_its_metrics(short_recipe, options, said):
+    run(short_recipe, options, said.append)
+    (options.output / "result.json").unlink()
+    (options.output / "metrics.jsonl").write_text("")
+    with pytest.raises(
+        CheckpointError, match="line 1: expected the train metrics of step 4, found the end of"
+    ):
+        run(short_recipe, dataclasses.replace(options, resume=True), said.append)
+
+
+def test_resume_on_other_data_is_refused(short_recipe, unfinished, options, said, monkeypatch):
+    from sparsekern.experiments import run as module
+
+    def load_other(name, data_dir):
+        return dataclasses.replace(load_dataset(name, data_dir), fingerprint="0123456789abcdef")
+
+    monkeypatch.setattr(module, "load_dataset", load_other)
+    before = files(unfinished)
+    message = (
+        r"checkpoint\.pt: expected a run on this digits data set \(fingerprint 0123456789ab\), found one on"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        run(short_recipe, dataclasses.replace(options, resume=True), said.append)
+    assert files(unfinished) == before
+    assert said == []
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_what_a_killed_process_was_writing_is_removed(short_recipe, unfinished, options, said, how):
+    mine = {".checkpoint.pt.123.tmp", ".metrics.jsonl.4.tmp", ".recipe.yaml.5.tmp", ".result.json.6.tmp"}
+    others = {".notes.txt.7.tmp", ".checkpoint.pt.mine.tmp"}
+    for name in mine | others:
+        (unfinished / name).touch()
+    run(short_recipe, dataclasses.replace(options, **{how: True}), said.append)
+    left = {"recipe.yaml", "metrics.jsonl", "checkpoint.pt", "result.json"}
+    assert set(files(unfinished)) == left | others
+
+
 def test_resume_between_the_last_checkpoint_and_the_result(short_recipe, options, said):
     first = run(short_recipe, options, said.append)
     (options.output / "result.json").unlink()
@@ -166,7 +261,7 @@ def test_resume_between_the_last_checkpoint_and_the_result(short_recipe, options
 def test_another_number_of_threads_is_noted(short_recipe, unfinished, options, said):
     torch.set_num_threads(2)
     run(short_recipe, dataclasses.replace(options, resume=True), said.append)
-    assert any(text.startswith("note: 1 threads before, 2 now") for text in said)
+    assert any("note: the number of threads was 1, is 2" in text for text in said)
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
@@ -226,9 +321,11 @@ def test_output_that_is_a_file_is_one_error(short_recipe, tmp_path, said):
 
 def test_a_result_that_is_none_is_refused(short_recipe, options, said):
     run(short_recipe, options, said.append)
-    (options.output / "result.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="expected the result of a run; --overwrite starts anew"):
-        run(short_recipe, options, said.append)
+    result = json.loads((options.output / "result.json").read_text())
+    for content in ([], 3, {}, {**result, "steps": "many"}, {**result, "more": 1}):
+        (options.output / "result.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="expected the result of a run; --overwrite starts anew"):
+            run(short_recipe, options, said.append)
 
 
 @pytest.mark.parametrize(
