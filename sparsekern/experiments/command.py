@@ -37,7 +37,7 @@ def train_command(arguments: list[str]) -> int:
         return 128 + stopped.received
     except KeyboardInterrupt:
         print(
-            f"{_PROG}: interrupted; what the last checkpoint holds can be resumed with --resume",
+            f"{_PROG}: interrupted; --resume carries on from the last checkpoint, if there is one",
             file=sys.stderr,
         )
         return 130
