@@ -87,7 +87,8 @@ def _torch() -> str:
     if _version_of("torch") == "not installed":
         return "not installed"
     torch = importlib.import_module("torch")
-    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{torch.__version__}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _cuda_kernels() -> str:

@@ -32,7 +32,8 @@ def test_a_users_mistake_has_no_traceback(tmp_path):
     run = sparsekern("train", "lenet5-digits", "--sparsity", 2, "--output", tmp_path / "run")
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr == "sparsekern train: error: sparsity: expected 0 <= sparsity < 1, got 2\n"
+    message = "sparsity must be a number of at least 0 and below 1, got 2"
+    assert run.stderr == f"sparsekern train: error: {message}\n"
 
 
 def test_version(capsys):

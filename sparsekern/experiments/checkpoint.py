@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, checked when read, never unpickled into code."""
 
 import errno
-import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 
 import torch
 
+from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import CheckpointError
 from sparsekern.experiments.files import write_atomically
 
 MAGIC = "sparsekern checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     CheckpointError
         If the file cannot be written.
     """
-    content = {"magic": MAGIC, "version": VERSION, "digest": _digest(state), "state": state}
+    content = {"magic": MAGIC, "version": VERSION, "digest": digest(state), "state": state}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
@@ -69,30 +69,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected checkpoint version {VERSION}, found {content.get('version')}"
         )
     state = content.get("state")
-    if not isinstance(state, dict) or content.get("digest") != _digest(state):
+    if not isinstance(state, dict) or content.get("digest") != digest(state):
         raise CheckpointError(f"{path}: the checkpoint is damaged: its content does not match its digest")
     return state
-
-
-def _digest(state: Any) -> str:
-    digest = hashlib.sha256()
-    _update(digest, state)
-    return digest.hexdigest()
-
-
-def _update(digest: Any, value: Any) -> None:
-    """Feed ``value`` to ``digest`` so that different contents, types and structures give different bytes."""
-    if isinstance(value, torch.Tensor):
-        digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        digest.update(f"dict {len(value)} ".encode())
-        for key, item in value.items():
-            _update(digest, key)
-            _update(digest, item)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"list {len(value)} ".encode())
-        for item in value:
-            _update(digest, item)
-    else:
-        digest.update(f"{type(value).__name__} {value!r} ".encode())

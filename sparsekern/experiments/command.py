@@ -16,6 +16,7 @@ from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
 
 _PROG = "sparsekern train"
+_MOST_THREADS = 1024
 
 
 def train_command(arguments: list[str]) -> int:
@@ -36,7 +37,7 @@ def train_command(arguments: list[str]) -> int:
         return 128 + stopped.received
     except KeyboardInterrupt:
         print(
-            f"{_PROG}: interrupted; what the last checkpoint holds can be resumed with --resume",
+            f"{_PROG}: interrupted; --resume carries on from the last checkpoint, if there is one",
             file=sys.stderr,
         )
         return 130
@@ -60,7 +61,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or a .yaml file")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder of the data set's files")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder of MNIST's four files")
     parser.add_argument(
         "--output",
         type=Path,
@@ -75,10 +76,10 @@ def build_parser() -> Parser:
     parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    group = parser.add_argument_group("keys of the recipe")
+    group = parser.add_argument_group("keys of the recipe, which holds their values unless one is given here")
     for name, key in recipe_keys().items():
-        metavar = "|".join(key.choices) if key.choices else {int: "N", float: "X"}[key.type]
-        group.add_argument(_option(name), dest=f"key_{name}", metavar=metavar, help=key.help)
+        metavar = "|".join(key.choices) if key.choices else {int: "N", float: "X"}[key.kind]
+        group.add_argument(_option(name), dest=f"key_{name}", metavar=metavar, help=key.about)
     return parser
 
 
@@ -136,8 +137,9 @@ def _complaint(unknown: list[str], parser: Parser) -> str:
 
 
 def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    # More threads than cores are allowed: the last bits of dense layers may depend on their number.
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
     return int(text)
 
 

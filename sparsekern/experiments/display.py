@@ -13,11 +13,11 @@ class Display:
 
     Parameters
     ----------
-    name
+    name : str
         What stands before the bar.
-    first, steps
+    first, steps : int
         The steps done before, and all of them.
-    bar
+    bar : bool, optional
         Whether to draw the progress bar; None draws it where standard error is a terminal.
     """
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 
@@ -32,6 +33,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed inside :func:`write_atomically` left of ``path``."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.tmp")
+    for file in path.parent.iterdir():
+        if temporary.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

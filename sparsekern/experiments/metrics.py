@@ -2,15 +2,29 @@
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.files import write_atomically
+from sparsekern.experiments.recipe import Recipe
 
+#: kind of record -> its numbers, besides the step
+FIELDS = {
+    "train": ("epoch", "learning_rate", "loss", "accuracy", "seconds", "steps_per_second"),
+    "test": ("loss", "accuracy", "seconds"),
+}
 #: Fields that depend on the clock; all others of a resumed run equal those of a run that was never stopped.
 TIME_FIELDS = ("seconds", "steps_per_second")
+
+
+def kinds_at(recipe: Recipe, step: int) -> list[str]:
+    """The kinds of records that a run writes after ``step`` steps, in order."""
+    last = step == recipe.steps
+    every = {"train": recipe.log_every, "test": recipe.evaluate_every}
+    return [kind for kind, steps in every.items() if last or step % steps == 0]
 
 
 class MetricsFile:
@@ -18,20 +32,13 @@ class MetricsFile:
 
     Parameters
     ----------
-    path
+    path : Path
         The file.
-    last_step
-        Keep what an earlier process wrote up to this step, and drop the rest (a line cut short by a crash
-        included): the resumed run writes those lines again. None starts an empty file.
-
-    Raises
-    ------
-    CheckpointError
-        If a line to be kept is not what this class writes.
+    kept : str
+        What the file starts with: the lines of an earlier process, from :func:`lines_through`.
     """
 
-    def __init__(self, path: Path, last_step: int | None = None) -> None:
-        kept = "" if last_step is None else _lines_through(path, last_step)
+    def __init__(self, path: Path, kept: str = "") -> None:
         write_atomically(path, kept.encode())
         self._path = path
         self._file = open(path, "a", encoding="utf-8")
@@ -66,24 +73,50 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _lines_through(path: Path, last_step: int) -> str:
-    if not path.exists():
+def lines_through(path: Path, recipe: Recipe, last_step: int) -> str:
+    """The lines that a run of ``recipe`` wrote in its first ``last_step`` steps.
+
+    What comes after them is left out, a line cut short by a crash included: a run that carries on from
+    ``last_step`` writes it again.
+
+    Raises
+    ------
+    CheckpointError
+        If a line is not what a run writes there, or missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
         raise CheckpointError(
             f"{path}: expected the metrics of the first {last_step:,} steps, found no such file"
-        )
-    kept = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                break
-            try:
-                step = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                raise CheckpointError(f"{path}: line {number}: expected a JSON object with a step") from None
-            if step > last_step:
-                break
-            kept.append(line)
-    return "".join(kept)
+        ) from None
+    due = [(kind, step) for step in range(1, last_step + 1) for kind in kinds_at(recipe, step)]
+    for index, (kind, step) in enumerate(due):
+        line = lines[index] if index < len(lines) else ""
+        if not _is_record(line, kind, step):
+            found = repr(_shortened(line.rstrip("\n"))) if line else "the end of the file"
+            raise CheckpointError(
+                f"{path}: line {index + 1}: expected the {kind} metrics of step {step:,}, found {found}"
+            )
+    return "".join(lines[: len(due)])
+
+
+def _is_record(line: str, kind: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        line.endswith("\n")
+        and isinstance(record, dict)
+        and record.keys() == {"kind", "step", *FIELDS[kind]}
+        and (record["kind"], record["step"]) == (kind, step)
+        and all(type(record[field]) is float and math.isfinite(record[field]) for field in FIELDS[kind])
+    )
+
+
+def _shortened(text: str, longest: int = 60) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def summary_writer() -> type:
@@ -104,7 +137,7 @@ def summary_writer() -> type:
 
 
 class TensorBoard:
-    """The same records as TensorBoard scalars ``kind/field``; of ``last_step`` as :class:`MetricsFile`."""
+    """The same records as TensorBoard scalars ``kind/field``, from after step ``last_step`` on."""
 
     def __init__(self, folder: Path, last_step: int | None = None) -> None:
         # Steps from here on are hidden in what an earlier process wrote: this one writes them again.

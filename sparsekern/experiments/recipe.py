@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +24,24 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 class Key:
     """What a recipe key means and which values it takes; kept in the dataclass field's metadata."""
 
-    help: str
-    type: type
+    about: str
+    kind: type
     choices: tuple[str, ...] = ()
     expected: str = ""
     accepts: Callable[[Any], bool] = lambda value: True
     optional: bool = False
 
 
-def _key(help: str, type: type, default: Any = dataclasses.MISSING, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"key": Key(help, type, **more)})
+def _key(about: str, kind: type, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"key": Key(about, kind, **more)})
 
 
-def _choice(help: str, choices: Iterable[str], default: Any = dataclasses.MISSING) -> Any:
-    return _key(help, str, default, choices=tuple(choices))
+def _choice(about: str, choices: Iterable[str], default: Any = dataclasses.MISSING) -> Any:
+    return _key(about, str, default, choices=tuple(choices))
 
 
-def _count(help: str, default: Any = dataclasses.MISSING, least: int = 1) -> Any:
-    return _key(help, int, default, expected=f"at least {least}", accepts=lambda value: value >= least)
+def _count(about: str, default: Any = dataclasses.MISSING, least: int = 1) -> Any:
+    return _key(about, int, default, expected=f"at least {least}", accepts=lambda value: value >= least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Recipe:
         "fraction of zero weights; 0 trains the dense network",
         float,
         0.0,
-        expected="0 <= sparsity < 1",
+        expected="a number of at least 0 and below 1",
         accepts=lambda value: 0 <= value < 1,
     )
     distribution: str = _choice("how sparsity is spread over the layers", ("uniform", "er", "erk"), "uniform")
@@ -78,7 +79,7 @@ class Recipe:
         "momentum of sgd, first beta of adamw",
         float,
         0.9,
-        expected="0 <= momentum < 1",
+        expected="a number of at least 0 and below 1",
         accepts=lambda value: 0 <= value < 1,
     )
     weight_decay: float = _key(
@@ -89,10 +90,10 @@ class Recipe:
         accepts=lambda value: value >= 0,
     )
     schedule: str = _choice(
-        "learning rate: cosine falls to 0 over all steps", ("cosine", "constant"), "cosine"
+        "learning rate: cosine falls to 0 over all steps, constant stays", ("cosine", "constant"), "cosine"
     )
     steps: int = _count("training steps")
-    batch_size: int = _count("examples in a batch", 128)
+    batch_size: int = _count("examples in a batch, at most those of the training set", 128)
 
     log_every: int = _count("steps between lines of training metrics", 100)
     evaluate_every: int = _count("steps between evaluations on the test set", 1000)
@@ -101,12 +102,15 @@ class Recipe:
         "steps to time against the dense network after training; 0 times none", 0, least=0
     )
 
-    seed: int = _key("seed of everything below", int, 0)
+    seed: int = _key("seed of the three below", int, 0)
     init_seed: int | None = _key("seed of the initial weights (default: seed)", int, None, optional=True)
     mask_seed: int | None = _key("seed of the random masks (default: seed)", int, None, optional=True)
     data_seed: int | None = _key("seed of the order of examples (default: seed)", int, None, optional=True)
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
+        if not isinstance(self.description, str):
+            raise RecipeError(f"description must be text, got {self.description!r}")
         for name, key in recipe_keys().items():
             object.__setattr__(self, name, _convert(name, key, getattr(self, name)))
 
@@ -175,7 +179,7 @@ def load_recipe(name: str) -> Recipe:
     return recipe_from(content, str(path), default_name=path.stem)
 
 
-def recipe_from(content: Any, source: str, default_name: str = "") -> Recipe:
+def recipe_from(content: Any, source: str, default_name: str = "recipe") -> Recipe:
     """Build a recipe from a mapping; ``source`` is named in errors."""
     if not isinstance(content, dict):
         raise RecipeError(f"{source}: expected a mapping of recipe keys, found {type(content).__name__}")
@@ -186,7 +190,7 @@ def recipe_from(content: Any, source: str, default_name: str = "") -> Recipe:
         needed = {f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING} - {"name"}
         missing = sorted(needed - content.keys())
         if missing:
-            raise RecipeError(f"missing {', '.join(missing)}")
+            raise RecipeError(f"missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
         return Recipe(**{"name": default_name, **content})
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
@@ -200,10 +204,17 @@ def differences(ours: Recipe, theirs: Recipe) -> list[str]:
     ]
 
 
+def _check_name(name: Any) -> None:
+    """A run's default folder is called after its recipe, and must not end up elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise RecipeError(f"name must be text that can name a folder, without a slash, got {name!r}")
+
+
 def _check_known(name: str, what: str) -> None:
     keys = list(recipe_keys())
     if name not in keys:
-        raise RecipeError(f"unknown {what} {name!r}{_near(name, keys)}")
+        hint = _near(name, keys) or f"; the keys are {', '.join(keys)}"
+        raise RecipeError(f"unknown {what} {name!r}{hint}")
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -216,22 +227,22 @@ def _convert(name: str, key: Key, value: Any) -> Any:
     if value is None or (key.optional and value == "none"):
         if key.optional:
             return None
-        raise RecipeError(f"{name}: expected {_kind(key)}, got nothing")
-    if isinstance(value, bool) or (key.type is int and isinstance(value, float)):
-        raise RecipeError(f"{name}: expected {_kind(key)}, got {value}")
+        raise RecipeError(f"{name} must be {_kind(key)}, got nothing")
+    if isinstance(value, bool) or (key.kind is int and isinstance(value, float)):
+        raise RecipeError(f"{name} must be {_kind(key)}, got {value}")
     try:
-        converted = key.type(value)
+        converted = key.kind(value)
     except (TypeError, ValueError):
-        raise RecipeError(f"{name}: expected {_kind(key)}, got {value!r}") from None
+        raise RecipeError(f"{name} must be {_kind(key)}, got {value!r}") from None
     if key.choices and converted not in key.choices:
         near = _near(converted, key.choices)
-        raise RecipeError(f"{name}: expected one of {', '.join(key.choices)}, got {value!r}{near}")
-    if (key.type is float and not math.isfinite(converted)) or not key.accepts(converted):
-        raise RecipeError(f"{name}: expected {key.expected or _kind(key)}, got {value}")
+        raise RecipeError(f"{name} must be one of {', '.join(key.choices)}, got {value!r}{near}")
+    if (key.kind is float and not math.isfinite(converted)) or not key.accepts(converted):
+        raise RecipeError(f"{name} must be {key.expected or _kind(key)}, got {value}")
     return converted
 
 
 def _kind(key: Key) -> str:
     if key.choices:
         return f"one of {', '.join(key.choices)}"
-    return {int: "a whole number", float: "a number"}[key.type]
+    return {int: "a whole number", float: "a number"}[key.kind]

@@ -62,5 +62,7 @@ def usable_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ExperimentError(f"--device {name}: expected a device torch can use here: {reason}") from None
+        raise ExperimentError(
+            f"--device must be a device torch can use here, got {name!r}: {reason}"
+        ) from None
     return device

@@ -14,4 +14,4 @@ def learning_rate(schedule: str, initial: float, step: int, steps: int) -> float
         return initial
     if schedule == "cosine":
         return initial * 0.5 * (1 + math.cos(math.pi * step / steps))
-    raise ValueError(f"schedule: expected cosine or constant, got {schedule!r}")
+    raise ValueError(f"schedule must be cosine or constant, got {schedule!r}")

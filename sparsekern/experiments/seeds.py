@@ -15,12 +15,12 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
 
     Parameters
     ----------
-    seed
+    seed : int
         The run's seed.
-    purpose
+    purpose : str
         What the numbers are for. A run uses ``"init"`` (initial weights), ``"mask"`` (which weights are
         active) and ``"data"`` (the order of the examples).
-    index
+    index : int
         Tells the generators of one purpose apart, as the epoch does for ``"data"``.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()

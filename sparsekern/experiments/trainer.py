@@ -1,5 +1,6 @@
 """One training step after another, and the state that lets another process carry on at any of them."""
 
+import copy
 import time
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.experiments.data import BatchOrder, Dataset
-from sparsekern.experiments.errors import TrainingError
+from sparsekern.experiments.errors import CheckpointError, TrainingError
 from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
@@ -24,11 +26,11 @@ class Trainer:
 
     Parameters
     ----------
-    model
+    model : nn.Module
         The network, trained in place.
-    dataset
+    dataset : Dataset
         Moved to the network's device.
-    recipe
+    recipe : Recipe
         Optimizer, schedule, batch size and data seed.
     """
 
@@ -119,12 +121,32 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises
+        ------
+        CheckpointError
+            If ``state`` is not one of this network and optimizer; nothing is changed then.
+        """
+        expected = self.state_dict()
+        if isinstance(state, dict) and state.get("step") != 0:
+            expected["optimizer"] = self._optimizer_state_after_a_step()
+        if wrong := misfit(state, expected, "the trainer's state"):
+            raise CheckpointError(wrong)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.seconds = state["seconds"]
         self._window.load_state_dict(state["window"])
+
+    def _optimizer_state_after_a_step(self) -> dict[str, Any]:
+        """An optimizer holds nothing before its first step: the form is that of a twin which took one."""
+        twin = copy.deepcopy(self.model)
+        for parameter in twin.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = build_optimizer(twin, self.recipe)
+        optimizer.step()
+        return optimizer.state_dict()
 
 
 class _Window:

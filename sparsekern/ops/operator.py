@@ -102,7 +102,7 @@ class Operator:
         self._transformed = _function(name, forward=kernel, setup_context=save, backward=backward)
 
     def __call__(self, *arguments: Any) -> Tensor:
-        if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0:
+        if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
             return self._registered(*arguments)
         if _are_functorch_transforms_active():
             return self._transformed.apply(*arguments)

@@ -44,7 +44,7 @@ def test_every_key_can_be_overridden_in_both_spellings():
 
 def test_an_underscore_is_as_good_as_a_dash(tmp_path, capsys):
     message = error_of(capsys, "lenet5-digits", "--learning_rate=-1", "--output", tmp_path / "run")
-    assert message == "sparsekern train: error: learning_rate: expected a number above 0, got -1\n"
+    assert message == "sparsekern train: error: learning_rate must be a number above 0, got -1\n"
 
 
 def test_the_default_folder_tells_overrides_apart():
@@ -71,16 +71,22 @@ def test_a_recipe_file_of_ones_own(tmp_path, capsys):
         (["lenet5-digits", "--zzz", "1"], "unknown option --zzz (--help lists them)"),
         (["lenet5-digits", "0.9"], "unexpected 0.9; a key is set with --KEY VALUE"),
         (["lenet5-digit"], "unknown recipe 'lenet5-digit'; did you mean lenet5-digits"),
-        (["lenet5-digits", "--steps", "many"], "steps: expected a whole number, got 'many'"),
+        (["lenet5-digits", "--steps", "many"], "steps must be a whole number, got 'many'"),
         (
             ["lenet5-digits", "--init", "ours"],
-            "init: expected one of dense, per_layer, per_neuron, got 'ours'",
+            "init must be one of dense, per_layer, per_neuron, got 'ours'",
         ),
-        (["lenet5-digits", "--threads", "0"], "expected a whole number of at least 1, got '0'"),
-        (["lenet5-digits", "--device", "gpu5"], "--device gpu5: expected a device torch can use here"),
+        (["lenet5-digits", "--threads", "0"], "--threads: must be a whole number from 1 to 1024, got '0'"),
+        (["lenet5-digits", "--device", "gpu5"], "--device must be a device torch can use here, got 'gpu5': "),
         (["lenet5-digits", "--resume", "--overwrite"], "not allowed with argument --resume"),
         (["lenet5-mnist"], "the data set 'mnist' needs --data-dir"),
-        (["lenet5-mnist", "--data-dir", "nowhere"], "--data-dir nowhere: expected a folder"),
+        (
+            ["lenet5-mnist", "--data-dir", "nowhere"],
+            "--data-dir must be a folder with the MNIST files, got nowhere",
+        ),
+        (["lenet5-digits", "--data-dir", "."], "--data-dir must be left out for the data set 'digits'"),
+        (["lenet5-digits", "--batch-size", "99999999999"], "training examples, 1,437, got 99,999,999,999"),
+        (["lenet5-digits", "--threads", "99999999999"], "a whole number from 1 to 1024, got '99999999999'"),
         (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
         ([], "the following arguments are required: RECIPE"),
     ],

@@ -1,9 +1,12 @@
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from sparsekern.experiments.files import write_atomically
+from sparsekern.experiments.files import remove_unfinished, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -42,3 +45,28 @@ def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "nothing" / "file", b"one")
+
+
+def test_only_the_temporary_files_of_this_name_are_removed(tmp_path):
+    ours = [".run.pt.1.tmp", ".run.pt.99999.tmp"]
+    others = ["run.pt", ".run.pt.tmp", ".run.pt.a1.tmp", "run.pt.1.tmp", ".runxpt.1.tmp", ".other.1.tmp"]
+    for name in ours + others:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path / "run.pt")
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+def test_a_process_killed_while_it_writes_leaves_what_is_removed(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"one")
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from sparsekern.experiments.files import write_atomically\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), b'two')"
+    )
+    assert subprocess.run([sys.executable, "-c", program, path]).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2
+    remove_unfinished(path)
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"one"

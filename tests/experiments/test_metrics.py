@@ -4,15 +4,30 @@ import sys
 import pytest
 
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
-from sparsekern.experiments.metrics import MetricsFile, TensorBoard, read_metrics
+from sparsekern.experiments.metrics import (
+    FIELDS,
+    MetricsFile,
+    TensorBoard,
+    kinds_at,
+    lines_through,
+    read_metrics,
+)
+
+NUMBERS = dict.fromkeys(FIELDS["train"], 0.5)
+
+
+@pytest.fixture
+def every_step(short_recipe):
+    """A recipe whose run writes training metrics after every step, and nothing else in the first 99."""
+    return short_recipe.override({"steps": 100, "log_every": 1, "evaluate_every": 100})
 
 
 def records(*steps):
-    return [{"kind": "train", "step": step, "loss": 1 / (step + 1)} for step in steps]
+    return [{"kind": "train", "step": step, **NUMBERS, "loss": 1 / (step + 1)} for step in steps]
 
 
-def write(path, *steps, last_step=None):
-    file = MetricsFile(path, last_step)
+def write(path, *steps, kept=""):
+    file = MetricsFile(path, kept)
     for record in records(*steps):
         file.write(record)
     file.sync()
@@ -43,37 +58,97 @@ def test_a_new_run_starts_an_empty_file(path):
     assert read_metrics(path) == records(5)
 
 
-def test_resuming_drops_what_came_after_the_checkpoint(path):
+def test_kinds_follow_the_recipe_and_the_last_step_has_both(short_recipe):
+    due = {step: kinds_at(short_recipe, step) for step in range(1, 13)}
+    assert {step: kinds for step, kinds in due.items() if kinds} == {
+        4: ["train"],
+        6: ["test"],
+        8: ["train"],
+        12: ["train", "test"],
+    }
+    longer = short_recipe.override({"steps": 13})
+    assert [kinds_at(longer, step) for step in (12, 13)] == [["train", "test"], ["train", "test"]]
+
+
+def test_resuming_drops_what_came_after_the_checkpoint(path, every_step):
     write(path, 1, 2, 3, 4)
-    write(path, 3, 4, 5, last_step=2)
+    write(path, 3, 4, 5, kept=lines_through(path, every_step, 2))
     assert read_metrics(path) == records(1, 2, 3, 4, 5)
 
 
-def test_resuming_drops_a_line_cut_short(path):
+def test_resuming_drops_a_line_cut_short(path, every_step):
     write(path, 1, 2)
     path.write_text(path.read_text() + '{"kind": "train", "st')
-    write(path, 3, last_step=2)
+    write(path, 3, kept=lines_through(path, every_step, 2))
     assert read_metrics(path) == records(1, 2, 3)
 
 
-def test_resuming_keeps_the_bytes_of_the_lines_before(path):
+def test_resuming_keeps_the_bytes_of_the_lines_before(path, every_step):
     write(path, 1, 2)
     before = path.read_bytes()
-    write(path, 3, last_step=2)
+    write(path, 3, kept=lines_through(path, every_step, 2))
     assert path.read_bytes().startswith(before)
 
 
-@pytest.mark.parametrize("line", ["hello", "[]", '{"loss": 1}', "3"])
-def test_a_line_of_something_else_is_named(path, line):
+def line_with(**changes):
+    return json.dumps(records(2)[0] | changes)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hello",
+        "[]",
+        "3",
+        "[" * 100_000,
+        '{"loss": 1}',
+        line_with(step="x"),
+        line_with(step=3),
+        line_with(kind="test"),
+        line_with(kind=[]),
+        line_with(loss="low"),
+        line_with(loss=None),
+        line_with(loss=float("nan")),
+        json.dumps({key: value for key, value in records(2)[0].items() if key != "kind"}),
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_line_of_something_else_is_named_and_nothing_is_changed(path, every_step, line):
     write(path, 1)
     path.write_text(path.read_text() + line + "\n" + path.read_text())
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2: expected a JSON object with a step"):
-        MetricsFile(path, last_step=5)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        lines_through(path, every_step, 5)
+    expected = f"{path}: line 2: expected the train metrics of step 2, found "
+    assert str(caught.value).startswith(f"{expected}{line[:20]!r}"[:-1])
+    assert len(str(caught.value)) < len(expected) + 70
+    assert path.read_bytes() == before
 
 
-def test_missing_metrics_of_the_steps_before_are_an_error(path):
-    with pytest.raises(CheckpointError, match="expected the metrics of the first 1,000 steps"):
-        MetricsFile(path, last_step=1000)
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_metrics_that_end_before_the_step_are_an_error(path, every_step, kept):
+    write(path, *range(1, kept + 1))
+    message = f"line {kept + 1}: expected the train metrics of step {kept + 1}, found the end of the file"
+    with pytest.raises(CheckpointError, match=message):
+        lines_through(path, every_step, 5)
+
+
+def test_a_hole_is_an_error(path, every_step):
+    write(path, 1, 2, 4, 5)
+    with pytest.raises(CheckpointError, match="line 3: expected the train metrics of step 3, found "):
+        lines_through(path, every_step, 5)
+
+
+def test_the_last_line_needed_must_be_whole(path, every_step):
+    write(path, 1, 2)
+    path.write_text(path.read_text().rstrip("\n"))
+    with pytest.raises(CheckpointError, match="line 2: expected the train metrics of step 2"):
+        lines_through(path, every_step, 2)
+
+
+def test_missing_metrics_of_the_steps_before_are_an_error(path, every_step):
+    with pytest.raises(CheckpointError, match="expected the metrics of the first 1,000 steps, found no such"):
+        lines_through(path, every_step, 1000)
 
 
 def test_a_full_disk_names_the_file(path, monkeypatch):

@@ -82,33 +82,55 @@ def test_differences_name_the_key_and_both_values():
 
 
 BAD_VALUES = [
-    ("sparsity", 1, "expected 0 <= sparsity < 1, got 1"),
-    ("sparsity", -0.1, "expected 0 <= sparsity < 1, got -0.1"),
-    ("sparsity", "nan", "expected 0 <= sparsity < 1, got nan"),
-    ("sparsity", "much", "expected a number, got 'much'"),
-    ("learning_rate", 0, "expected a number above 0, got 0"),
-    ("learning_rate", "inf", "expected a number above 0, got inf"),
-    ("weight_decay", -1, "expected a number of at least 0, got -1"),
-    ("momentum", 1.0, "expected 0 <= momentum < 1, got 1.0"),
-    ("steps", 0, "expected at least 1, got 0"),
-    ("steps", 2.5, "expected a whole number, got 2.5"),
-    ("steps", "2.5", "expected a whole number, got '2.5'"),
-    ("steps", True, "expected a whole number, got True"),
-    ("batch_size", [128], r"expected a whole number, got \[128\]"),
-    ("seed", None, "expected a whole number, got nothing"),
+    ("sparsity", 1, "must be a number of at least 0 and below 1, got 1"),
+    ("sparsity", -0.1, "must be a number of at least 0 and below 1, got -0.1"),
+    ("sparsity", "nan", "must be a number of at least 0 and below 1, got nan"),
+    ("sparsity", "much", "must be a number, got 'much'"),
+    ("learning_rate", 0, "must be a number above 0, got 0"),
+    ("learning_rate", "inf", "must be a number above 0, got inf"),
+    ("weight_decay", -1, "must be a number of at least 0, got -1"),
+    ("momentum", 1.0, "must be a number of at least 0 and below 1, got 1.0"),
+    ("steps", 0, "must be at least 1, got 0"),
+    ("steps", 2.5, "must be a whole number, got 2.5"),
+    ("steps", "2.5", "must be a whole number, got '2.5'"),
+    ("steps", True, "must be a whole number, got True"),
+    ("batch_size", [128], r"must be a whole number, got \[128\]"),
+    ("seed", None, "must be a whole number, got nothing"),
     (
         "init",
         "per_nueron",
-        "expected one of dense, per_layer, per_neuron, got 'per_nueron'; did you mean per_neuron",
+        "must be one of dense, per_layer, per_neuron, got 'per_nueron'; did you mean per_neuron",
     ),
-    ("model", 5, "expected one of lenet5, .*, got 5"),
+    ("model", 5, "must be one of lenet5, .*, got 5"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD_VALUES, ids=[f"{k}={v}" for k, v, _ in BAD_VALUES])
 def test_a_wrong_value_names_key_expected_and_found(key, value, message):
-    with pytest.raises(RecipeError, match=f"^{key}: {message}"):
+    with pytest.raises(RecipeError, match=f"^{key} {message}"):
         load_recipe("lenet5-digits").override({key: value})
+
+
+@pytest.mark.parametrize(
+    "name", [None, 7, "", ".", "..", "../../esc", "/tmp/esc", "a/b", "a\\b", "a\nb", "a\0b", ["a"]], ids=repr
+)
+def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path, name):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": name, **load_recipe("lenet5-digits").settings()}))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    message = f"{path}: name must be text that can name a folder, without a slash, got {name!r}"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["a", "two words", "v1.2", "..a", "größe"])
+def test_other_names_are_taken(name):
+    assert dataclasses.replace(load_recipe("lenet5-digits"), name=name).name == name
+
+
+def test_a_description_is_text():
+    with pytest.raises(RecipeError, match="description must be text, got 7"):
+        dataclasses.replace(load_recipe("lenet5-digits"), description=7)
 
 
 def test_an_unknown_key_suggests_the_near_ones():
@@ -129,8 +151,8 @@ def test_an_unknown_recipe_suggests_the_near_ones_and_lists_all():
         ("- 1\n- 2\n", "expected a mapping of recipe keys, found list"),
         ("", "expected a mapping of recipe keys, found NoneType"),
         ("model: [", "expected YAML, found "),
-        ("model: lenet5\ndataset: digits\n", "missing learning_rate, steps"),
-        ("model: lenet5\nlr: 1\n", "unknown recipe key 'lr'"),
+        ("model: lenet5\ndataset: digits\n", "missing keys learning_rate, steps"),
+        ("model: lenet5\nlr: 1\n", "unknown recipe key 'lr'; the keys are model, dataset, sparsity, "),
         ("model: lenet5\n3: 1\n", "unknown recipe key '3'"),
         ("!!python/object/apply:os.getcwd []", "expected YAML, found "),
     ],
@@ -156,4 +178,4 @@ def test_scientific_notation_without_a_point_is_a_number():
 
 
 def test_every_key_is_explained():
-    assert all(key.help for key in recipe_keys().values())
+    assert all(key.about for key in recipe_keys().values())

@@ -46,7 +46,7 @@ def test_other_threads_leave_the_handlers_alone():
 @pytest.mark.parametrize("name", ["gpu5", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(
-        ExperimentError, match=f"--device {name}: expected a device torch can use here"
+        ExperimentError, match=f"--device must be a device torch can use here, got {name!r}: "
     ) as caught:
         usable_device(name)
     assert "\n" not in str(caught.value)

@@ -29,5 +29,5 @@ def test_constant_is_constant():
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="expected cosine or constant, got 'linear'"):
+    with pytest.raises(ValueError, match="schedule must be cosine or constant, got 'linear'"):
         learning_rate("linear", 0.1, 0, 10)

@@ -1,9 +1,12 @@
+import copy
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sparsekern.experiments.build import build_model
-from sparsekern.experiments.errors import TrainingError
+from sparsekern.experiments.errors import CheckpointError, TrainingError
 from sparsekern.experiments.trainer import Trainer
 
 VARIANTS = {
@@ -46,6 +49,52 @@ def test_resuming_at_any_step_is_exact(short_recipe, digits, variant):
         assert_same_tensors(resumed.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
         ours, theirs = resumed.train_record(), whole.state_dict()["window"]
         assert ours["loss"] == theirs["loss"].item() / theirs["examples"]
+
+
+def without_a_tensor(state):
+    del state["model"]["fc1.values"]
+
+
+def with_another_shape(state):
+    state["model"]["fc1.bias"] = torch.zeros(7)
+
+
+def without_optimizer_state(state):
+    state["optimizer"]["state"] = {}
+
+
+def with_another_momentum(state):
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+
+
+def with_text_for_a_step(state):
+    state["step"] = "3"
+
+
+def without_a_window(state):
+    state["window"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_tensor, "the trainer's state['model']: expected the keys "),
+        (with_another_shape, "['model']['fc1.bias']: expected a tensor float32 (120,), found a tensor"),
+        (without_optimizer_state, "['optimizer']['state']: expected the keys 0, 1, 2"),
+        (with_another_momentum, "['state'][0]['momentum_buffer']: expected a tensor float32 (8,), found"),
+        (with_text_for_a_step, "['step']: expected int, found str"),
+        (without_a_window, "['window']: expected a dictionary, found nothing"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_line_and_changes_nothing(short_recipe, digits, change, message):
+    state = run(make(short_recipe, digits), 3).state_dict()
+    change(state)
+    trainer = make(short_recipe, digits)
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        trainer.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    assert_same_tensors(trainer.state_dict(), before)
 
 
 def test_compact_storage_trains_as_a_masked_dense_network_does(short_recipe, digits):

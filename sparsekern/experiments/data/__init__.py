@@ -20,23 +20,28 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
 
     Parameters
     ----------
-    name
+    name : str
         A key of :data:`DATASETS`.
-    data_dir
-        The folder that holds the data set's files; ``digits`` needs none.
+    data_dir : Path, optional
+        The folder that holds the data set's files; ``digits`` has none.
 
     Raises
     ------
     DataError
-        If the name is unknown, or the files are missing or damaged.
+        If the name is unknown, the files are missing or damaged, or a folder is given that would not be read.
     """
     if name == "digits":
+        if data_dir is not None:
+            raise DataError(
+                f"--data-dir must be left out for the data set 'digits', which comes with scikit-learn, "
+                f"got {data_dir}"
+            )
         return load_digits()
     if name == "mnist":
         if data_dir is None:
             raise DataError("the data set 'mnist' needs --data-dir, the folder that holds its four IDX files")
         return load_mnist(data_dir)
-    raise DataError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
+    raise DataError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
 
 
 __all__ = ["DATASETS", "BatchOrder", "Dataset", "load_dataset", "load_digits", "load_mnist"]

@@ -2,6 +2,7 @@
 
 import torch
 
+from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.seeds import generator
 
 
@@ -19,19 +20,27 @@ class BatchOrder:
 
     Parameters
     ----------
-    num_examples
-        Examples in the data set, at least 1.
-    batch_size
-        Examples in a batch, at least 1; may be larger than the data set.
-    seed
+    num_examples : int
+        Examples in the training set, at least 1.
+    batch_size : int
+        Examples in a batch, from 1 to ``num_examples``.
+    seed : int
         The run's data seed.
+
+    Raises
+    ------
+    ValueError
+        If ``num_examples`` or ``batch_size`` is out of range; of the latter it is a :class:`RecipeError`.
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
         if num_examples < 1:
-            raise ValueError(f"num_examples: expected at least 1, got {num_examples}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+        if not 1 <= batch_size <= num_examples:
+            raise RecipeError(
+                f"batch_size must be from 1 to the number of training examples, {num_examples:,}, "
+                f"got {batch_size:,}"
+            )
         self.num_examples = num_examples
         self.batch_size = batch_size
         self.seed = seed
@@ -39,7 +48,13 @@ class BatchOrder:
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> torch.Tensor:
-        """The examples of training step ``step`` (counted from 0): int64 ``(batch_size,)``."""
+        """The examples of training step ``step``, counted from 0.
+
+        Returns
+        -------
+        torch.Tensor
+            int64 (batch_size,), each from 0 to ``num_examples - 1``.
+        """
         parts = []
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         while position < end:

@@ -20,9 +20,9 @@ def read_idx(path: Path, rank: int) -> torch.Tensor:
 
     Parameters
     ----------
-    path
+    path : Path
         The file.
-    rank
+    rank : int
         The number of dimensions it must have: 3 for images, 1 for labels.
 
     Returns

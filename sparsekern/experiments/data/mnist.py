@@ -6,6 +6,7 @@ import torch
 
 from sparsekern.experiments.data.dataset import Dataset
 from sparsekern.experiments.data.idx import read_idx
+from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import DataError
 
 _SIDE = 28
@@ -25,13 +26,21 @@ def load_mnist(folder: Path) -> Dataset:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"--data-dir {folder}: expected a folder with the MNIST files, found no such folder")
-    train = _read_part(folder, "train")
-    test = _read_part(folder, "t10k")
-    return Dataset("mnist", *train, *test)
+        raise DataError(f"--data-dir must be a folder with the MNIST files, got {folder}, which is none")
+    train_images, train_labels = _read_part(folder, "train")
+    test_images, test_labels = _read_part(folder, "t10k")
+    return Dataset(
+        "mnist",
+        _scaled(train_images),
+        train_labels.to(torch.int64),
+        _scaled(test_images),
+        test_labels.to(torch.int64),
+        fingerprint=digest([train_images, train_labels, test_images, test_labels]),
+    )
 
 
 def _read_part(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (examples, 28, 28) and labels (examples,), both uint8 and checked."""
     images_path = _find(folder, f"{part}-images", "idx3-ubyte")
     labels_path = _find(folder, f"{part}-labels", "idx1-ubyte")
     images = read_idx(images_path, rank=3)
@@ -52,7 +61,11 @@ def _read_part(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
         raise DataError(
             f"{labels_path}: expected labels from 0 to {_CLASSES - 1}, found {labels.max().item()}"
         )
-    return images.unsqueeze(1).to(torch.float32).div_(255), labels.to(torch.int64)
+    return images, labels
+
+
+def _scaled(images: torch.Tensor) -> torch.Tensor:
+    return images.unsqueeze(1).to(torch.float32).div_(255)
 
 
 def _find(folder: Path, stem: str, ending: str) -> Path:

@@ -12,17 +12,19 @@ class LeNet5(nn.Module):
 
     Parameters
     ----------
-    hidden_sizes
+    hidden_sizes : tuple of 4 int
         Channels of the two 5x5 convolutions and units of the two hidden linear layers. ``(6, 16, 120, 84)``
         is LeNet-5 (44,190 weights, 236 biases); ``(3, 3, 27, 20)`` its Small-Dense twin (2,399 parameters).
-    num_classes
+    num_classes : int
         Outputs.
-    generator
+    generator : torch.Generator, optional
         Source of the initial weights (Glorot uniform; biases are zero); PyTorch's own if None.
 
     Notes
-    ----- Takes ``(batch, 1, 28, 28)`` and returns logits ``(batch, num_classes)``. Source: Evci et al.
-    (2022), section 4; ``rigl_tf2/networks.py`` in google-research/rigl.
+    -----
+    Takes images (batch, 1, 28, 28) and returns logits (batch, num_classes).
+
+    Source: Evci et al. (2022), section 4; ``rigl_tf2/networks.py`` in google-research/rigl.
     """
 
     def __init__(

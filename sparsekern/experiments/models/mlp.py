@@ -12,17 +12,19 @@ class MLP(nn.Module):
 
     Parameters
     ----------
-    hidden_sizes
-        Units of the two hidden layers. ``(300, 100)`` is the paper's MLP (266,200 weights, 410 biases); ``(8,
-        8)`` its Small-Dense twin (6,442 parameters).
-    num_classes
+    hidden_sizes : tuple of 2 int
+        Units of the two hidden layers. ``(300, 100)`` is the paper's MLP (266,200 weights, 410 biases);
+        ``(8, 8)`` its Small-Dense twin (6,442 parameters).
+    num_classes : int
         Outputs.
-    generator
+    generator : torch.Generator, optional
         Source of the initial weights (Glorot uniform; biases are zero); PyTorch's own if None.
 
     Notes
-    ----- Takes ``(batch, 1, 28, 28)`` and returns logits ``(batch, num_classes)``. Source: Evci et al.
-    (2022), section 4; ``rigl_tf2/networks.py`` in google-research/rigl.
+    -----
+    Takes images (batch, 1, 28, 28) and returns logits (batch, num_classes).
+
+    Source: Evci et al. (2022), section 4; ``rigl_tf2/networks.py`` in google-research/rigl.
     """
 
     def __init__(

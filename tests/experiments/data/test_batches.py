@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from sparsekern.experiments.data import BatchOrder
+from sparsekern.experiments.errors import RecipeError
 
 
 def stream(order, steps):
     return torch.cat([order.indices(step) for step in range(steps)])
 
 
-@pytest.mark.parametrize(("examples", "batch"), [(1437, 128), (10, 3), (8, 4), (5, 12), (1, 1)])
+@pytest.mark.parametrize(("examples", "batch"), [(1437, 128), (10, 3), (8, 4), (7, 7), (1, 1)])
 def test_every_epoch_is_a_permutation_and_no_batch_is_short(examples, batch):
     order = BatchOrder(examples, batch, seed=0)
     steps = -(-3 * examples // batch)
@@ -50,7 +51,14 @@ def test_the_paper_trains_25_epochs_in_11719_steps():
     assert order.epochs(11_719) >= 25
 
 
+@pytest.mark.parametrize("batch", [11, 99_999_999_999])
+def test_a_batch_larger_than_the_training_set_is_refused(batch):
+    message = f"batch_size must be from 1 to the number of training examples, 10, got {batch:,}"
+    with pytest.raises(RecipeError, match=message):
+        BatchOrder(10, batch, seed=0)
+
+
 @pytest.mark.parametrize(("examples", "batch", "name"), [(0, 1, "num_examples"), (1, 0, "batch_size")])
 def test_sizes_below_one_are_refused(examples, batch, name):
-    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be .*1.*, got 0"):
         BatchOrder(examples, batch, seed=0)

@@ -1,4 +1,7 @@
 import builtins
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,3 +60,20 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_sklearn)
     with pytest.raises(DataError, match="pip install scikit-learn"):
         load_dataset("digits")
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    program = (
+        "from sparsekern.experiments.data import load_dataset; print(load_dataset('digits').fingerprint)"
+    )
+    printed = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert printed == [load_dataset("digits").fingerprint + "\n"] * 2
+
+
+def test_a_folder_would_not_be_read_and_is_refused(tmp_path):
+    message = f"--data-dir must be left out for the data set 'digits', .* got {re.escape(str(tmp_path))}"
+    with pytest.raises(DataError, match=message):
+        load_dataset("digits", tmp_path)

@@ -35,8 +35,26 @@ def test_without_a_folder_the_option_is_named():
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=re.escape(f"--data-dir {tmp_path / 'nothing'}")):
-        load_dataset("mnist", tmp_path / "nothing")
+    folder = tmp_path / "nothing"
+    message = f"--data-dir must be a folder with the MNIST files, got {folder}"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_dataset("mnist", folder)
+
+
+def test_the_fingerprint_depends_on_pixels_and_labels_only(mnist_folder, idx_bytes):
+    folder = mnist_folder()
+    first = load_dataset("mnist", folder).fingerprint
+    for file in list(folder.iterdir()):
+        file.unlink()
+    assert load_dataset("mnist", mnist_folder(".", compressed=False)).fingerprint == first
+    seen = {first}
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        (file,) = folder.glob(f"{name}.*")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        seen.add(load_dataset("mnist", folder).fingerprint)
+    assert len(seen) == 5
 
 
 def test_a_missing_file_is_named_in_all_spellings(mnist_folder):
@@ -87,5 +105,5 @@ def test_the_real_files():
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(DataError, match="unknown data set 'mnits'; expected one of digits, mnist"):
+    with pytest.raises(DataError, match="the data set must be one of digits, mnist, got 'mnits'"):
         load_dataset("mnits")
