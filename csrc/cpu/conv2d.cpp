@@ -18,12 +18,14 @@ TapPlaces input_places(const PatternView& pattern, const Conv2dShape& shape, con
     const int64_t rows_per_group = pattern.rows / shape.groups;
     TapPlaces places;
     for (int64_t n = 0; n < pattern.rows; ++n) {
-        places.of_row.push_back({n, n / rows_per_group * pattern.cin, 0});
+        const TapPlace group = window.place(n / rows_per_group, 0);
+        places.of_row.push_back({group.list + n % rows_per_group, group.offset});
     }
     for (int64_t i = 0; i < pattern.kh; ++i) {
         for (int64_t j = 0; j < pattern.kw; ++j) {
             for (int64_t c = 0; c < pattern.cin; ++c) {
-                places.of_column.push_back({0, c, window.tap_offset(i, j)});
+                const TapPlace channel = window.place(0, c);
+                places.of_column.push_back({channel.list, channel.offset + window.tap_offset(i, j)});
             }
         }
     }
@@ -40,8 +42,7 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
     const ComputeValues<T> weights(values, pattern.nnz);
     const ComputeValues<T> start(bias, bias != nullptr ? pattern.rows : 0);
     const SourceWindow window = input_window(pattern, shape, table.lanes, sizeof(A));
-    const TapList<A> list(pattern, window, input_places(pattern, shape, window),
-                          [&](int64_t index) { return weights.data()[index]; });
+    const TapList<A> list(pattern, window, input_places(pattern, shape, window), weights.data(), threads);
     const int64_t out_width = shape.out_extent(1, pattern.kw);
     const int64_t out_size = shape.out_extent(0, pattern.kh) * out_width;
     const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows, const A* sums) {

@@ -64,14 +64,14 @@ public:
         if (empty) return;
         const SourceWindow window = this->window();
         const ComputeValues<T> weights(values, pattern_.nnz);
-        const TapList<A> list(pattern_, window, places(window),
-                              [&](int64_t index) { return weights.data()[index]; });
+        const TapList<A> list(pattern_, window, places(window), weights.data(), threads_);
         const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows,
                                const A* sums) {
             T* const to = grad_x + image * image_size;
             const int64_t width = tile.vectors * table_.lanes;
             for (int64_t r = row; r < row + std::min(rows, planes_); ++r) {
-                store_plane(window, tile, r, divide_up(row + rows - r, planes_), sums + (r - row) * width, to);
+                store_plane(window, tile, r, divide_up(row + rows - r, planes_), sums + (r - row) * width,
+                            to);
             }
         };
         ListConvolution<T>(window, list, nullptr, threads_)
@@ -83,23 +83,23 @@ private:
     SourceWindow window() const {
         const ResultTiles tiles(vertical_.end - vertical_.begin, horizontal_.end - horizontal_.begin,
                                 table_.lanes);
-        return SourceWindow(tiles, vertical_.source(tiles.vertical_planes()),
-                            horizontal_.source(TapPlanes::kOwn),
-                            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_}, sizeof(A));
+        return SourceWindow(
+            tiles, vertical_.source(tiles.vertical_planes()), horizontal_.source(TapPlanes::kOwn),
+            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_}, sizeof(A));
     }
 
     TapPlaces places(const SourceWindow& window) const {
         const int64_t rows_per_group = pattern_.rows / shape_.groups;
         TapPlaces places;
         for (int64_t n = 0; n < pattern_.rows; ++n) {
-            places.of_row.push_back({n / rows_per_group * pattern_.cin * planes_, n, 0});
+            places.of_row.push_back(window.place(n / rows_per_group, n % rows_per_group));
         }
         for (int64_t i = 0; i < pattern_.kh; ++i) {
             for (int64_t j = 0; j < pattern_.kw; ++j) {
                 const int64_t plane = vertical_.input.tap_plane[i] * horizontal_.input.planes() +
                                       horizontal_.input.tap_plane[j];
                 for (int64_t c = 0; c < pattern_.cin; ++c) {
-                    places.of_column.push_back({c * planes_ + plane, 0, window.tap_offset(i, j)});
+                    places.of_column.push_back({c * planes_ + plane, window.tap_offset(i, j)});
                 }
             }
         }
@@ -112,8 +112,7 @@ private:
         const PlaneAxis& v = vertical_.input;
         const PlaneAxis& h = horizontal_.input;
         const int64_t plane = r % planes_;
-        const PlaneAxis::Span rows =
-            v.span(plane / h.planes(), vertical_.begin + tile.row, tile.rows);
+        const PlaneAxis::Span rows = v.span(plane / h.planes(), vertical_.begin + tile.row, tile.rows);
         const PlaneAxis::Span columns =
             h.span(plane % h.planes(), horizontal_.begin + tile.column, tile.columns);
         const int64_t width = tile.vectors * table_.lanes;
@@ -126,8 +125,7 @@ private:
         to.channels = channels;
         to.rows = rows.inside;
         to.columns = columns.inside;
-        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch},
-                      to);
+        unpack_pixels(table_, sums + rows.before * pitch + columns.before, {planes_ * width, pitch}, to);
     }
 
     const PatternView& pattern_;

@@ -9,12 +9,17 @@
 namespace sparsekern {
 namespace {
 
+// Value i of the lists' payload is its index among the weight's values.
+struct Indices {
+    int64_t operator[](int64_t i) const { return i; }
+};
+
 template <class T>
 class Conv2dGradValues {
     using A = AccumulateType<T>;
-    // Parts of the batch with sums of their own, added up in order at the end: up to so many, which take up to
-    // so many values. Constants of the problem, never of the number of threads: they decide the order of the
-    // sums.
+    // Parts of the batch with sums of their own, added up in order at the end: up to so many, which take up
+    // to so many values. Constants of the problem, never of the number of threads: they decide the order of
+    // the sums.
     static constexpr int64_t kSplits = 16;
     static constexpr int64_t kSplitValues = int64_t{1} << 18;
 
@@ -30,11 +35,11 @@ public:
           out_width_(shape.out_extent(1, pattern.kw)),
           out_size_(shape.out_extent(0, pattern.kh) * out_width_),
           window_(input_window(pattern, shape, table_.lanes, sizeof(A))),
-          list_(pattern, window_, input_places(pattern, shape, window_),
-                [](int64_t index) { return index; }) {}
+          list_(pattern, window_, input_places(pattern, shape, window_), Indices(), threads) {}
 
     void run(A* out) const {
-        const int64_t splits = std::clamp<int64_t>(kSplitValues / pattern_.nnz, 1, std::min(kSplits, shape_.batch));
+        const int64_t splits =
+            std::clamp<int64_t>(kSplitValues / pattern_.nnz, 1, std::min(kSplits, shape_.batch));
         Buffer<A> dots(splits * pattern_.nnz);
         add_all(splits, dots.data());
 #pragma omp parallel for schedule(static) num_threads(threads_)
@@ -63,7 +68,8 @@ private:
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, pattern_.rows);
                 if (row >= end) continue;
-                for (int64_t i = shape_.batch * split / splits; i < shape_.batch * (split + 1) / splits; ++i) {
+                for (int64_t i = shape_.batch * split / splits; i < shape_.batch * (split + 1) / splits;
+                     ++i) {
                     add_image(i, row, end, scratch.data(), gradient.data(), dots + split * pattern_.nnz);
                 }
             }
@@ -85,7 +91,7 @@ private:
                 const int64_t last = std::min(end, block.row_end);
                 if (first >= last) continue;
                 window_.pack<T>(table_, image, block, planes, scratch);
-                table_.dot_list[tile.vectors]({list_.ptr(b) + first, last - first, list_.offset(), scratch,
+                table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(), scratch,
                                                gradient + (first - begin) * width, width},
                                               dots);
             }
@@ -94,8 +100,8 @@ private:
 
     // Output gradients of a tile's pixels for some rows, with zeros where its vectors have no pixel.
     void pack_gradient(int64_t image, const ResultTile& tile, int64_t begin, int64_t end, A* to) const {
-        const T* const from = grad_y_ + (image * pattern_.rows + begin) * out_size_ +
-                              tile.row * out_width_ + tile.column;
+        const T* const from =
+            grad_y_ + (image * pattern_.rows + begin) * out_size_ + tile.row * out_width_ + tile.column;
         const int64_t width = tile.vectors * table_.lanes;
         const PixelPlane plane = {0, tile.rows, tile.columns, 0, 0};
         pack_planes(table_,

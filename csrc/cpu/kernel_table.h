@@ -62,7 +62,8 @@ struct PixelBlock {
     int64_t columns;
 };
 
-// A plane of a channel: the pixels that it takes from the channel, and the zeros above them and to their left.
+// A plane of a channel: the pixels that it takes from the channel, and the zeros above them and to their
+// left.
 struct PixelPlane {
     int64_t source;  // of the first pixel, from the channel's first
     int64_t rows;

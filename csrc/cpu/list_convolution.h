@@ -22,17 +22,20 @@ TapPlaces input_places(const PatternView& pattern, const Conv2dShape& shape, con
 // part's rows fit a private cache.
 inline int64_t row_parts(int64_t rows, int64_t row_bytes, int64_t tasks, int threads) {
     const int64_t for_cache = divide_up(rows * row_bytes, kPrivateCacheBytes);
-    const int64_t for_threads = tasks >= 2 * threads ? 1 : divide_up(2 * threads, std::max<int64_t>(1, tasks));
+    const int64_t for_threads =
+        tasks >= 2 * threads ? 1 : divide_up(2 * threads, std::max<int64_t>(1, tasks));
     return std::clamp<int64_t>(std::max(for_cache, for_threads), 1, std::max<int64_t>(1, rows));
 }
 
-// Reads an image once from end to end where a private cache then holds it: as one stream it comes several times
-// faster than as the short rows of tiles.
-inline void touch(const void* address) { asm volatile("" ::"r"(*static_cast<const volatile char*>(address))); }
+// Reads an image from end to end where a private cache then holds it: as one stream it comes much sooner than
+// as the short rows of tiles.
 template <class T>
 void stream_in(const T* image, int64_t size) {
-    if (size * static_cast<int64_t>(sizeof(T)) > 2 * kPrivateCacheBytes) return;
-    for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) touch(image + i);
+    constexpr int64_t line = 64;
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(T));
+    if (bytes > 2 * kPrivateCacheBytes) return;
+    const volatile char* const from = reinterpret_cast<const volatile char*>(image);
+    for (int64_t i = 0; i < bytes; i += line) static_cast<void>(from[i]);
 }
 
 template <class T>
@@ -43,8 +46,8 @@ public:
     ListConvolution(const SourceWindow& window, const TapList<A>& list, const A* start, int threads)
         : window_(window), list_(list), start_(start), threads_(threads), table_(kernels<A>()) {}
 
-    // store(image, tile, first row, rows, sums) takes the sums of a tile's pixels for some rows of the result,
-    // tile.vectors vectors for each row.
+    // store(image, tile, first row, rows, sums) takes the sums of a tile's pixels for some rows of the
+    // result, tile.vectors vectors for each row.
     template <class Store>
     void run(const T* source, int64_t image_size, int64_t batch, Store&& store) const {
         const int64_t tiles = window_.tiles().count();
@@ -75,6 +78,7 @@ public:
 private:
     void sum_rows(const T* image, const ResultTile& tile, int64_t begin, int64_t end, A* scratch,
                   A* sums) const {
+        const int64_t width = tile.vectors * table_.lanes;
         const std::vector<PixelPlane> planes = window_.tile_planes(tile);
         for (int64_t b = 0; b < window_.blocks(); ++b) {
             const ChannelBlock block = window_.block(b);
@@ -82,20 +86,11 @@ private:
             const int64_t last = std::min(end, block.row_end);
             if (first >= last) continue;
             window_.pack<T>(table_, image, block, planes, scratch);
-            const int64_t fresh = std::clamp(block.fresh, first, last);
-            add_rows(b, tile, first, fresh, begin, false, scratch, sums);
-            add_rows(b, tile, fresh, last, begin, true, scratch, sums);
+            table_.accumulate_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
+                                                  scratch, sums + (first - begin) * width, width},
+                                                 list_.payload(), block.fresh,
+                                                 start_ != nullptr ? start_ + first : nullptr);
         }
-    }
-
-    void add_rows(int64_t block, const ResultTile& tile, int64_t first, int64_t last, int64_t begin,
-                  bool fresh, const A* scratch, A* sums) const {
-        if (first >= last) return;
-        const int64_t width = tile.vectors * table_.lanes;
-        table_.accumulate_list[tile.vectors]({list_.ptr(block) + first, last - first, list_.offset(), scratch,
-                                              sums + (first - begin) * width, width},
-                                             list_.payload(), fresh,
-                                             start_ != nullptr ? start_ + first : nullptr);
     }
 
     const SourceWindow& window_;

@@ -24,7 +24,8 @@ struct ResultTile {
 // same lines. Where short rows would leave most of a vector empty, a tile is whole rows without gaps instead.
 class ResultTiles {
 public:
-    ResultTiles(int64_t height, int64_t width, int64_t lanes) : height_(height), width_(width), lanes_(lanes) {
+    ResultTiles(int64_t height, int64_t width, int64_t lanes)
+        : height_(height), width_(width), lanes_(lanes) {
         const int64_t row_vectors = divide_up(width, lanes);
         dense_ = 2 * row_vectors * height > 3 * divide_up(width * height, lanes) && 2 * width <= room();
         if (dense_) {
@@ -58,7 +59,9 @@ public:
 private:
     int64_t room() const { return kMaxVectors * lanes_; }
     // The size of parts of at most `limit` each.
-    static int64_t shared_evenly(int64_t size, int64_t limit) { return divide_up(size, divide_up(size, limit)); }
+    static int64_t shared_evenly(int64_t size, int64_t limit) {
+        return divide_up(size, divide_up(size, limit));
+    }
 
     int64_t height_;
     int64_t width_;

@@ -1,10 +1,10 @@
 // One axis of the planes that a convolution reads from.
 //
-// A plane holds every `step`-th pixel of the source from some origin on, with zeros outside the source, so that
-// consecutive pixels of the result read consecutive memory whatever the stride, dilation and padding. A plane
-// of its own for each tap of a kernel's row lets all taps read aligned vectors: a vector across two cache
-// lines costs two loads, and a packed pixel is read by many outputs. Taps of a kernel's column share planes,
-// since whole rows apart is aligned anyhow.
+// A plane holds every `step`-th pixel of the source from some origin on, with zeros outside the source, so
+// that consecutive pixels of the result read consecutive memory whatever the stride, dilation and padding. A
+// plane of its own for each tap of a kernel's row lets all taps read aligned vectors: a vector across two
+// cache lines costs two loads, and a packed pixel is read by many outputs. Taps of a kernel's column share
+// planes, since whole rows apart is aligned anyhow.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@ struct PlaneAxis {
     int64_t planes() const { return static_cast<int64_t>(origin.size()); }
     int64_t reach() const { return *std::max_element(tap_offset.begin(), tap_offset.end()); }
 
-    // Of `length` pixels of a plane from `first` on: how many precede the source, how many are inside, and the
-    // source pixel of the first that is.
+    // Of `length` pixels of a plane from `first` on: how many precede the source, how many are inside, and
+    // the source pixel of the first that is.
     struct Span {
         int64_t before;
         int64_t inside;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -19,14 +18,22 @@
 
 namespace sparsekern {
 
-// Channels whose windows are in the cache together, and the rows of the result that read some of them. Rows
-// from `fresh` on meet their first channel here.
+// Channels whose windows are in the cache together, and the rows of the result that read them: `fresh` if
+// these are the first channels that the rows read. Each row's taps in the block are a list, from list `list`
+// on.
 struct ChannelBlock {
     int64_t channel;
     int64_t channels;
     int64_t row_begin;
-    int64_t fresh;
     int64_t row_end;
+    int64_t list;
+    bool fresh;
+};
+
+// The list that a weight belongs to, and what it reads of the block's window.
+struct TapPlace {
+    int64_t list;
+    int64_t offset;
 };
 
 // Groups of a convolution: each reads as many channels, and writes as many rows.
@@ -45,31 +52,46 @@ public:
           horizontal_(std::move(horizontal)),
           groups_(groups),
           plane_size_(round_up((tiles_.rows() + vertical_.reach()) * tiles_.pitch(), tiles_.lanes())) {
-        const int64_t channels = groups.groups * groups.channels;
-        const int64_t fitting = (getenv("WB") ? atoi(getenv("WB")) << 10 : kWindowBytes) / (channel_size() * element_bytes);
-        const int64_t blocks = divide_up(channels, std::clamp<int64_t>(fitting, 1, channels));
-        block_channels_ = divide_up(channels, blocks);
+        const int64_t fitting = std::max<int64_t>(1, kWindowBytes / (channel_size() * element_bytes));
+        group_blocks_ = divide_up(groups.channels, fitting);
+        block_channels_ = divide_up(groups.channels, group_blocks_);
+        block_groups_ =
+            group_blocks_ > 1 ? 1 : std::clamp<int64_t>(fitting / groups.channels, 1, groups.groups);
         if (size() <= std::numeric_limits<int32_t>::max()) return;
-        throw std::invalid_argument("x: expected rows and dilations that keep the pixels of one tile below "
-                                    "2^31 elements, got " +
-                                    std::to_string(size()));
+        throw std::invalid_argument(
+            "x: expected rows and dilations that keep the pixels of one tile below "
+            "2^31 elements, got " +
+            std::to_string(size()));
     }
 
     const ResultTiles& tiles() const { return tiles_; }
     int64_t planes() const { return vertical_.planes() * horizontal_.planes(); }
     int64_t channel_size() const { return planes() * plane_size_; }
-    int64_t size() const { return block_channels_ * channel_size(); }
+    int64_t size() const { return block_groups_ * block_channels_ * channel_size(); }
     int64_t channels() const { return groups_.groups * groups_.channels; }
     int64_t rows() const { return groups_.groups * groups_.rows; }
-    int64_t block_channels() const { return block_channels_; }
-    int64_t blocks() const { return divide_up(channels(), block_channels_); }
+    int64_t lists() const { return rows() * group_blocks_; }
+    int64_t blocks() const { return divide_up(groups_.groups, block_groups_) * group_blocks_; }
 
     ChannelBlock block(int64_t index) const {
-        const int64_t first = index * block_channels_;
-        const int64_t end = std::min(first + block_channels_, channels());
-        return {first, end - first, first / groups_.channels * groups_.rows,
-                divide_up(first, groups_.channels) * groups_.rows,
-                divide_up(end, groups_.channels) * groups_.rows};
+        const int64_t group = index / group_blocks_ * block_groups_;
+        const int64_t end = std::min(group + block_groups_, groups_.groups);
+        const int64_t part = index % group_blocks_;
+        const int64_t first = part * block_channels_;
+        const int64_t last = std::min(first + block_channels_, groups_.channels);
+        return {group * groups_.channels + first,
+                (end - group - 1) * groups_.channels + last - first,
+                group * groups_.rows,
+                end * groups_.rows,
+                place(group, first).list,
+                part == 0};
+    }
+
+    // For channel `c` of a group: the list of the group's first row, and where the channel begins in a
+    // window. Both are sums of what depends on the group and what depends on `c`.
+    TapPlace place(int64_t group, int64_t c) const {
+        return {(group * group_blocks_ + c / block_channels_) * groups_.rows,
+                (group % block_groups_ * groups_.channels + c % block_channels_) * channel_size()};
     }
 
     // Where tap (i, j) finds a channel's pixels in the channel's part of the window.
@@ -114,7 +136,9 @@ private:
     PlaneAxis horizontal_;
     ChannelGroups groups_;
     int64_t plane_size_;
-    int64_t block_channels_;
+    int64_t group_blocks_;    // blocks of a group's channels
+    int64_t block_channels_;  // channels of a group in one block
+    int64_t block_groups_;    // groups in one block
 };
 
 }  // namespace sparsekern

@@ -1,10 +1,11 @@
 // The weight of a convolution as lists: for each row of the result, what it reads of a block of channels, and
 // with what.
 //
-// A convolution goes over its weight once for every tile of pixels, so the bits are decoded once per call; the
-// lists are scratch of 4 bytes and one payload for each value.
+// A convolution goes over its weight once for every tile of pixels, so the bits are decoded once per call;
+// the lists are scratch of 4 bytes and one payload for each value.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -14,85 +15,91 @@
 
 namespace sparsekern {
 
-// Where the position (n, k) of a weight goes: the row of the result, the channel of the source and the offset
-// in that channel's window are sums of a part for n and a part for k.
+// Where the position (n, k) of a weight goes: the sum of a part for n and a part for k.
 struct TapPlaces {
-    struct Part {
-        int64_t row;
-        int64_t channel;
-        int64_t offset;
-    };
-    std::vector<Part> of_row;
-    std::vector<Part> of_column;
+    std::vector<TapPlace> of_row;
+    std::vector<TapPlace> of_column;
 };
 
 // `Payload` is a weight's value, or its index among the values.
 template <class Payload>
 class TapList {
 public:
-    template <class Lookup>
-    TapList(const PatternView& pattern, const SourceWindow& window, const TapPlaces& places, Lookup&& lookup)
-        : rows_(window.rows()),
-          ptr_(static_cast<size_t>(rows_ * window.blocks() + 1), 0),
-          offset_(pattern.nnz),
-          payload_(pattern.nnz) {
-        const std::vector<Place> channels = channel_places(window);
-        for_each(pattern, places, channels,
-                 [&](int64_t list, int64_t, int64_t) { ++ptr_[static_cast<size_t>(list + 1)]; });
-        for (size_t i = 1; i < ptr_.size(); ++i) ptr_[i] += ptr_[i - 1];
-        std::vector<int64_t> next(ptr_.begin(), ptr_.end() - 1);
-        for_each(pattern, places, channels, [&](int64_t list, int64_t offset, int64_t index) {
-            const int64_t at = next[static_cast<size_t>(list)]++;
-            offset_[at] = static_cast<int32_t>(offset);
-            payload_[at] = lookup(index);
-        });
+    // `payload[i]` goes with value i of the pattern.
+    template <class Source>
+    TapList(const PatternView& pattern, const SourceWindow& window, const TapPlaces& places,
+            const Source& payload, int threads)
+        : ptr_(static_cast<size_t>(window.lists() + 1), 0), offset_(pattern.nnz), payload_(pattern.nnz) {
+        const int64_t lists = window.lists();
+        const int64_t parts =
+            std::clamp<int64_t>(pattern.nnz / kPartValues, 1, std::min<int64_t>(threads, pattern.tile_rows));
+        const auto first_tile = [&](int64_t part) {
+            return pattern.tile_row_ptr[pattern.tile_rows * part / parts];
+        };
+        Buffer<int32_t> list(pattern.nnz);
+        Buffer<int32_t> offset(pattern.nnz);
+        // Per part and list: how many values, and then where the next one goes.
+        std::vector<int64_t> next(static_cast<size_t>(parts * lists), 0);
+#pragma omp parallel for schedule(static) num_threads(parts) if (parts > 1)
+        for (int64_t part = 0; part < parts; ++part) {
+            decode(pattern, places, pattern.tile_rows * part / parts, pattern.tile_rows * (part + 1) / parts,
+                   list.data(), offset.data(), next.data() + part * lists);
+        }
+        int64_t total = 0;
+        for (int64_t l = 0; l < lists; ++l) {
+            ptr_[static_cast<size_t>(l)] = total;
+            for (int64_t part = 0; part < parts; ++part) {
+                int64_t& count = next[static_cast<size_t>(part * lists + l)];
+                total += count;
+                count = total - count;
+            }
+        }
+        ptr_[static_cast<size_t>(lists)] = total;
+#pragma omp parallel for schedule(static) num_threads(parts) if (parts > 1)
+        for (int64_t part = 0; part < parts; ++part) {
+            int64_t* const places_of = next.data() + part * lists;
+            const int64_t end = pattern.tile_start[first_tile(part + 1)];
+            for (int64_t i = pattern.tile_start[first_tile(part)]; i < end; ++i) {
+                const int64_t at = places_of[list[i]]++;
+                offset_[at] = offset[i];
+                payload_[at] = payload[i];
+            }
+        }
     }
 
-    // Entry `row` and the one behind it bound that row's part of a block.
-    const int64_t* ptr(int64_t block) const { return ptr_.data() + block * rows_; }
+    // Entry i and the one behind it bound the list of row `row` + i in a block.
+    const int64_t* ptr(const ChannelBlock& block, int64_t row) const {
+        return ptr_.data() + block.list + row - block.row_begin;
+    }
     const int32_t* offset() const { return offset_.data(); }
     const Payload* payload() const { return payload_.data(); }
 
 private:
-    // The list of row 0 and the offset that belong to a channel.
-    struct Place {
-        int64_t list;
-        int64_t offset;
-    };
+    // Values for which another thread pays.
+    static constexpr int64_t kPartValues = 8192;
 
-    static std::vector<Place> channel_places(const SourceWindow& window) {
-        std::vector<Place> places;
-        for (int64_t c = 0; c < window.channels(); ++c) {
-            places.push_back({c / window.block_channels() * window.rows(),
-                              c % window.block_channels() * window.channel_size()});
-        }
-        return places;
-    }
-
-    template <class Visit>
-    static void for_each(const PatternView& pattern, const TapPlaces& places,
-                         const std::vector<Place>& channels, Visit&& visit) {
-        for (int64_t r = 0; r < pattern.tile_rows; ++r) {
+    // Lists and offsets of the values in some rows of tiles, and how many values each list has.
+    static void decode(const PatternView& pattern, const TapPlaces& places, int64_t begin, int64_t end,
+                       int32_t* list, int32_t* offset, int64_t* count) {
+        for (int64_t r = begin; r < end; ++r) {
             for (int64_t t = pattern.tile_row_ptr[r]; t < pattern.tile_row_ptr[r + 1]; ++t) {
-                const TapPlaces::Part* columns =
-                    places.of_column.data() + pattern.tile_col[t] * pattern.tile_size;
-                int64_t index = pattern.tile_start[t];
-                for (int64_t i = 0; i < pattern.tile_size; ++i) {
-                    uint64_t bits = pattern.row_bits(t, i);
+                const TapPlace* columns = places.of_column.data() + pattern.tile_col[t] * pattern.tile_size;
+                int64_t i = pattern.tile_start[t];
+                for (int64_t n = 0; n < pattern.tile_size; ++n) {
+                    uint64_t bits = pattern.row_bits(t, n);
                     if (bits == 0) continue;
-                    const TapPlaces::Part& row =
-                        places.of_row[static_cast<size_t>(r * pattern.tile_size + i)];
-                    for (; bits != 0; bits &= bits - 1, ++index) {
-                        const TapPlaces::Part& column = columns[__builtin_ctzll(bits)];
-                        const Place& place = channels[static_cast<size_t>(row.channel + column.channel)];
-                        visit(place.list + row.row + column.row, place.offset + column.offset, index);
+                    const TapPlace row = places.of_row[static_cast<size_t>(r * pattern.tile_size + n)];
+                    for (; bits != 0; bits &= bits - 1, ++i) {
+                        const TapPlace& column = columns[__builtin_ctzll(bits)];
+                        list[i] = static_cast<int32_t>(row.list + column.list);
+                        offset[i] = static_cast<int32_t>(row.offset + column.offset);
+                        ++count[list[i]];
                     }
                 }
             }
         }
     }
 
-    int64_t rows_;
     std::vector<int64_t> ptr_;
     Buffer<int32_t> offset_;
     Buffer<Payload> payload_;
