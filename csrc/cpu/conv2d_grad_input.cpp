@@ -75,17 +75,19 @@ public:
             }
         };
         ListConvolution<T>(window, list, nullptr, threads_)
-            .run(grad_y, pattern_.rows * vertical_.out * horizontal_.out, shape_.batch, store);
+            .run(grad_y, shape_.batch, store);
     }
 
 private:
     // The result has a row for each plane of each input channel.
     SourceWindow window() const {
+        const TapPlanes planes = planes_worthwhile(pattern_.nnz, pattern_.rows * pattern_.kw);
         const ResultTiles tiles(vertical_.end - vertical_.begin, horizontal_.end - horizontal_.begin,
-                                table_.lanes);
-        return SourceWindow(
-            tiles, vertical_.source(tiles.vertical_planes()), horizontal_.source(TapPlanes::kOwn),
-            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_}, sizeof(A));
+                                table_.lanes, planes);
+        return SourceWindow(tiles, vertical_.source(tiles.dense() ? TapPlanes::kOwn : TapPlanes::kShared),
+                            horizontal_.source(planes),
+                            {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_},
+                            sizeof(A));
     }
 
     TapPlaces places(const SourceWindow& window) const {
@@ -116,7 +118,7 @@ private:
         const PlaneAxis::Span columns =
             h.span(plane % h.planes(), horizontal_.begin + tile.column, tile.columns);
         const int64_t width = tile.vectors * table_.lanes;
-        const int64_t pitch = window.tiles().pitch();
+        const int64_t pitch = window.tiles().columns();
         PixelBlock<T> to;
         to.data = image + (r / planes_ * v.extent + rows.source) * h.extent + columns.source;
         to.channel_stride = v.extent * h.extent;

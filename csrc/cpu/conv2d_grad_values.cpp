@@ -77,23 +77,25 @@ private:
     }
 
     void add_image(int64_t index, int64_t begin, int64_t end, A* scratch, A* gradient, A* dots) const {
-        const int64_t image_size = window_.channels() * shape_.height * shape_.width;
-        const T* const image = x_ + index * image_size;
-        stream_in(image, image_size);
-        for (int64_t t = 0; t < window_.tiles().count(); ++t) {
-            const ResultTile tile = window_.tiles()[t];
-            const int64_t width = tile.vectors * table_.lanes;
-            const std::vector<PixelPlane> planes = window_.tile_planes(tile);
-            pack_gradient(index, tile, begin, end, gradient);
+        const T* const image = x_ + index * window_.image_size();
+        stream_in(image, window_.image_size());
+        for (int64_t w = 0; w < window_.windows(); ++w) {
+            const std::vector<PixelPlane> planes = window_.planes(w);
             for (int64_t b = 0; b < window_.blocks(); ++b) {
                 const ChannelBlock block = window_.block(b);
                 const int64_t first = std::max(begin, block.row_begin);
                 const int64_t last = std::min(end, block.row_end);
                 if (first >= last) continue;
                 window_.pack<T>(table_, image, block, planes, scratch);
-                table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(), scratch,
-                                               gradient + (first - begin) * width, width},
-                                              dots);
+                for (int64_t i = 0; i < window_.tile_count(w); ++i) {
+                    const ResultTile tile = window_.tile(w, i);
+                    if (block.first) pack_gradient(index, tile, first, last, gradient);
+                    table_.dot_list[tile.vectors](
+                        {list_.ptr(block, first), last - first, list_.offset(),
+                         scratch + window_.tile_offset(i), window_.vector_stride(), gradient,
+                         tile.vectors * table_.lanes},
+                        dots);
+                }
             }
         }
     }
@@ -106,7 +108,7 @@ private:
         const PixelPlane plane = {0, tile.rows, tile.columns, 0, 0};
         pack_planes(table_,
                     PlaneWork<T>{from, end - begin, out_size_, out_width_, 1, &plane, 1, width,
-                                 std::min(window_.tiles().pitch(), width)},
+                                 std::min(window_.tiles().columns(), width)},
                     to);
     }
 

@@ -49,47 +49,54 @@ public:
     // store(image, tile, first row, rows, sums) takes the sums of a tile's pixels for some rows of the
     // result, tile.vectors vectors for each row.
     template <class Store>
-    void run(const T* source, int64_t image_size, int64_t batch, Store&& store) const {
-        const int64_t tiles = window_.tiles().count();
+    void run(const T* source, int64_t batch, Store&& store) const {
+        const int64_t windows = window_.windows();
         const int64_t width = window_.tiles().max_vectors() * table_.lanes;
         const int64_t parts =
-            row_parts(window_.rows(), width * static_cast<int64_t>(sizeof(A)), batch * tiles, threads_);
+            row_parts(window_.rows(), width * static_cast<int64_t>(sizeof(A)), batch * windows, threads_);
         const int64_t part_rows = divide_up(window_.rows(), parts);
-#pragma omp parallel num_threads(threads_) if (batch * tiles * parts > 1)
+        const int64_t tasks = windows * parts;  // of an image
+#pragma omp parallel num_threads(threads_) if (batch * tasks > 1)
         {
             Buffer<A> sums(part_rows * width);
             Buffer<A> scratch(window_.size());
             int64_t streamed = -1;
-#pragma omp for schedule(dynamic, batch >= 2 * threads_ ? tiles * parts : 1)
-            for (int64_t task = 0; task < batch * tiles * parts; ++task) {
-                const int64_t image = task / (tiles * parts);
-                const ResultTile tile = window_.tiles()[task / parts % tiles];
+#pragma omp for schedule(dynamic, batch >= 2 * threads_ ? tasks : 1)
+            for (int64_t task = 0; task < batch * tasks; ++task) {
+                const int64_t image = task / tasks;
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, window_.rows());
                 if (row >= end) continue;
-                if (image != streamed) stream_in(source + image * image_size, image_size);
+                const T* const from = source + image * window_.image_size();
+                if (image != streamed) stream_in(from, window_.image_size());
                 streamed = image;
-                sum_rows(source + image * image_size, tile, row, end, scratch.data(), sums.data());
-                store(image, tile, row, end - row, sums.data());
+                sum_rows(from, task % tasks / parts, row, end, scratch.data(), sums.data(),
+                         [&](const ResultTile& tile, int64_t first, int64_t rows) {
+                             store(image, tile, first, rows, sums.data());
+                         });
             }
         }
     }
 
 private:
-    void sum_rows(const T* image, const ResultTile& tile, int64_t begin, int64_t end, A* scratch,
-                  A* sums) const {
-        const int64_t width = tile.vectors * table_.lanes;
-        const std::vector<PixelPlane> planes = window_.tile_planes(tile);
+    template <class Store>
+    void sum_rows(const T* image, int64_t window, int64_t begin, int64_t end, A* scratch, A* sums,
+                  Store&& store) const {
+        const std::vector<PixelPlane> planes = window_.planes(window);
         for (int64_t b = 0; b < window_.blocks(); ++b) {
             const ChannelBlock block = window_.block(b);
             const int64_t first = std::max(begin, block.row_begin);
             const int64_t last = std::min(end, block.row_end);
             if (first >= last) continue;
             window_.pack<T>(table_, image, block, planes, scratch);
-            table_.accumulate_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
-                                                  scratch, sums + (first - begin) * width, width},
-                                                 list_.payload(), block.fresh,
-                                                 start_ != nullptr ? start_ + first : nullptr);
+            for (int64_t i = 0; i < window_.tile_count(window); ++i) {
+                const ResultTile tile = window_.tile(window, i);
+                table_.accumulate_list[tile.vectors](
+                    {list_.ptr(block, first), last - first, list_.offset(), scratch + window_.tile_offset(i),
+                     window_.vector_stride(), sums, tile.vectors * table_.lanes},
+                    list_.payload(), block.first, start_ != nullptr ? start_ + first : nullptr);
+                if (block.last) store(tile, first, last - first);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-// What one tile of a convolution's result reads, packed: for a block of channels, the planes of each.
+// What some tiles of a convolution's result read, packed: for a block of channels, the planes of each.
 //
 // Windows are packed just before they are read and stay in the nearest cache until every output channel has
 // read them, so no image is ever laid out as a whole.
@@ -15,19 +15,21 @@
 #include "kernel_table.h"
 #include "result_tiles.h"
 #include "source_planes.h"
+#include "tile_schedule.h"
 
 namespace sparsekern {
 
-// Channels whose windows are in the cache together, and the rows of the result that read them: `fresh` if
-// these are the first channels that the rows read. Each row's taps in the block are a list, from list `list`
-// on.
+// Channels whose windows are in the cache together, and the rows of the result that read them: `first` or
+// `last` if these are the first or last channels that the rows read. Each row's taps in the block are a list,
+// from list `list` on.
 struct ChannelBlock {
     int64_t channel;
     int64_t channels;
     int64_t row_begin;
     int64_t row_end;
     int64_t list;
-    bool fresh;
+    bool first;
+    bool last;
 };
 
 // The list that a weight belongs to, and what it reads of the block's window.
@@ -46,46 +48,30 @@ struct ChannelGroups {
 class SourceWindow {
 public:
     SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
-                 const ChannelGroups& groups, int64_t element_bytes)
-        : tiles_(tiles),
-          vertical_(std::move(vertical)),
-          horizontal_(std::move(horizontal)),
-          groups_(groups),
-          plane_size_(round_up((tiles_.rows() + vertical_.reach()) * tiles_.pitch(), tiles_.lanes())) {
-        const int64_t fitting = std::max<int64_t>(1, kWindowBytes / (channel_size() * element_bytes));
-        group_blocks_ = divide_up(groups.channels, fitting);
-        block_channels_ = divide_up(groups.channels, group_blocks_);
-        block_groups_ =
-            group_blocks_ > 1 ? 1 : std::clamp<int64_t>(fitting / groups.channels, 1, groups.groups);
-        if (size() <= std::numeric_limits<int32_t>::max()) return;
-        throw std::invalid_argument(
-            "x: expected rows and dilations that keep the pixels of one tile below "
-            "2^31 elements, got " +
-            std::to_string(size()));
-    }
+                 const ChannelGroups& groups, int64_t element_bytes);
 
     const ResultTiles& tiles() const { return tiles_; }
-    int64_t planes() const { return vertical_.planes() * horizontal_.planes(); }
-    int64_t channel_size() const { return planes() * plane_size_; }
-    int64_t size() const { return block_groups_ * block_channels_ * channel_size(); }
-    int64_t channels() const { return groups_.groups * groups_.channels; }
     int64_t rows() const { return groups_.groups * groups_.rows; }
+    int64_t image_size() const { return groups_.groups * groups_.channels * source_size(); }
+    int64_t size() const { return block_groups_ * block_channels_ * channel_size(); }
+    // From one vector of a tile to the next.
+    int64_t vector_stride() const { return tiles_.columns() == tiles_.lanes() ? pitch_ : tiles_.lanes(); }
+
+    // Windows are columns of tiles: `tile(w, i)` for i < tile_count(w) reads window w from element
+    // tile_offset(i) on.
+    int64_t windows() const { return divide_up(tiles_.down(), stack_) * tiles_.across(); }
+    int64_t window_row(int64_t window) const { return window / tiles_.across(); }
+    int64_t tile_count(int64_t window) const {
+        return std::min(stack_, tiles_.down() - window_row(window) * stack_);
+    }
+    ResultTile tile(int64_t window, int64_t i) const {
+        return tiles_.at(window_row(window) * stack_ + i, window % tiles_.across());
+    }
+    int64_t tile_offset(int64_t i) const { return i * tiles_.rows() * pitch_; }
+
     int64_t lists() const { return rows() * group_blocks_; }
     int64_t blocks() const { return divide_up(groups_.groups, block_groups_) * group_blocks_; }
-
-    ChannelBlock block(int64_t index) const {
-        const int64_t group = index / group_blocks_ * block_groups_;
-        const int64_t end = std::min(group + block_groups_, groups_.groups);
-        const int64_t part = index % group_blocks_;
-        const int64_t first = part * block_channels_;
-        const int64_t last = std::min(first + block_channels_, groups_.channels);
-        return {group * groups_.channels + first,
-                (end - group - 1) * groups_.channels + last - first,
-                group * groups_.rows,
-                end * groups_.rows,
-                place(group, first).list,
-                part == 0};
-    }
+    ChannelBlock block(int64_t index) const;
 
     // For channel `c` of a group: the list of the group's first row, and where the channel begins in a
     // window. Both are sums of what depends on the group and what depends on `c`.
@@ -93,37 +79,23 @@ public:
         return {(group * group_blocks_ + c / block_channels_) * groups_.rows,
                 (group % block_groups_ * groups_.channels + c % block_channels_) * channel_size()};
     }
-
     // Where tap (i, j) finds a channel's pixels in the channel's part of the window.
     int64_t tap_offset(int64_t i, int64_t j) const {
         const int64_t plane = vertical_.tap_plane[i] * horizontal_.planes() + horizontal_.tap_plane[j];
-        return plane * plane_size_ + vertical_.tap_offset[i] * tiles_.pitch();
+        return plane * plane_size_ + vertical_.tap_offset[i] * pitch_ + horizontal_.tap_offset[j];
     }
 
-    // Where the planes of each channel lie in an image for the pixels of `tile`.
-    std::vector<PixelPlane> tile_planes(const ResultTile& tile) const {
-        std::vector<PixelPlane> planes;
-        for (int64_t pv = 0; pv < vertical_.planes(); ++pv) {
-            const PlaneAxis::Span rows = vertical_.span(pv, tile.row, tile.rows + vertical_.reach());
-            for (int64_t ph = 0; ph < horizontal_.planes(); ++ph) {
-                const PlaneAxis::Span columns = horizontal_.span(ph, tile.column, tile.columns);
-                planes.push_back({rows.source * horizontal_.extent + columns.source,
-                                  columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before,
-                                  columns.before});
-            }
-        }
-        return planes;
-    }
+    // Where the planes of a channel lie in an image for one window.
+    std::vector<PixelPlane> planes(int64_t window) const;
 
     // Packs one block's window from an image of all channels.
     template <class T>
     void pack(const KernelTable<AccumulateType<T>>& table, const T* image, const ChannelBlock& block,
               const std::vector<PixelPlane>& planes, AccumulateType<T>* to) const {
-        const int64_t size = vertical_.extent * horizontal_.extent;
         pack_planes(table,
-                    PlaneWork<T>{image + block.channel * size, block.channels, size,
+                    PlaneWork<T>{image + block.channel * source_size(), block.channels, source_size(),
                                  vertical_.step * horizontal_.extent, horizontal_.step, planes.data(),
-                                 this->planes(), plane_size_, tiles_.pitch()},
+                                 static_cast<int64_t>(planes.size()), plane_size_, pitch_},
                     to);
     }
 
@@ -131,10 +103,16 @@ private:
     // Beyond the nearest cache itself: rows of the result that are visited for longer make up for it.
     static constexpr int64_t kWindowBytes = 40 << 10;
 
+    int64_t source_size() const { return vertical_.extent * horizontal_.extent; }
+    int64_t channel_size() const { return vertical_.planes() * horizontal_.planes() * plane_size_; }
+    int64_t plane_rows(int64_t stack) const { return stack * tiles_.rows() + vertical_.reach(); }
+
     ResultTiles tiles_;
     PlaneAxis vertical_;
     PlaneAxis horizontal_;
     ChannelGroups groups_;
+    int64_t pitch_;  // from one row of a plane to the next
+    int64_t stack_;  // tiles of a window
     int64_t plane_size_;
     int64_t group_blocks_;    // blocks of a group's channels
     int64_t block_channels_;  // channels of a group in one block

@@ -1,0 +1,65 @@
+#include "source_window.h"
+
+namespace sparsekern {
+
+SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
+                           const ChannelGroups& groups, int64_t element_bytes)
+    : tiles_(tiles),
+      vertical_(std::move(vertical)),
+      horizontal_(std::move(horizontal)),
+      groups_(groups),
+      pitch_(tiles_.dense() ? tiles_.columns()
+                            : round_up(tiles_.columns() + horizontal_.reach(), tiles_.lanes())) {
+    const int64_t planes = vertical_.planes() * horizontal_.planes();
+    const int64_t fitting = kWindowBytes / element_bytes;  // elements
+    // A window of several tiles packs their common rows once. The sums of one tile alone are kept, so only
+    // where a group's channels are one block.
+    const int64_t tall = fitting / (groups.channels * planes * pitch_) - vertical_.reach();
+    stack_ = tiles_.dense() ? 1 : std::clamp<int64_t>(tall / tiles_.rows(), 1, tiles_.down());
+    stack_ = shared_evenly(tiles_.down(), stack_);
+    plane_size_ = round_up(plane_rows(stack_) * pitch_, tiles_.lanes());
+    const int64_t channels = std::max<int64_t>(1, fitting / channel_size());
+    group_blocks_ = divide_up(groups.channels, channels);
+    block_channels_ = divide_up(groups.channels, group_blocks_);
+    block_groups_ = std::clamp<int64_t>(channels / groups.channels, 1, groups.groups);
+    if (size() <= std::numeric_limits<int32_t>::max()) return;
+    throw std::invalid_argument(
+        "x: expected rows and dilations that keep what a tile of pixels reads below 2^31 elements, got " +
+        std::to_string(size()));
+}
+
+ChannelBlock SourceWindow::block(int64_t index) const {
+    const int64_t group = index / group_blocks_ * block_groups_;
+    const int64_t group_end = std::min(group + block_groups_, groups_.groups);
+    const int64_t part = index % group_blocks_;
+    const int64_t begin = part * block_channels_;
+    const int64_t end = std::min(begin + block_channels_, groups_.channels);
+    ChannelBlock block;
+    block.channel = group * groups_.channels + begin;
+    block.channels = (group_end - group - 1) * groups_.channels + end - begin;
+    block.row_begin = group * groups_.rows;
+    block.row_end = group_end * groups_.rows;
+    block.list = place(group, begin).list;
+    block.first = part == 0;
+    block.last = part == group_blocks_ - 1;
+    return block;
+}
+
+std::vector<PixelPlane> SourceWindow::planes(int64_t window) const {
+    const ResultTile top = tile(window, 0);
+    const ResultTile bottom = tile(window, tile_count(window) - 1);
+    const int64_t length = bottom.row + bottom.rows - top.row + vertical_.reach();
+    std::vector<PixelPlane> planes;
+    for (int64_t v = 0; v < vertical_.planes(); ++v) {
+        const PlaneAxis::Span rows = vertical_.span(v, top.row, length);
+        for (int64_t h = 0; h < horizontal_.planes(); ++h) {
+            const PlaneAxis::Span columns = horizontal_.span(h, top.column, top.columns + horizontal_.reach());
+            planes.push_back({rows.source * horizontal_.extent + columns.source,
+                              columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before,
+                              columns.before});
+        }
+    }
+    return planes;
+}
+
+}  // namespace sparsekern
