@@ -8,11 +8,12 @@ namespace sparsekern {
 
 SourceWindow input_window(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes,
                           int64_t element_bytes) {
-    const TapPlanes planes = planes_worthwhile(pattern.nnz, shape.groups * pattern.cin * pattern.kw);
-    const ResultTiles tiles(shape.out_extent(0, pattern.kh), shape.out_extent(1, pattern.kw), lanes, planes);
-    return SourceWindow(tiles,
-                        input_axis(shape, 0, pattern.kh, tiles.dense() ? TapPlanes::kOwn : TapPlanes::kShared),
-                        input_axis(shape, 1, pattern.kw, planes),
+    const TapPlanes planes =
+        planes_worthwhile(pattern.nnz, shape.groups * pattern.cin * pattern.kw, pattern.kw);
+    const PlaneAxis horizontal = input_axis(shape, 1, pattern.kw, planes);
+    const ResultTiles tiles(shape.out_extent(0, pattern.kh), shape.out_extent(1, pattern.kw), lanes, planes,
+                            horizontal.reach());
+    return SourceWindow(tiles, input_axis(shape, 0, pattern.kh, tiles.vertical_planes()), horizontal,
                         {shape.groups, pattern.cin, pattern.rows / shape.groups}, element_bytes);
 }
 
@@ -50,11 +51,10 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
     const auto store = [&](int64_t image, const ResultTile& tile, int64_t row, int64_t rows, const A* sums) {
         T* const to = y + (image * pattern.rows + row) * out_size + tile.row * out_width + tile.column;
         const int64_t room = tile.vectors * table.lanes;
-        unpack_pixels(table, sums, {room, window.tiles().columns()},
+        unpack_pixels(table, sums, {room, window.tiles().pitch()},
                       PixelBlock<T>{to, out_size, out_width, 1, rows, tile.rows, tile.columns});
     };
-    ListConvolution<T>(window, list, start.data(), threads)
-        .run(x, shape.batch, store);
+    ListConvolution<T>(window, list, start.data(), threads).run(x, shape.batch, store);
 }
 
 }  // namespace

@@ -74,18 +74,17 @@ public:
                             to);
             }
         };
-        ListConvolution<T>(window, list, nullptr, threads_)
-            .run(grad_y, shape_.batch, store);
+        ListConvolution<T>(window, list, nullptr, threads_).run(grad_y, shape_.batch, store);
     }
 
 private:
     // The result has a row for each plane of each input channel.
     SourceWindow window() const {
-        const TapPlanes planes = planes_worthwhile(pattern_.nnz, pattern_.rows * pattern_.kw);
+        const TapPlanes planes = planes_worthwhile(pattern_.nnz, pattern_.rows * pattern_.kw, pattern_.kw);
+        const PlaneAxis horizontal = horizontal_.source(planes);
         const ResultTiles tiles(vertical_.end - vertical_.begin, horizontal_.end - horizontal_.begin,
-                                table_.lanes, planes);
-        return SourceWindow(tiles, vertical_.source(tiles.dense() ? TapPlanes::kOwn : TapPlanes::kShared),
-                            horizontal_.source(planes),
+                                table_.lanes, planes, horizontal.reach());
+        return SourceWindow(tiles, vertical_.source(tiles.vertical_planes()), horizontal,
                             {shape_.groups, pattern_.rows / shape_.groups, pattern_.cin * planes_},
                             sizeof(A));
     }
@@ -118,7 +117,7 @@ private:
         const PlaneAxis::Span columns =
             h.span(plane % h.planes(), horizontal_.begin + tile.column, tile.columns);
         const int64_t width = tile.vectors * table_.lanes;
-        const int64_t pitch = window.tiles().columns();
+        const int64_t pitch = window.tiles().pitch();
         PixelBlock<T> to;
         to.data = image + (r / planes_ * v.extent + rows.source) * h.extent + columns.source;
         to.channel_stride = v.extent * h.extent;

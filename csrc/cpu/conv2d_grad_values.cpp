@@ -92,8 +92,7 @@ private:
                     if (block.first) pack_gradient(index, tile, first, last, gradient);
                     table_.dot_list[tile.vectors](
                         {list_.ptr(block, first), last - first, list_.offset(),
-                         scratch + window_.tile_offset(i), window_.vector_stride(), gradient,
-                         tile.vectors * table_.lanes},
+                         scratch + window_.tile_offset(i), gradient, tile.vectors * table_.lanes},
                         dots);
                 }
             }
@@ -108,7 +107,7 @@ private:
         const PixelPlane plane = {0, tile.rows, tile.columns, 0, 0};
         pack_planes(table_,
                     PlaneWork<T>{from, end - begin, out_size_, out_width_, 1, &plane, 1, width,
-                                 std::min(window_.tiles().columns(), width)},
+                                 window_.tiles().pitch()},
                     to);
     }
 

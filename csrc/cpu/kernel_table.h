@@ -29,15 +29,13 @@ struct PanelWork {
     int64_t y_stride;
 };
 
-// Rows given as lists against one panel, whose vectors are x_stride apart: row r reads x + offset[i] for i in
-// ptr[r] .. ptr[r + 1] - 1.
+// Rows given as lists against one panel: row r reads x + offset[i] for i in ptr[r] .. ptr[r + 1] - 1.
 template <class A>
 struct ListWork {
     const int64_t* ptr;
     int64_t rows;
     const int32_t* offset;
     const A* x;
-    int64_t x_stride;
     A* y;
     int64_t y_stride;
 };

@@ -24,7 +24,7 @@ void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, cons
             const A* feature = work.x + work.offset[i];
             const Vec<A> weight = broadcast<A>(values[i]);
 #pragma GCC unroll 8
-            for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * work.x_stride);
+            for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * lanes);
         }
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) store<A>(y + j * lanes, fresh ? sum[j] : sum[j] + load<A>(y + j * lanes));
@@ -32,10 +32,10 @@ void accumulate_list(const ListWork<A>& given, const A* values, bool fresh, cons
 }
 
 template <class A, int V>
-inline Vec<A> products(const Vec<A> (&gradient)[V], const A* feature, int64_t stride) {
+inline Vec<A> products(const Vec<A> (&gradient)[V], const A* feature) {
     Vec<A> sum = gradient[0] * load<A>(feature);
 #pragma GCC unroll 8
-    for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * stride);
+    for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * kLanes<A>);
     return sum;
 }
 
@@ -53,11 +53,11 @@ void dot_list(const ListWork<A>& given, A* dots) {
         for (; i + 4 <= end; i += 4) {
             Vec<A> sum[4];
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; ++k) sum[k] = products<A, V>(gradient, work.x + work.offset[i + k], work.x_stride);
+            for (int k = 0; k < 4; ++k) sum[k] = products<A, V>(gradient, work.x + work.offset[i + k]);
             add_four_sums<A>(sum, dots + i);
         }
         for (; i < end; ++i) {
-            dots[i] += sum_lanes<A>(products<A, V>(gradient, work.x + work.offset[i], work.x_stride));
+            dots[i] += sum_lanes<A>(products<A, V>(gradient, work.x + work.offset[i]));
         }
     }
 }

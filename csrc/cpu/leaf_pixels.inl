@@ -56,11 +56,28 @@ void pack_rows(const T* from, int64_t row_stride, const PixelPlane& plane, A* to
 template <class T, class A>
 void pack_strided_rows(const T* from, int64_t row_stride, int64_t column_stride, const PixelPlane& plane,
                        A* to, int64_t pitch) {
+    constexpr int64_t lanes = kLanes<A>;
     const int64_t end = plane.left + plane.columns;
     for (int64_t r = 0; r < plane.rows; ++r, from += row_stride, to += pitch) {
         fill_zeros(to, plane.left);
-        for (int64_t s = plane.left; s < end; ++s) to[s] = widen(from[(s - plane.left) * column_stride]);
+        int64_t s = plane.left;
+        const T* pixel = from;
+        if (column_stride == 2) {
+            for (; s + lanes <= end; s += lanes, pixel += 2 * lanes) {
+                store<A>(to + s, alternate(load_as(pixel), load_as(pixel + lanes - 1)));
+            }
+        }
+        for (; s < end; ++s, pixel += column_stride) to[s] = widen(*pixel);
         fill_zeros(to + end, pitch - end);
+    }
+}
+
+template <class T, class A>
+void pack_plane(const PlaneWork<T>& work, const T* from, const PixelPlane& plane, A* to, int64_t pitch) {
+    if (work.column_stride == 1) {
+        pack_rows<T, A>(from, work.row_stride, plane, to, pitch);
+    } else {
+        pack_strided_rows<T, A>(from, work.row_stride, work.column_stride, plane, to, pitch);
     }
 }
 
@@ -70,17 +87,22 @@ void pack_planes(const PlaneWork<T>& given, A* to) {
     const PlaneWork<T> work = given;
     for (int64_t c = 0; c < work.channels; ++c) {
         for (int64_t p = 0; p < work.plane_count; ++p, to += work.plane_size) {
-            const PixelPlane plane = work.planes[p];
+            PixelPlane plane = work.planes[p];
             const T* from = work.data + c * work.channel_stride + plane.source;
-            A* const first = to + plane.above * work.pitch;
+            A* out = to + plane.above * work.pitch;
             fill_zeros(to, plane.above * work.pitch);
-            if (work.column_stride == 1) {
-                pack_rows<T, A>(from, work.row_stride, plane, first, work.pitch);
+            // The zeros behind the last row may end sooner.
+            const bool tight = plane.rows > 0 && out + plane.rows * work.pitch > to + work.plane_size;
+            plane.rows -= tight;
+            pack_plane(work, from, plane, out, work.pitch);
+            from += plane.rows * work.row_stride;
+            out += plane.rows * work.pitch;
+            if (tight) {
+                plane.rows = 1;
+                pack_plane(work, from, plane, out, to + work.plane_size - out);
             } else {
-                pack_strided_rows<T, A>(from, work.row_stride, work.column_stride, plane, first, work.pitch);
+                fill_zeros(out, to + work.plane_size - out);
             }
-            A* const end = first + plane.rows * work.pitch;
-            fill_zeros(end, to + work.plane_size - end);
         }
     }
 }

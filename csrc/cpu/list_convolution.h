@@ -93,7 +93,7 @@ private:
                 const ResultTile tile = window_.tile(window, i);
                 table_.accumulate_list[tile.vectors](
                     {list_.ptr(block, first), last - first, list_.offset(), scratch + window_.tile_offset(i),
-                     window_.vector_stride(), sums, tile.vectors * table_.lanes},
+                     sums, tile.vectors * table_.lanes},
                     list_.payload(), block.first, start_ != nullptr ? start_ + first : nullptr);
                 if (block.last) store(tile, first, last - first);
             }

@@ -19,38 +19,47 @@ struct ResultTile {
     int64_t column;
     int64_t rows;
     int64_t columns;
-    int64_t vectors;  // that hold it
+    int64_t vectors;  // that hold it, with its rows `pitch` apart
 };
 
-// A tile is a column of vectors, one for each row, so that neighbouring kernel rows read mostly the same
-// vectors; or a row of them, where there are too few rows. Where a row would leave most of a vector empty,
-// a tile is `dense`: whole rows without gaps.
+// The pixels of a tile are a run of vectors, with its rows `pitch` apart in the result's sums as in the
+// planes that it reads, so that a tap is one offset.
+//
+// Where each tap has its own planes, a tile is a column of vectors, one for each row: neighbouring kernel
+// rows then read mostly the same vectors. Where that would leave most of a vector empty, it is `dense`: whole
+// rows without gaps. Where taps share planes, it is whole rows and what taps `reach` to the right of them.
+// And if there are too few rows for that, or rows too long, it is a part of one row.
 class ResultTiles {
 public:
-    ResultTiles(int64_t height, int64_t width, int64_t lanes, TapPlanes horizontal)
+    ResultTiles(int64_t height, int64_t width, int64_t lanes, TapPlanes planes, int64_t reach)
         : height_(height), width_(width), lanes_(lanes) {
         const int64_t room = kMaxVectors * lanes;
         const int64_t row_vectors = divide_up(width, lanes);
-        dense_ = horizontal == TapPlanes::kOwn && 2 * width <= room &&
-                 2 * row_vectors * height > 3 * divide_up(width * height, lanes);
+        const bool own = planes == TapPlanes::kOwn;
+        dense_ = own && 2 * width <= room && 2 * row_vectors * height > 3 * divide_up(width * height, lanes);
         if (dense_) {
+            pitch_ = columns_ = width;
             rows_ = shared_evenly(height, room / width);
-            columns_ = width;
-        } else if (height >= std::min<int64_t>(row_vectors, kMaxVectors)) {
+        } else if (own && height >= std::min<int64_t>(row_vectors, kMaxVectors)) {
+            pitch_ = columns_ = lanes;
             rows_ = shared_evenly(height, kMaxVectors);
-            columns_ = lanes;
+        } else if (!own && 2 * width + reach <= room) {
+            columns_ = width;
+            pitch_ = width + reach;
+            rows_ = shared_evenly(height, (room - width) / pitch_ + 1);
         } else {
-            rows_ = 1;
             columns_ = shared_evenly(row_vectors, kMaxVectors) * lanes;
+            pitch_ = round_up(columns_ + reach, lanes);
+            rows_ = 1;
         }
     }
 
     int64_t lanes() const { return lanes_; }
-    bool dense() const { return dense_; }
-    // The size of a whole tile. Its rows are `columns` apart.
+    // Rows of whole vectors keep what is rows apart aligned; dense ones do not.
+    TapPlanes vertical_planes() const { return dense_ ? TapPlanes::kOwn : TapPlanes::kShared; }
     int64_t rows() const { return rows_; }
-    int64_t columns() const { return columns_; }
-    int64_t max_vectors() const { return divide_up(rows_ * columns_, lanes_); }
+    int64_t pitch() const { return pitch_; }
+    int64_t max_vectors() const { return divide_up((rows_ - 1) * pitch_ + columns_, lanes_); }
 
     int64_t down() const { return divide_up(height_, rows_); }
     int64_t across() const { return divide_up(width_, columns_); }
@@ -60,7 +69,7 @@ public:
         tile.column = j * columns_;
         tile.rows = std::min(rows_, height_ - tile.row);
         tile.columns = std::min(columns_, width_ - tile.column);
-        tile.vectors = divide_up((tile.rows - 1) * columns_ + tile.columns, lanes_);
+        tile.vectors = divide_up((tile.rows - 1) * pitch_ + tile.columns, lanes_);
         return tile;
     }
 
@@ -71,6 +80,7 @@ private:
     bool dense_;
     int64_t rows_;
     int64_t columns_;
+    int64_t pitch_;
 };
 
 }  // namespace sparsekern

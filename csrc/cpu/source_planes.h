@@ -9,20 +9,19 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
 #include "sparsekern/conv2d.h"
 
 namespace sparsekern {
 
-inline const int64_t PU = getenv("PU") ? atoi(getenv("PU")) : 6;
 enum class TapPlanes { kOwn, kShared };
 
-// How a kernel's row finds its pixels, when `uses` weights read each of `pixels` packed ones: packing takes some
-// time for each copy, and what is read unaligned takes two thirds longer.
-inline TapPlanes planes_worthwhile(int64_t uses, int64_t pixels) {
-    return uses >= PU * pixels ? TapPlanes::kOwn : TapPlanes::kShared;
+// How a kernel's row finds its pixels, when `uses` weights read each of `pixels` packed ones: packing takes
+// some time for each copy, and what is read unaligned takes two thirds longer.
+inline TapPlanes planes_worthwhile(int64_t uses, int64_t pixels, int64_t kernel) {
+    constexpr int64_t kUses = 8;
+    return kernel == 1 || uses >= kUses * pixels ? TapPlanes::kOwn : TapPlanes::kShared;
 }
 
 struct PlaneAxis {

@@ -4,20 +4,20 @@ namespace sparsekern {
 
 SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
                            const ChannelGroups& groups, int64_t element_bytes)
-    : tiles_(tiles),
-      vertical_(std::move(vertical)),
-      horizontal_(std::move(horizontal)),
-      groups_(groups),
-      pitch_(tiles_.dense() ? tiles_.columns()
-                            : round_up(tiles_.columns() + horizontal_.reach(), tiles_.lanes())) {
+    : tiles_(tiles), vertical_(std::move(vertical)), horizontal_(std::move(horizontal)), groups_(groups) {
     const int64_t planes = vertical_.planes() * horizontal_.planes();
-    const int64_t fitting = kWindowBytes / element_bytes;  // elements
+    const int64_t fitting =
+        (horizontal_.reach() > 0 ? kSharedWindowBytes : kWindowBytes) / element_bytes;  // elements
     // A window of several tiles packs their common rows once. The sums of one tile alone are kept, so only
-    // where a group's channels are one block.
-    const int64_t tall = fitting / (groups.channels * planes * pitch_) - vertical_.reach();
-    stack_ = tiles_.dense() ? 1 : std::clamp<int64_t>(tall / tiles_.rows(), 1, tiles_.down());
+    // where a group's channels are one block. A tile of dense rows does not begin with a whole vector.
+    const int64_t tall = fitting / (groups.channels * planes * tiles_.pitch()) - vertical_.reach();
+    const bool single = tiles_.vertical_planes() == TapPlanes::kOwn;
+    stack_ = single ? 1 : std::clamp<int64_t>(tall / tiles_.rows(), 1, tiles_.down());
     stack_ = shared_evenly(tiles_.down(), stack_);
-    plane_size_ = round_up(plane_rows(stack_) * pitch_, tiles_.lanes());
+    const int64_t end = (stack_ - 1) * tile_offset(1) + tiles_.max_vectors() * tiles_.lanes();
+    const int64_t reach = vertical_.reach() * tiles_.pitch() + horizontal_.reach();
+    plane_size_ = round_up(
+        std::max(end + reach, (stack_ * tiles_.rows() + vertical_.reach()) * tiles_.pitch()), tiles_.lanes());
     const int64_t channels = std::max<int64_t>(1, fitting / channel_size());
     group_blocks_ = divide_up(groups.channels, channels);
     block_channels_ = divide_up(groups.channels, group_blocks_);
@@ -53,7 +53,8 @@ std::vector<PixelPlane> SourceWindow::planes(int64_t window) const {
     for (int64_t v = 0; v < vertical_.planes(); ++v) {
         const PlaneAxis::Span rows = vertical_.span(v, top.row, length);
         for (int64_t h = 0; h < horizontal_.planes(); ++h) {
-            const PlaneAxis::Span columns = horizontal_.span(h, top.column, top.columns + horizontal_.reach());
+            const PlaneAxis::Span columns =
+                horizontal_.span(h, top.column, top.columns + horizontal_.reach());
             planes.push_back({rows.source * horizontal_.extent + columns.source,
                               columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before,
                               columns.before});

@@ -54,8 +54,6 @@ public:
     int64_t rows() const { return groups_.groups * groups_.rows; }
     int64_t image_size() const { return groups_.groups * groups_.channels * source_size(); }
     int64_t size() const { return block_groups_ * block_channels_ * channel_size(); }
-    // From one vector of a tile to the next.
-    int64_t vector_stride() const { return tiles_.columns() == tiles_.lanes() ? pitch_ : tiles_.lanes(); }
 
     // Windows are columns of tiles: `tile(w, i)` for i < tile_count(w) reads window w from element
     // tile_offset(i) on.
@@ -67,7 +65,7 @@ public:
     ResultTile tile(int64_t window, int64_t i) const {
         return tiles_.at(window_row(window) * stack_ + i, window % tiles_.across());
     }
-    int64_t tile_offset(int64_t i) const { return i * tiles_.rows() * pitch_; }
+    int64_t tile_offset(int64_t i) const { return i * tiles_.rows() * tiles_.pitch(); }
 
     int64_t lists() const { return rows() * group_blocks_; }
     int64_t blocks() const { return divide_up(groups_.groups, block_groups_) * group_blocks_; }
@@ -82,7 +80,7 @@ public:
     // Where tap (i, j) finds a channel's pixels in the channel's part of the window.
     int64_t tap_offset(int64_t i, int64_t j) const {
         const int64_t plane = vertical_.tap_plane[i] * horizontal_.planes() + horizontal_.tap_plane[j];
-        return plane * plane_size_ + vertical_.tap_offset[i] * pitch_ + horizontal_.tap_offset[j];
+        return plane * plane_size_ + vertical_.tap_offset[i] * tiles_.pitch() + horizontal_.tap_offset[j];
     }
 
     // Where the planes of a channel lie in an image for one window.
@@ -95,23 +93,23 @@ public:
         pack_planes(table,
                     PlaneWork<T>{image + block.channel * source_size(), block.channels, source_size(),
                                  vertical_.step * horizontal_.extent, horizontal_.step, planes.data(),
-                                 static_cast<int64_t>(planes.size()), plane_size_, pitch_},
+                                 static_cast<int64_t>(planes.size()), plane_size_, tiles_.pitch()},
                     to);
     }
 
 private:
     // Beyond the nearest cache itself: rows of the result that are visited for longer make up for it.
     static constexpr int64_t kWindowBytes = 40 << 10;
+    // Planes are shared where packing weighs more than reading: tall windows, in the next cache.
+    static constexpr int64_t kSharedWindowBytes = 192 << 10;
 
     int64_t source_size() const { return vertical_.extent * horizontal_.extent; }
     int64_t channel_size() const { return vertical_.planes() * horizontal_.planes() * plane_size_; }
-    int64_t plane_rows(int64_t stack) const { return stack * tiles_.rows() + vertical_.reach(); }
 
     ResultTiles tiles_;
     PlaneAxis vertical_;
     PlaneAxis horizontal_;
     ChannelGroups groups_;
-    int64_t pitch_;  // from one row of a plane to the next
     int64_t stack_;  // tiles of a window
     int64_t plane_size_;
     int64_t group_blocks_;    // blocks of a group's channels

@@ -130,6 +130,24 @@ SPARSEKERN_SHUFFLES(FloatVec, WordVec, SPARSEKERN_LOW_4, SPARSEKERN_HIGH_4)
 SPARSEKERN_SHUFFLES(DoubleVec, LongVec, SPARSEKERN_LOW_2, SPARSEKERN_HIGH_2)
 #endif
 
+// Every other element from a's first on, where b begins one element before a's end.
+#define SPARSEKERN_ALTERNATE(TYPE, INDEX, ...)        \
+    inline TYPE alternate(TYPE a, TYPE b) {           \
+        using IndexVec [[maybe_unused]] = INDEX;      \
+        return SPARSEKERN_SHUFFLE(a, b, __VA_ARGS__); \
+    }
+
+#if SPARSEKERN_VECTOR_BYTES == 64
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 2, 4, 6, 9, 11, 13, 15)
+#elif SPARSEKERN_VECTOR_BYTES == 32
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 4, 6, 9, 11, 13, 15)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 2, 5, 7)
+#else
+SPARSEKERN_ALTERNATE(FloatVec, WordVec, 0, 2, 5, 7)
+SPARSEKERN_ALTERNATE(DoubleVec, LongVec, 0, 3)
+#endif
+
 // Transposes a square of kLanes vectors: each round is a perfect shuffle of the rows.
 template <class A>
 inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
