@@ -79,6 +79,7 @@ private:
     void add_image(int64_t index, int64_t begin, int64_t end, A* scratch, A* gradient, A* dots) const {
         const T* const image = x_ + index * window_.image_size();
         stream_in(image, window_.image_size());
+        stream_in(grad_y_ + (index * pattern_.rows + begin) * out_size_, (end - begin) * out_size_);
         for (int64_t w = 0; w < window_.windows(); ++w) {
             const std::vector<PixelPlane> planes = window_.planes(w);
             for (int64_t b = 0; b < window_.blocks(); ++b) {

@@ -28,8 +28,26 @@ inline Vec<float> load_range_as(const BFloat16* from, int64_t begin, int64_t end
 
 inline int64_t within(int64_t value, int64_t limit) { return value < 0 ? 0 : value < limit ? value : limit; }
 
+// Lanes [begin, end) from every `Step`-th pixel, the others 0.
+template <int Step, class A, class T>
+inline Vec<A> load_pixels(const T* from, int64_t begin, int64_t end) {
+    constexpr int64_t lanes = kLanes<A>;
+    static_assert(Step == 1 || Step == 2);
+    if constexpr (Step == 1) return load_range_as(from, begin, end);
+    const int64_t first = 2 * begin;
+    const int64_t last = begin < end ? 2 * end - 1 : first;
+    return alternate(
+        load_range_as(from, within(first, lanes), within(last, lanes)),
+        load_range_as(from + lanes - 1, within(first - lanes + 1, lanes), within(last - lanes + 1, lanes)));
+}
+template <int Step, class A, class T>
+inline Vec<A> load_pixels(const T* from) {
+    if constexpr (Step == 1) return load_as(from);
+    return alternate(load_as(from), load_as(from + kLanes<A> - 1));
+}
+
 // A column of vectors at a time: which lanes are live is then the same for all rows.
-template <class T, class A>
+template <int Step, class T, class A>
 void pack_rows(const T* from, int64_t row_stride, const PixelPlane& plane, A* to, int64_t pitch) {
     constexpr int64_t lanes = kLanes<A>;
     const int64_t rows = plane.rows;
@@ -37,17 +55,19 @@ void pack_rows(const T* from, int64_t row_stride, const PixelPlane& plane, A* to
         const int64_t begin = within(plane.left - s, lanes);
         const int64_t end = within(plane.left + plane.columns - s, lanes);
         const int64_t room = pitch - s;
-        const T* row = from + s - plane.left;
+        const T* row = from + Step * (s - plane.left);
         A* out = to + s;
         if (room < lanes) {
             for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) {
-                store_first(out, load_range_as(row, begin, end), room);
+                store_first(out, load_pixels<Step, A>(row, begin, end), room);
             }
         } else if (end - begin == lanes) {
-            for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) store<A>(out, load_as(row));
+            for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) {
+                store<A>(out, load_pixels<Step, A>(row));
+            }
         } else {
             for (int64_t r = 0; r < rows; ++r, row += row_stride, out += pitch) {
-                store<A>(out, load_range_as(row, begin, end));
+                store<A>(out, load_pixels<Step, A>(row, begin, end));
             }
         }
     }
@@ -56,18 +76,10 @@ void pack_rows(const T* from, int64_t row_stride, const PixelPlane& plane, A* to
 template <class T, class A>
 void pack_strided_rows(const T* from, int64_t row_stride, int64_t column_stride, const PixelPlane& plane,
                        A* to, int64_t pitch) {
-    constexpr int64_t lanes = kLanes<A>;
     const int64_t end = plane.left + plane.columns;
     for (int64_t r = 0; r < plane.rows; ++r, from += row_stride, to += pitch) {
         fill_zeros(to, plane.left);
-        int64_t s = plane.left;
-        const T* pixel = from;
-        if (column_stride == 2) {
-            for (; s + lanes <= end; s += lanes, pixel += 2 * lanes) {
-                store<A>(to + s, alternate(load_as(pixel), load_as(pixel + lanes - 1)));
-            }
-        }
-        for (; s < end; ++s, pixel += column_stride) to[s] = widen(*pixel);
+        for (int64_t s = plane.left; s < end; ++s) to[s] = widen(from[(s - plane.left) * column_stride]);
         fill_zeros(to + end, pitch - end);
     }
 }
@@ -75,7 +87,9 @@ void pack_strided_rows(const T* from, int64_t row_stride, int64_t column_stride,
 template <class T, class A>
 void pack_plane(const PlaneWork<T>& work, const T* from, const PixelPlane& plane, A* to, int64_t pitch) {
     if (work.column_stride == 1) {
-        pack_rows<T, A>(from, work.row_stride, plane, to, pitch);
+        pack_rows<1, T, A>(from, work.row_stride, plane, to, pitch);
+    } else if (work.column_stride == 2) {
+        pack_rows<2, T, A>(from, work.row_stride, plane, to, pitch);
     } else {
         pack_strided_rows<T, A>(from, work.row_stride, work.column_stride, plane, to, pitch);
     }
