@@ -3,6 +3,7 @@
 
 #include "compute_values.h"
 #include "conv2d_check.h"
+#include "conv2d_input.h"
 #include "list_convolution.h"
 #include "sparsekern/conv2d.h"
 

@@ -13,11 +13,6 @@
 
 namespace sparsekern {
 
-// How the convolution itself reads its input, and where its weight's positions go.
-SourceWindow input_window(const PatternView& pattern, const Conv2dShape& shape, int64_t lanes,
-                          int64_t element_bytes);
-TapPlaces input_places(const PatternView& pattern, const Conv2dShape& shape, const SourceWindow& window);
-
 // Into how many parts to cut `rows`, so that there are two tasks for each thread or more, and the pixels of a
 // part's rows fit a private cache.
 inline int64_t row_parts(int64_t rows, int64_t row_bytes, int64_t tasks, int threads) {

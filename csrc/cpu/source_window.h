@@ -99,7 +99,7 @@ public:
 
 private:
     // Beyond the nearest cache itself: rows of the result that are visited for longer make up for it.
-    static constexpr int64_t kWindowBytes = 40 << 10;
+    static constexpr int64_t kWindowBytes = 48 << 10;
     // Planes are shared where packing weighs more than reading: tall windows, in the next cache.
     static constexpr int64_t kSharedWindowBytes = 192 << 10;
 
