@@ -1,4 +1,6 @@
 #define SPARSEKERN_ISA avx2
 #define SPARSEKERN_VECTOR_BYTES 32
 
+#include <immintrin.h>
+
 #include "leaf_table.inl"

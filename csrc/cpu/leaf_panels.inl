@@ -9,24 +9,31 @@ namespace {
 
 inline Vec<float> load_as(const float* from) { return load<float>(from); }
 inline Vec<double> load_as(const double* from) { return load<double>(from); }
-inline Vec<float> load_as(const BFloat16* from) { return from_bfloat16(&from->bits); }
+inline Vec<float> load_as(const BFloat16* from) {
+    HalfWordVec halves;
+    std::memcpy(&halves, from, sizeof(halves));
+    return from_bfloat16(halves);
+}
 inline void store_as(float* to, Vec<float> v) { store<float>(to, v); }
 inline void store_as(double* to, Vec<double> v) { store<double>(to, v); }
-inline void store_as(BFloat16* to, Vec<float> v) { to_bfloat16(&to->bits, v); }
+inline void store_as(BFloat16* to, Vec<float> v) {
+    const HalfWordVec halves = to_bfloat16(v);
+    std::memcpy(to, &halves, sizeof(halves));
+}
 
-inline Vec<float> load_first_as(const float* from, int64_t count) { return load_first(from, count); }
-inline Vec<double> load_first_as(const double* from, int64_t count) { return load_first(from, count); }
-inline Vec<float> load_first_as(const BFloat16* from, int64_t count) {
-    uint16_t halves[kLanes<float>] = {};
-    for (int64_t i = 0; i < count; ++i) halves[i] = from[i].bits;
-    return from_bfloat16(halves);
+inline Vec<float> load_range_as(const float* from, int64_t begin, int64_t end) {
+    return load_range(from, begin, end);
+}
+inline Vec<double> load_range_as(const double* from, int64_t begin, int64_t end) {
+    return load_range(from, begin, end);
+}
+inline Vec<float> load_range_as(const BFloat16* from, int64_t begin, int64_t end) {
+    return from_bfloat16(load_range(&from->bits, begin, end));
 }
 inline void store_first_as(float* to, Vec<float> v, int64_t count) { store_first(to, v, count); }
 inline void store_first_as(double* to, Vec<double> v, int64_t count) { store_first(to, v, count); }
 inline void store_first_as(BFloat16* to, Vec<float> v, int64_t count) {
-    uint16_t halves[kLanes<float>];
-    to_bfloat16(halves, v);
-    for (int64_t i = 0; i < count; ++i) to[i].bits = halves[i];
+    store_first(&to->bits, to_bfloat16(v), count);
 }
 
 inline float widen(float v) { return v; }
@@ -39,11 +46,7 @@ inline float widen(BFloat16 v) {
 }
 inline void narrow(float* to, float v) { *to = v; }
 inline void narrow(double* to, double v) { *to = v; }
-inline void narrow(BFloat16* to, float v) {
-    uint16_t lanes[kLanes<float>];
-    to_bfloat16(lanes, Vec<float>{} + v);
-    to->bits = lanes[0];
-}
+inline void narrow(BFloat16* to, float v) { to->bits = to_bfloat16(Vec<float>{} + v)[0]; }
 
 // Feature-major samples need no transposing: each feature is already a run.
 template <class T, class A>
@@ -55,7 +58,7 @@ void pack_runs(const Samples<const T>& from, A* panel, int64_t width) {
         int64_t s = 0;
         for (; s + lanes <= from.count; s += lanes) store<A>(out + s, load_as(run + s));
         if (s < from.count) {
-            const Vec<A> rest = load_first_as(run + s, from.count - s);
+            const Vec<A> rest = load_range_as(run + s, 0, from.count - s);
             const int64_t room = width - s;
             if (room < lanes) {
                 store_first(out + s, rest, room);
@@ -118,7 +121,7 @@ void unpack_runs(const A* panel, int64_t width, const Samples<T>& to) {
         T* run = to.data + k * to.feature_stride;
         int64_t s = 0;
         for (; s + lanes <= to.count; s += lanes) store_as(run + s, load<A>(from + s));
-        if (s < to.count) store_first_as(run + s, load_first(from + s, to.count - s), to.count - s);
+        if (s < to.count) store_first_as(run + s, load_range(from + s, 0, to.count - s), to.count - s);
     }
 }
 

@@ -14,18 +14,6 @@ void fill_zeros(A* to, int64_t count) {
     for (; i < count; ++i) to[i] = A(0);
 }
 
-inline Vec<float> load_range_as(const float* from, int64_t begin, int64_t end) {
-    return load_range(from, begin, end);
-}
-inline Vec<double> load_range_as(const double* from, int64_t begin, int64_t end) {
-    return load_range(from, begin, end);
-}
-inline Vec<float> load_range_as(const BFloat16* from, int64_t begin, int64_t end) {
-    uint16_t halves[kLanes<float>] = {};
-    for (int64_t i = begin; i < end; ++i) halves[i] = from[i].bits;
-    return from_bfloat16(halves);
-}
-
 inline int64_t within(int64_t value, int64_t limit) { return value < 0 ? 0 : value < limit ? value : limit; }
 
 // Lanes [begin, end) from every `Step`-th pixel, the others 0.
@@ -134,7 +122,7 @@ void unpack_pixels(const A* from, const PixelRoom& room, const PixelBlock<T>& to
             if (to.column_stride != 1) {
                 for (int64_t s = 0; s < rest; ++s) narrow(row + s * to.column_stride, source[s]);
             } else if (rest > 0) {
-                store_first_as(row + whole, load_first(source + whole, rest), rest);
+                store_first_as(row + whole, load_range(source + whole, 0, rest), rest);
             }
         }
     }

@@ -53,34 +53,52 @@ inline Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // exact for every value, -0 too
 }
 
-// The first `count` lanes alone, or lanes [begin, end), are read (the others become 0) or written;
-// count < kLanes, and end - begin < kLanes.
+// Lanes [begin, end) alone are read, and the others become 0; or the first `count` lanes are written. At most
+// a whole vector.
 #if SPARSEKERN_VECTOR_BYTES == 64
-inline FloatVec load_first(const float* from, int64_t count) {
-    return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
-}
-inline void store_first(float* to, FloatVec v, int64_t count) {
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
-}
 inline FloatVec load_range(const float* from, int64_t begin, int64_t end) {
     return (FloatVec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << begin)), from);
 }
 inline DoubleVec load_range(const double* from, int64_t begin, int64_t end) {
     return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << end) - (1u << begin)), from);
 }
-inline DoubleVec load_first(const double* from, int64_t count) {
-    return (DoubleVec)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+inline void store_first(float* to, FloatVec v, int64_t count) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 }
 inline void store_first(double* to, DoubleVec v, int64_t count) {
     _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
 }
-#else
-template <class A>
-inline Vec<A> load_first(const A* from, int64_t count) {
-    Vec<A> v = {};
-    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
-    return v;
+inline HalfWordVec load_range(const uint16_t* from, int64_t begin, int64_t end) {
+    return (HalfWordVec)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << end) - (1u << begin)), from);
 }
+inline void store_first(uint16_t* to, HalfWordVec v, int64_t count) {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), (__m256i)v);
+}
+#else
+#if SPARSEKERN_VECTOR_BYTES == 32
+inline __m256i lanes_in_range(const float*, int64_t begin, int64_t end) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(static_cast<int>(begin) - 1)),
+                            _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(end)), lane));
+}
+inline __m256i lanes_in_range(const double*, int64_t begin, int64_t end) {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_and_si256(_mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(begin - 1)),
+                            _mm256_cmpgt_epi64(_mm256_set1_epi64x(end), lane));
+}
+inline FloatVec load_range(const float* from, int64_t begin, int64_t end) {
+    return (FloatVec)_mm256_maskload_ps(from, lanes_in_range(from, begin, end));
+}
+inline DoubleVec load_range(const double* from, int64_t begin, int64_t end) {
+    return (DoubleVec)_mm256_maskload_pd(from, lanes_in_range(from, begin, end));
+}
+inline void store_first(float* to, FloatVec v, int64_t count) {
+    _mm256_maskstore_ps(to, lanes_in_range(to, 0, count), (__m256)v);
+}
+inline void store_first(double* to, DoubleVec v, int64_t count) {
+    _mm256_maskstore_pd(to, lanes_in_range(to, 0, count), (__m256d)v);
+}
+#else
 template <class A>
 inline Vec<A> load_range(const A* from, int64_t begin, int64_t end) {
     Vec<A> v = {};
@@ -89,6 +107,17 @@ inline Vec<A> load_range(const A* from, int64_t begin, int64_t end) {
 }
 template <class A>
 inline void store_first(A* to, Vec<A> v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+inline HalfWordVec load_range(const uint16_t* from, int64_t begin, int64_t end) {
+    uint16_t halves[kLanes<float>] = {};
+    for (int64_t i = begin; i < end; ++i) halves[i] = from[i];
+    HalfWordVec v;
+    std::memcpy(&v, halves, sizeof(v));
+    return v;
+}
+inline void store_first(uint16_t* to, HalfWordVec v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 #endif
@@ -230,9 +259,7 @@ inline void add_four_sums(const Vec<A> (&v)[4], A* to) {
     }
 }
 
-inline FloatVec from_bfloat16(const uint16_t* from) {
-    HalfWordVec halves;
-    std::memcpy(&halves, from, sizeof(halves));
+inline FloatVec from_bfloat16(HalfWordVec halves) {
     const WordVec words = __builtin_convertvector(halves, WordVec) << 16;
     FloatVec v;
     std::memcpy(&v, &words, sizeof(v));
@@ -240,14 +267,13 @@ inline FloatVec from_bfloat16(const uint16_t* from) {
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-inline void to_bfloat16(uint16_t* to, FloatVec v) {
+inline HalfWordVec to_bfloat16(FloatVec v) {
     WordVec words;
     std::memcpy(&words, &v, sizeof(words));
     const WordVec rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
     const WordVec is_nan = (words & 0x7FFFFFFFu) > 0x7F800000u;
     const WordVec result = (is_nan & 0x7FC0u) | (~is_nan & rounded);
-    const HalfWordVec halves = __builtin_convertvector(result, HalfWordVec);
-    std::memcpy(to, &halves, sizeof(halves));
+    return __builtin_convertvector(result, HalfWordVec);
 }
 
 }  // namespace SPARSEKERN_ISA
