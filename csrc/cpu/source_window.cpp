@@ -18,7 +18,7 @@ SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAx
     const int64_t reach = vertical_.reach() * tiles_.pitch() + horizontal_.reach();
     plane_size_ = round_up(
         std::max(end + reach, (stack_ * tiles_.rows() + vertical_.reach()) * tiles_.pitch()), tiles_.lanes());
-    const int64_t channels = std::max<int64_t>(1, fitting / channel_size());
+    const int64_t channels = std::max(stack_ > 1 ? groups.channels : 1, fitting / channel_size());
     group_blocks_ = divide_up(groups.channels, channels);
     block_channels_ = divide_up(groups.channels, group_blocks_);
     block_groups_ = std::clamp<int64_t>(channels / groups.channels, 1, groups.groups);

@@ -19,13 +19,16 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_pattern(pattern: Pattern, dimensions: int, tensor: Tensor, name: str) -> None:
-    """Raise unless `tensor` is one, and `pattern` is on its device and of a weight of `dimensions`."""
+    """Raise unless `tensor` is one, and `pattern` is on its device and of a weight of `dimensions`.
+
+    A pattern cannot be without its bits, so it goes with tensors of the meta device wherever it is.
+    """
     check_tensor(name, tensor)
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern must be a sparsekern.Pattern, got {type(pattern).__name__}")
     if len(pattern.shape) != dimensions:
         raise ValueError(f"pattern must have {dimensions} dimensions, got shape {tuple(pattern.shape)}")
-    if pattern.data.device != tensor.device:
+    if pattern.data.device != tensor.device and not tensor.is_meta:
         raise ValueError(
             f"pattern and {name} must be on one device, got {pattern.device} and {tensor.device}"
         )
@@ -69,7 +72,7 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, as `torch.nn.functional.linear`
     has them; as they are elsewhere."""
     device = "cpu" if x.is_cpu else x.device.type
-    if not torch.is_autocast_enabled(device):
+    if x.is_meta or not torch.is_autocast_enabled(device):
         return (x, *others)
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -84,4 +87,6 @@ def backend_name(backend: str | None) -> str:
         return AUTOMATIC
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a string or None, got {type(backend).__name__}")
+    if not backend:
+        raise ValueError("backend must be the name of one, or None for the first that can run, got ''")
     return backend

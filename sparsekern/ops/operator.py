@@ -19,8 +19,9 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
-# What the eager way takes, if it has memory. A subclass (fake tensors, DTensor) goes through the dispatcher,
-# and so do batched gradients (``is_grads_batched=True``), which have none: it runs the op on one at a time.
+# What the eager way takes, if it has memory. A subclass (fake tensors, DTensor) and the meta device go through
+# the dispatcher, and so do batched gradients (``is_grads_batched=True``), which have none: it runs the op on
+# one at a time.
 _PLAIN = frozenset((Tensor, Parameter))
 
 
@@ -108,7 +109,9 @@ class Operator:
             return self._transformed.apply(*arguments)
         for position in self._tensor_positions:
             tensor = arguments[position]
-            if tensor is not None and (type(tensor) not in _PLAIN or not _has_storage(tensor)):
+            if tensor is None:
+                continue
+            if type(tensor) not in _PLAIN or not _has_storage(tensor) or tensor.is_meta:
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded

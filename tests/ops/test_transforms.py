@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -173,3 +174,30 @@ def test_vectorized_jacobians_and_hessians():
     torch.testing.assert_close(jacobian, MATRIX.unpack(values))
     expected = functional.hessian(loss, (values, bias))
     torch.testing.assert_close(functional.hessian(loss, (values, bias), vectorize=True), expected)
+
+
+@pytest.mark.parametrize("mode", ["gradients", "no gradients"])
+def test_a_jit_trace_calls_the_op(problem, mode):
+    op, x, values = problem
+    with torch.set_grad_enabled(mode == "gradients"):
+        traced = torch.jit.trace(op, (x, values))
+    other = torch.cat([x, 2 * x])
+    assert torch.equal(traced(other, values), op(other, values))
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (functools.partial(SparseLinear, 8, 6), (3, 8)),
+        (functools.partial(SparseConv2d, 4, 6, 3), (2, 4, 9, 9)),
+    ],
+    ids=["linear", "conv2d"],
+)
+def test_shapes_on_the_meta_device(layer, size):
+    layer = layer(sparsity=0.5, device="meta")
+    x = torch.empty(size, device="meta", requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.is_meta and x.grad.shape == size and layer.values.grad.shape == layer.values.shape
+    on_the_cpu = type(layer)(*((8, 6) if len(size) == 2 else (4, 6, 3)), sparsity=0.5)
+    assert y.shape == on_the_cpu(torch.zeros(size)).shape
