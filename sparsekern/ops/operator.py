@@ -19,9 +19,9 @@ __all__ = ["Operator"]
 _library = torch.library.Library("sparsekern", "DEF")
 
 
-# What the eager way takes, if it has memory. A subclass (fake tensors, DTensor) and the meta device go
-# through the dispatcher, and so do batched gradients (``is_grads_batched=True``), which have none: it runs the
-# op on one at a time.
+# What the eager way takes, if it has memory. Subclasses (fake tensors, DTensor) and the meta device go
+# through the dispatcher, and so do batched gradients (``is_grads_batched=True``), which have none: it runs
+# the op on one at a time.
 _PLAIN = frozenset((Tensor, Parameter))
 
 
