@@ -3,10 +3,23 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 
 namespace sparsekern {
+
+// Says how much was asked for; an allocation would be out of place here, so the text lies in the exception.
+class OutOfMemory : public std::bad_alloc {
+public:
+    explicit OutOfMemory(size_t bytes) {
+        std::snprintf(text_, sizeof(text_), "no memory for %zu bytes of scratch", bytes);
+    }
+    const char* what() const noexcept override { return text_; }
+
+private:
+    char text_[64];
+};
 
 class BlockCache {
 public:
@@ -32,7 +45,7 @@ public:
         }
         *capacity = (bytes + 63) / 64 * 64;
         void* const data = std::aligned_alloc(64, *capacity);
-        if (data == nullptr) throw std::bad_alloc();
+        if (data == nullptr) throw OutOfMemory(*capacity);
         return data;
     }
 

@@ -59,43 +59,45 @@ private:
             row_parts(pattern_.rows, width * static_cast<int64_t>(sizeof(A)), splits, threads_);
         const int64_t part_rows = divide_up(pattern_.rows, parts);
         std::fill(dots, dots + splits * pattern_.nnz, A(0));
+        Team team;
 #pragma omp parallel num_threads(threads_)
         {
-            Buffer<A> scratch(window_.size());
-            Buffer<A> gradient(part_rows * width);
+            auto scratch = team.scratch([&] { return WindowScratch<A>(window_, part_rows * width); });
 #pragma omp for schedule(static)
-            for (int64_t task = 0; task < splits * parts; ++task) {
+            for (int64_t task = 0; task < (scratch ? splits * parts : 0); ++task) {
                 const int64_t split = task / parts;
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, pattern_.rows);
                 if (row >= end) continue;
                 for (int64_t i = shape_.batch * split / splits; i < shape_.batch * (split + 1) / splits;
                      ++i) {
-                    add_image(i, row, end, scratch.data(), gradient.data(), dots + split * pattern_.nnz);
+                    add_image(i, row, end, *scratch, dots + split * pattern_.nnz);
                 }
             }
         }
+        team.rethrow();
     }
 
-    void add_image(int64_t index, int64_t begin, int64_t end, A* scratch, A* gradient, A* dots) const {
+    void add_image(int64_t index, int64_t begin, int64_t end, WindowScratch<A>& scratch, A* dots) const {
+        A* const gradient = scratch.rows.data();
         const T* const image = x_ + index * window_.image_size();
         stream_in(image, window_.image_size());
         stream_in(grad_y_ + (index * pattern_.rows + begin) * out_size_, (end - begin) * out_size_);
         for (int64_t w = 0; w < window_.windows(); ++w) {
-            const std::vector<PixelPlane> planes = window_.planes(w);
+            window_.locate(w, scratch.planes);
             for (int64_t b = 0; b < window_.blocks(); ++b) {
                 const ChannelBlock block = window_.block(b);
                 const int64_t first = std::max(begin, block.row_begin);
                 const int64_t last = std::min(end, block.row_end);
                 if (first >= last) continue;
-                window_.pack<T>(table_, image, block, planes, scratch);
+                window_.pack<T>(table_, image, block, scratch.planes, scratch.window.data());
                 for (int64_t i = 0; i < window_.tile_count(w); ++i) {
                     const ResultTile tile = window_.tile(w, i);
                     if (block.first) pack_gradient(index, tile, first, last, gradient);
-                    table_.dot_list[tile.vectors](
-                        {list_.ptr(block, first), last - first, list_.offset(),
-                         scratch + window_.tile_offset(i), gradient, tile.vectors * table_.lanes},
-                        dots);
+                    table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
+                                                   scratch.window.data() + window_.tile_offset(i), gradient,
+                                                   tile.vectors * table_.lanes},
+                                                  dots);
                 }
             }
         }

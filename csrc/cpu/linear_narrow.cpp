@@ -1,5 +1,7 @@
 #include "linear_narrow.h"
 
+#include <omp.h>
+
 #include <algorithm>
 
 #include "buffer.h"
@@ -104,10 +106,11 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
     const int64_t run = panel.run();
     const int64_t group = group_tiles(m, run, sizeof(A));
     threads = narrow_threads(threads, m, x.rows);
+    Buffer<A> scratch(threads * m.tile_size * run);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, x);
-        Buffer<A> sums(m.tile_size * run);
+        A* const sums = scratch.data() + omp_get_thread_num() * m.tile_size * run;
         uint16_t column[kNarrowTiles];
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < m.tile_rows; ++r) {
@@ -124,12 +127,12 @@ void narrow_linear(const TileMatrix& m, const AccumulateType<T>* values, const A
                     column[count++] = static_cast<uint16_t>(within * m.tile_size * run);
                 }
                 const A* const features = panel.at(first * m.tile_size);
-                product({&m, tile, count, rows, column, features, sums.data()}, values, fresh,
+                product({&m, tile, count, rows, column, features, sums}, values, fresh,
                         start != nullptr ? start + row : nullptr);
                 fresh = false;
                 tile += count;
             } while (tile < end);
-            unpack(table, sums.data(), run, samples_of<T>(y, 0, y.rows, row, rows));
+            unpack(table, sums, run, samples_of<T>(y, 0, y.rows, row, rows));
         }
     }
 }
@@ -147,34 +150,35 @@ void narrow_grad_input(const TileMatrix& m, const AccumulateType<T>* values, con
     // Neighbouring columns of tiles, whose sums stay near: their tiles follow one another in memory.
     const int64_t fitting = kNearCacheBytes / (kNarrowCopies * size * static_cast<int64_t>(sizeof(A)));
     const int64_t block = std::clamp<int64_t>(fitting, 1, share(m.tile_cols, threads));
+    Buffer<A> scratch(threads * block * (kNarrowCopies + 1) * size);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         panel.fill(table, grad_y);
-        Buffer<A> copies(block * kNarrowCopies * size);
-        Buffer<A> sums(block * size);
+        A* const copies = scratch.data() + omp_get_thread_num() * block * (kNarrowCopies + 1) * size;
+        A* const sums = copies + block * kNarrowCopies * size;
 #pragma omp for schedule(static)
         for (int64_t begin = 0; begin < m.tile_cols; begin += block) {
             const int64_t end = std::min(begin + block, m.tile_cols);
-            std::fill(copies.data(), copies.data() + (end - begin) * kNarrowCopies * size, A(0));
-            std::fill(sums.data(), sums.data() + (end - begin) * size, A(0));
+            std::fill(copies, copies + (end - begin) * kNarrowCopies * size, A(0));
+            std::fill(sums, sums + (end - begin) * size, A(0));
             for (int64_t r = 0; r < m.tile_rows; ++r) {
                 const int32_t* const row_end = m.tile_col + m.tile_row_ptr[r + 1];
                 const int32_t* at = std::lower_bound(m.tile_col + m.tile_row_ptr[r], row_end, begin);
                 const int64_t row = r * m.tile_size;
                 const int64_t rows = std::min(m.tile_size, m.rows - row);
                 for (; at < row_end && *at < end; ++at) {
-                    A* const to = copies.data() + (*at - begin) * kNarrowCopies * size;
+                    A* const to = copies + (*at - begin) * kNarrowCopies * size;
                     product({&m, at - m.tile_col, 1, rows, nullptr, panel.at(row), to}, values);
                 }
                 if (row % kRowsTogether + m.tile_size == kRowsTogether || r + 1 == m.tile_rows) {
                     for (int64_t c = 0; c < end - begin; ++c) {
-                        fold(copies.data() + c * kNarrowCopies * size, size, sums.data() + c * size);
+                        fold(copies + c * kNarrowCopies * size, size, sums + c * size);
                     }
                 }
             }
             for (int64_t c = begin; c < end; ++c) {
                 const int64_t columns = std::min(m.tile_size, m.cols - c * m.tile_size);
-                unpack(table, sums.data() + (c - begin) * size, run,
+                unpack(table, sums + (c - begin) * size, run,
                        samples_of<T>(grad_x, 0, grad_x.rows, c * m.tile_size, columns));
             }
         }

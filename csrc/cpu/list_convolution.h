@@ -9,6 +9,7 @@
 #include "kernel_table.h"
 #include "source_window.h"
 #include "tap_list.h"
+#include "team.h"
 #include "tile_schedule.h"
 
 namespace sparsekern {
@@ -33,6 +34,17 @@ void stream_in(const T* image, int64_t size) {
     for (int64_t i = 0; i < bytes; i += line) static_cast<void>(from[i]);
 }
 
+// What a thread packs a window into, and room for a tile's pixels of some rows of the result.
+template <class A>
+struct WindowScratch {
+    Buffer<A> window;
+    Buffer<A> rows;
+    std::vector<PixelPlane> planes;
+
+    WindowScratch(const SourceWindow& source, int64_t rows_size)
+        : window(source.size()), rows(rows_size), planes(static_cast<size_t>(source.plane_count())) {}
+};
+
 template <class T>
 class ListConvolution {
     using A = AccumulateType<T>;
@@ -51,13 +63,13 @@ public:
             row_parts(window_.rows(), width * static_cast<int64_t>(sizeof(A)), batch * windows, threads_);
         const int64_t part_rows = divide_up(window_.rows(), parts);
         const int64_t tasks = windows * parts;  // of an image
+        Team team;
 #pragma omp parallel num_threads(threads_) if (batch * tasks > 1)
         {
-            Buffer<A> sums(part_rows * width);
-            Buffer<A> scratch(window_.size());
+            auto scratch = team.scratch([&] { return WindowScratch<A>(window_, part_rows * width); });
             int64_t streamed = -1;
 #pragma omp for schedule(static)
-            for (int64_t task = 0; task < batch * tasks; ++task) {
+            for (int64_t task = 0; task < (scratch ? batch * tasks : 0); ++task) {
                 const int64_t image = task / tasks;
                 const int64_t row = task % parts * part_rows;
                 const int64_t end = std::min(row + part_rows, window_.rows());
@@ -65,31 +77,33 @@ public:
                 const T* const from = source + image * window_.image_size();
                 if (image != streamed) stream_in(from, window_.image_size());
                 streamed = image;
-                sum_rows(from, task % tasks / parts, row, end, scratch.data(), sums.data(),
+                sum_rows(from, task % tasks / parts, row, end, *scratch,
                          [&](const ResultTile& tile, int64_t first, int64_t rows) {
-                             store(image, tile, first, rows, sums.data());
+                             store(image, tile, first, rows, scratch->rows.data());
                          });
             }
         }
+        team.rethrow();
     }
 
 private:
     template <class Store>
-    void sum_rows(const T* image, int64_t window, int64_t begin, int64_t end, A* scratch, A* sums,
+    void sum_rows(const T* image, int64_t window, int64_t begin, int64_t end, WindowScratch<A>& scratch,
                   Store&& store) const {
-        const std::vector<PixelPlane> planes = window_.planes(window);
+        window_.locate(window, scratch.planes);
         for (int64_t b = 0; b < window_.blocks(); ++b) {
             const ChannelBlock block = window_.block(b);
             const int64_t first = std::max(begin, block.row_begin);
             const int64_t last = std::min(end, block.row_end);
             if (first >= last) continue;
-            window_.pack<T>(table_, image, block, planes, scratch);
+            window_.pack<T>(table_, image, block, scratch.planes, scratch.window.data());
             for (int64_t i = 0; i < window_.tile_count(window); ++i) {
                 const ResultTile tile = window_.tile(window, i);
-                table_.accumulate_list[tile.vectors](
-                    {list_.ptr(block, first), last - first, list_.offset(), scratch + window_.tile_offset(i),
-                     sums, tile.vectors * table_.lanes},
-                    list_.payload(), block.first, start_ != nullptr ? start_ + first : nullptr);
+                table_.accumulate_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
+                                                      scratch.window.data() + window_.tile_offset(i),
+                                                      scratch.rows.data(), tile.vectors * table_.lanes},
+                                                     list_.payload(), block.first,
+                                                     start_ != nullptr ? start_ + first : nullptr);
                 if (block.last) store(tile, first, last - first);
             }
         }

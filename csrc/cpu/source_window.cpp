@@ -5,12 +5,11 @@ namespace sparsekern {
 SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
                            const ChannelGroups& groups, int64_t element_bytes)
     : tiles_(tiles), vertical_(std::move(vertical)), horizontal_(std::move(horizontal)), groups_(groups) {
-    const int64_t planes = vertical_.planes() * horizontal_.planes();
     const int64_t fitting =
         (horizontal_.reach() > 0 ? kSharedWindowBytes : kWindowBytes) / element_bytes;  // elements
     // A window of several tiles packs their common rows once. The sums of one tile alone are kept, so only
     // where a group's channels are one block. A tile of dense rows does not begin with a whole vector.
-    const int64_t tall = fitting / (groups.channels * planes * tiles_.pitch()) - vertical_.reach();
+    const int64_t tall = fitting / (groups.channels * plane_count() * tiles_.pitch()) - vertical_.reach();
     const bool single = tiles_.vertical_planes() == TapPlanes::kOwn;
     stack_ = single ? 1 : std::clamp<int64_t>(tall / tiles_.rows(), 1, tiles_.down());
     stack_ = shared_evenly(tiles_.down(), stack_);
@@ -45,22 +44,20 @@ ChannelBlock SourceWindow::block(int64_t index) const {
     return block;
 }
 
-std::vector<PixelPlane> SourceWindow::planes(int64_t window) const {
+void SourceWindow::locate(int64_t window, std::vector<PixelPlane>& planes) const {
     const ResultTile top = tile(window, 0);
     const ResultTile bottom = tile(window, tile_count(window) - 1);
     const int64_t length = bottom.row + bottom.rows - top.row + vertical_.reach();
-    std::vector<PixelPlane> planes;
+    auto plane = planes.begin();
     for (int64_t v = 0; v < vertical_.planes(); ++v) {
         const PlaneAxis::Span rows = vertical_.span(v, top.row, length);
         for (int64_t h = 0; h < horizontal_.planes(); ++h) {
             const PlaneAxis::Span columns =
                 horizontal_.span(h, top.column, top.columns + horizontal_.reach());
-            planes.push_back({rows.source * horizontal_.extent + columns.source,
-                              columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before,
-                              columns.before});
+            *plane++ = {rows.source * horizontal_.extent + columns.source,
+                        columns.inside > 0 ? rows.inside : 0, columns.inside, rows.before, columns.before};
         }
     }
-    return planes;
 }
 
 }  // namespace sparsekern

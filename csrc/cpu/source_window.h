@@ -83,8 +83,9 @@ public:
         return plane * plane_size_ + vertical_.tap_offset[i] * tiles_.pitch() + horizontal_.tap_offset[j];
     }
 
-    // Where the planes of a channel lie in an image for one window.
-    std::vector<PixelPlane> planes(int64_t window) const;
+    // Where the planes of a channel lie in an image for one window: `planes` is as long as plane_count().
+    int64_t plane_count() const { return vertical_.planes() * horizontal_.planes(); }
+    void locate(int64_t window, std::vector<PixelPlane>& planes) const;
 
     // Packs one block's window from an image of all channels.
     template <class T>
@@ -104,7 +105,7 @@ private:
     static constexpr int64_t kSharedWindowBytes = 192 << 10;
 
     int64_t source_size() const { return vertical_.extent * horizontal_.extent; }
-    int64_t channel_size() const { return vertical_.planes() * horizontal_.planes() * plane_size_; }
+    int64_t channel_size() const { return plane_count() * plane_size_; }
 
     ResultTiles tiles_;
     PlaneAxis vertical_;

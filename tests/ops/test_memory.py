@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,31 @@ for backend in ("cpp", "reference"):
 print(json.dumps(growth))
 """
 
+OUT_OF_MEMORY = """
+import resource, sys, torch
+from sparsekern.formats import Pattern
+from sparsekern.ops import linear, linear_grad_values
+
+torch.set_num_threads(int(sys.argv[1]))
+torch.set_grad_enabled(False)
+pattern = Pattern.random((64, 200_000), 0.999)
+values, x, grad_y = torch.randn(pattern.nnz), torch.randn(128, 200_000), torch.randn(128, 64)
+small = Pattern.random((64, 64), 0.5)
+linear(torch.randn(64, 64), torch.randn(small.nnz), small)  # threads and their stacks are there
+with open("/proc/self/status") as lines:
+    mapped = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (4 << 20),) * 2)
+for call in (
+    lambda: linear(x, values, pattern),
+    lambda: linear(x[:8], values, pattern),
+    lambda: linear_grad_values(grad_y, x, pattern),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+"""
+
 
 def run(*command, **environment):
     result = subprocess.run(
@@ -50,6 +76,15 @@ def run(*command, **environment):
     )
     assert result.returncode == 0, result.stderr or f"ended by signal {-result.returncode}"
     return result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_out_of_memory_is_an_exception(threads):
+    """Also where a thread of a team runs out: it must not leave the parallel region by throwing."""
+    lines = run("-c", OUT_OF_MEMORY, str(threads)).splitlines()
+    assert len(lines) == 3
+    assert all(re.fullmatch(r"no memory for \d{7,} bytes of scratch", line) for line in lines)
 
 
 def test_a_large_layer_never_makes_its_dense_weight():
