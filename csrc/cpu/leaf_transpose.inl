@@ -1,6 +1,7 @@
 // A tile's transpose: its bits by swapping blocks, its values by counting.
 
 #include "kernel_table.h"
+#include "nonzero_list.inl"
 #include "vec.h"
 
 namespace sparsekern {
@@ -41,12 +42,10 @@ void transpose_tile(const TileTranspose<A>& given) {
         filled += __builtin_popcountll(columns[c]);
         std::memcpy(work.bits_t + c * row_bytes, &columns[c], static_cast<size_t>(row_bytes));
     }
-    const A* value = work.values;
-    for (int64_t r = 0; r < work.tile_size; ++r) {
-        for (uint64_t bits = rows[r]; bits != 0; bits &= bits - 1) {
-            work.values_t[place[__builtin_ctzll(bits)]++] = *value++;
-        }
-    }
+    uint16_t column[64 * 64 + kListSlack];
+    int64_t count = 0;
+    for (int64_t r = 0; r < work.tile_size; ++r) count += append_positions<1>(rows[r], 0, column + count);
+    for (int64_t i = 0; i < count; ++i) work.values_t[place[column[i]]++] = work.values[i];
 }
 
 }  // namespace

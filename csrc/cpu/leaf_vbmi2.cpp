@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "leaf_narrow.inl"
+#include "leaf_transpose.inl"
 
 namespace sparsekern {
 namespace avx512_vbmi2 {
@@ -150,8 +151,12 @@ void improve(KernelTable<float>& table) {
     table.narrow_product[0] = single_product;
     table.narrow_transposed[0] = spread_transposed;
     table.narrow_dot[0] = single_dot;
+    table.transpose_tile = transpose_tile<float>;
 }
-void improve(KernelTable<double>& table) { set_narrow<double, 0>(table); }
+void improve(KernelTable<double>& table) {
+    set_narrow<double, 0>(table);
+    table.transpose_tile = transpose_tile<double>;
+}
 
 }  // namespace avx512_vbmi2
 }  // namespace sparsekern

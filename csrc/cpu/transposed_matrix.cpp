@@ -58,6 +58,17 @@ int64_t most_values(const PatternView& pattern, int64_t columns) {
                        [&](int32_t tile) { return pattern.tile_start[tile + 1] - pattern.tile_start[tile]; });
 }
 
+// Tiles are visited down a column, not as they lie in memory.
+template <class A>
+void prefetch_tile(const PatternView& pattern, const A* values, int64_t tile) {
+    const int64_t tile_bytes = pattern.tile_size * pattern.tile_size / 8;
+    const char* const bits = reinterpret_cast<const char*>(pattern.bits) + tile * tile_bytes;
+    for (int64_t at = 0; at < tile_bytes; at += 64) __builtin_prefetch(bits + at);
+    const char* value = reinterpret_cast<const char*>(values + pattern.tile_start[tile]);
+    const char* const end = reinterpret_cast<const char*>(values + pattern.tile_start[tile + 1]);
+    for (; value < end; value += 64) __builtin_prefetch(value);
+}
+
 }  // namespace
 
 template <class A>
@@ -89,6 +100,7 @@ void TransposedMatrix<A>::load(const A* values, int64_t begin, int64_t end, int 
     const KernelTable<A>& table = kernels<A>();
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < tiles; ++i) {
+        if (i + 1 < tiles) prefetch_tile(pattern_, values, order[i + 1]);
         table.transpose_tile({pattern_.tile_size, pattern_.bits + order[i] * tile_bytes,
                               values + pattern_.tile_start[order[i]],
                               bits_.data() + kFrontBytes + i * tile_bytes,
