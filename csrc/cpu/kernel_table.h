@@ -14,19 +14,18 @@ namespace sparsekern {
 
 constexpr int kMaxVectors = 8;  // vectors in a panel; their sums fit the registers of every level
 
-// Rows [first_row, rows) of one row of tiles against one panel. A column's features begin at
-// x + column_offset[column], and the panel rows of y begin with that of first_row, y_stride apart.
+// Rows [first_row, rows) of one row of tiles against one panel. The features of columns lie behind one
+// another from those of column `first_column` at x on, and the panel rows of y from that of first_row on.
 template <class A>
 struct PanelWork {
     const TileMatrix* matrix;
     const int32_t* tiles;  // indices of the tiles to visit
     int64_t tile_count;
     int64_t rows;
-    const int64_t* column_offset;
     const A* x;
     A* y;
-    int64_t y_stride;
     int64_t first_row = 0;
+    int64_t first_column = 0;
     const int32_t* next_tiles = nullptr;  // neighbours in memory that are visited soon
     int64_t next_count = 0;
 };

@@ -11,12 +11,12 @@ namespace {
 constexpr int64_t kTilesAtOnce = 16;
 
 // One tile, ready to be walked by rows.
-template <class A, class Value>
+template <class A, int V, class Value>
 struct TileRows {
     const unsigned char* row_end;  // the byte behind the bits of row 0
     const int16_t* row_offset;
     Value* values;
-    const int64_t* column_offset;
+    const A* x;  // the features of its first column
 
     TileRows() = default;
     TileRows(const PanelWork<A>& work, int64_t tile, Value* all_values) {
@@ -24,7 +24,7 @@ struct TileRows {
         row_end = m.bits + (tile * m.tile_size * m.tile_size + m.tile_size) / 8;
         row_offset = m.row_offset + tile * m.tile_size;
         values = all_values + m.tile_start[tile];
-        column_offset = work.column_offset + m.tile_col[tile] * m.tile_size;
+        x = work.x + (m.tile_col[tile] * m.tile_size - work.first_column) * V * kLanes<A>;
     }
 
     // Reads eight bytes whatever the tile's size: those in front of the row, which are there (see
@@ -53,9 +53,9 @@ inline void prefetch_next(const PanelWork<A>& work, const A* values) {
 
 // sum += the products of one tile row's values with the features that its bits name.
 template <class A, int V>
-inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x, const int64_t* offset) {
+inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x) {
     for (; bits != 0; bits &= bits - 1) {
-        const A* feature = x + offset[__builtin_ctzll(bits)];
+        const A* feature = x + __builtin_ctzll(bits) * (V * kLanes<A>);
         const Vec<A> weight = broadcast<A>(*value++);
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[j] += weight * load<A>(feature + j * kLanes<A>);
@@ -64,21 +64,21 @@ inline void add_row(Vec<A> (&sum)[V], uint64_t bits, const A* value, const A* x,
 
 // The rows of some tiles: y[r] = start[r] + their products if Fresh, and y[r] += them if not.
 template <class A, int V, bool Fresh>
-void accumulate_tiles(const PanelWork<A>& given, const TileRows<A, const A>* tiles, int64_t count,
+void accumulate_tiles(const PanelWork<A>& given, const TileRows<A, V, const A>* tiles, int64_t count,
                       const A* start) {
     const PanelWork<A> work = given;
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
     A* y = work.y;
-    for (int64_t r = work.first_row; r < work.rows; ++r, y += work.y_stride) {
+    for (int64_t r = work.first_row; r < work.rows; ++r, y += V * kLanes<A>) {
         // A group's products are summed on their own: one long chain of additions would lose digits.
         Vec<A> sum[V];
         const Vec<A> initial = Fresh && start != nullptr ? broadcast<A>(start[r - work.first_row]) : Vec<A>{};
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[j] = initial;
-        for (const TileRows<A, const A>* tile = tiles; tile != tiles + count; ++tile) {
+        for (const TileRows<A, V, const A>* tile = tiles; tile != tiles + count; ++tile) {
             const uint64_t bits = tile->bits(r, row_bytes, shift);
-            add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], work.x, tile->column_offset);
+            add_row<A, V>(sum, bits, tile->values + tile->row_offset[r], tile->x);
         }
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) {
@@ -89,13 +89,13 @@ void accumulate_tiles(const PanelWork<A>& given, const TileRows<A, const A>* til
 
 template <class A, int V>
 void accumulate(const PanelWork<A>& work, const A* values, bool fresh, const A* start) {
-    TileRows<A, const A> tiles[kTilesAtOnce];
+    TileRows<A, V, const A> tiles[kTilesAtOnce];
     prefetch_next(work, values);
     int64_t first = 0;
     do {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i) {
-            tiles[i] = TileRows<A, const A>(work, work.tiles[first + i], values);
+            tiles[i] = TileRows<A, V, const A>(work, work.tiles[first + i], values);
         }
         if (fresh) {
             accumulate_tiles<A, V, true>(work, tiles, count, start);
@@ -113,21 +113,20 @@ void dot(const PanelWork<A>& given, A* values_gradient, bool fresh) {
     const PanelWork<A> work = given;
     const int64_t row_bytes = work.matrix->tile_size / 8;
     const int shift = static_cast<int>(64 - work.matrix->tile_size);
-    TileRows<A, A> tiles[kTilesAtOnce];
+    TileRows<A, V, A> tiles[kTilesAtOnce];
     for (int64_t first = 0; first < work.tile_count; first += kTilesAtOnce) {
         const int64_t count = work.tile_count - first < kTilesAtOnce ? work.tile_count - first : kTilesAtOnce;
         for (int64_t i = 0; i < count; ++i)
-            tiles[i] = TileRows<A, A>(work, work.tiles[first + i], values_gradient);
+            tiles[i] = TileRows<A, V, A>(work, work.tiles[first + i], values_gradient);
         const A* y = work.y;
-        for (int64_t r = work.first_row; r < work.rows; ++r, y += work.y_stride) {
+        for (int64_t r = work.first_row; r < work.rows; ++r, y += V * kLanes<A>) {
             Vec<A> gradient[V];
 #pragma GCC unroll 8
             for (int j = 0; j < V; ++j) gradient[j] = load<A>(y + j * lanes);
-            for (const TileRows<A, A>* tile = tiles; tile != tiles + count; ++tile) {
+            for (const TileRows<A, V, A>* tile = tiles; tile != tiles + count; ++tile) {
                 A* out = tile->values + tile->row_offset[r];
-                const int64_t* offset = tile->column_offset;
                 for (uint64_t bits = tile->bits(r, row_bytes, shift); bits != 0; bits &= bits - 1) {
-                    const A* feature = work.x + offset[__builtin_ctzll(bits)];
+                    const A* feature = tile->x + __builtin_ctzll(bits) * (V * lanes);
                     Vec<A> sum = gradient[0] * load<A>(feature);
 #pragma GCC unroll 8
                     for (int j = 1; j < V; ++j) sum += gradient[j] * load<A>(feature + j * lanes);

@@ -27,7 +27,6 @@ public:
           threads_(threads),
           group_(near_tiles<A>(pattern.tile_size, shape.width)),
           table_(kernels<A>()),
-          column_offset_(strided(pattern.tile_rows * pattern.tile_size, shape.width)),
           tiles_(static_cast<size_t>(pattern.tile_rows)) {
         std::iota(tiles_.begin(), tiles_.end(), 0);
     }
@@ -65,9 +64,7 @@ private:
         do {
             int64_t end = begin;
             while (end < count && matrix.tile_col[end] / group_ == matrix.tile_col[begin] / group_) ++end;
-            const PanelWork<A> work = {&matrix, tiles_.data() + begin, end - begin,
-                                       columns, column_offset_.data(), features,
-                                       sums,    shape_.width};
+            const PanelWork<A> work = {&matrix, tiles_.data() + begin, end - begin, columns, features, sums};
             table_.accumulate[shape_.width / table_.lanes](work, row.values(), begin == 0, nullptr);
             begin = end;
         } while (begin < count);
@@ -79,7 +76,6 @@ private:
     int threads_;
     int64_t group_;
     const KernelTable<A>& table_;
-    std::vector<int64_t> column_offset_;
     std::vector<int32_t> tiles_;  // 0, 1, 2, ...: those of a transposed row
 };
 

@@ -49,13 +49,6 @@ public:
             std::min<int64_t>((threads + first - 1) / first, by_rows ? groups : matrix.tile_rows);
         row_parts_ = by_rows ? first : second;
         group_parts_ = by_rows ? second : first;
-        for (int64_t part = 0; part < group_parts_; ++part) {
-            const int64_t begin = part_of_groups(part) * group_;
-            const int64_t end = std::min(part_of_groups(part + 1) * group_, matrix.tile_cols);
-            for (int64_t i = 0; i < (end - begin) * matrix.tile_size; ++i) {
-                column_offset_.push_back(i * shape.width);
-            }
-        }
     }
 
     void run(const InputMatrix& grad_y, const InputMatrix& x, A* out) const {
@@ -114,22 +107,23 @@ private:
             pack(table_, samples_of<T>(x, begin, count, column, columns), x_panel, shape_.width);
             for (int64_t r = block.row_begin; r < block.row_end; ++r) {
                 for (int64_t g = block.group_begin; g < block.group_end; ++g) {
-                    add_tiles(r, g, y_panel + (r * size - row) * shape_.width, x_panel, panel == first, out);
+                    add_tiles(r, g, y_panel + (r * size - row) * shape_.width, x_panel, column,
+                              panel == first, out);
                 }
             }
         }
     }
 
-    void add_tiles(int64_t tile_row, int64_t group, A* y_rows, const A* x_panel, bool overwrite,
-                   A* out) const {
+    void add_tiles(int64_t tile_row, int64_t group, A* y_rows, const A* x_panel, int64_t first_column,
+                   bool overwrite, A* out) const {
         const PanelWork<A> work = {&matrix_,
                                    schedule_.tiles(tile_row, group),
                                    schedule_.count(tile_row, group),
                                    std::min(matrix_.tile_size, matrix_.rows - tile_row * matrix_.tile_size),
-                                   column_offset_.data(),
                                    x_panel,
                                    y_rows,
-                                   shape_.width};
+                                   0,
+                                   first_column};
         if (work.tile_count > 0) table_.dot[shape_.width / table_.lanes](work, out, overwrite);
     }
 
@@ -143,7 +137,6 @@ private:
     int64_t splits_;
     int64_t row_parts_;
     int64_t group_parts_;
-    std::vector<int64_t> column_offset_;  // in the panel of its block
 };
 
 }  // namespace

@@ -29,8 +29,7 @@ public:
         if (x.rows == 0 || matrix_.rows == 0) return;
         const PanelShape shape(x.rows, table_.lanes, kMaxVectors);
         const int64_t group = near_tiles<A>(matrix_.tile_size, shape.width);
-        const Batch batch = {x, y, shape, TileSchedule::of_runs(matrix_, group),
-                             strided(matrix_.tile_cols * matrix_.tile_size, shape.width)};
+        const Batch batch = {x, y, shape, TileSchedule::of_runs(matrix_, group)};
         if (shape.panels >= 2 * threads_ || shape.panels % threads_ == 0) {
             run_panels(batch);
         } else {
@@ -44,7 +43,6 @@ private:
         const OutputMatrix& y;
         PanelShape shape;
         TileSchedule schedule;
-        std::vector<int64_t> column_offset;
     };
 
     // Panels for every thread: each is packed, used and unpacked where it is in a core's own cache.
@@ -134,10 +132,8 @@ private:
                                      schedule.tiles(r, g),
                                      schedule.count(r, g),
                                      std::min(size, end - r * size),
-                                     batch.column_offset.data(),
                                      features,
                                      sums + (first - begin) * batch.shape.width,
-                                     batch.shape.width,
                                      first - r * size};
                 if (work.tile_count == 0 && g > 0) continue;
                 if ((r + 1) * size < end) {

@@ -32,13 +32,6 @@ inline int worthwhile_threads(int threads, int64_t products, int64_t elements) {
     return static_cast<int>(std::min<int64_t>(threads, nanoseconds / 25000 + 1));
 }
 
-// Where each feature's run begins in a panel.
-inline std::vector<int64_t> strided(int64_t count, int64_t stride) {
-    std::vector<int64_t> offset(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) offset[static_cast<size_t>(i)] = i * stride;
-    return offset;
-}
-
 // `count` samples of a matrix from sample `begin`, with `features` of their features.
 template <class T>
 Samples<const T> samples_of(const InputMatrix& m, int64_t begin, int64_t count, int64_t feature,
