@@ -23,6 +23,8 @@ SPARSITY, BATCH = 0.95, 128
 # A gradient passes five layers, each of which adds its rounding.
 LARGEST_GRADIENT_ERROR = 10 * LARGEST_ERROR
 PROFILED_STEPS = 20
+# Steps of one model before the next has its turn: training finds its own data in the caches, not another's.
+STEPS_TOGETHER = 10
 #: part of the step -> what the profiler's names of its ops contain; the first that fits is taken.
 PARTS = {
     "optimizer": ("sgd", "optimizer"),
@@ -116,7 +118,7 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     errors = check(found, images, labels)
     right = {name: step_of(found[name], images, labels) for name in found if _is_right(errors[name])}
     times: dict[str, dict[str, Any]] = {name: {"wrong": errors[name]} for name in found if name not in right}
-    for name, timing in interleave(right, seconds=4 * settings.seconds).items():
+    for name, timing in interleave(right, seconds=8 * settings.seconds, calls=STEPS_TOGETHER).items():
         times[name] = {**timing.record(), "error": float(f"{errors[name]:.2g}")}
     yield {
         "sparsity": SPARSITY,

@@ -39,6 +39,7 @@ are timed.
   `F.linear` with one and leaves its result feature-major; backward is a product with the transposed CSR and
   `torch.sparse.sampled_addmm`. Convolutions unfold their input first.
 - **scipy CSR**: `csr_array @ x.T`, one thread; it cannot compute the gradient of the values alone.
+- **LeNet-5**: the models take turns every ten steps; a figure is the median of the means of ten.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """
 
