@@ -108,7 +108,13 @@ def cuda_archs(nvcc: str) -> tuple[str, ...]:
     known = set(re.findall(r"compute_(\w+)", listed))
     text = os.environ.get("SPARSEKERN_CUDA_ARCHS")
     if text is None:
-        return tuple(arch for arch in DEFAULT_CUDA_ARCHS if arch in known)
+        default = tuple(arch for arch in DEFAULT_CUDA_ARCHS if arch in known)
+        if not default:
+            fail(
+                f"{nvcc} compiles for none of {', '.join(DEFAULT_CUDA_ARCHS)}; name compute capabilities in "
+                "SPARSEKERN_CUDA_ARCHS, or set SPARSEKERN_CUDA=0"
+            )
+        return default
     archs = tuple(part.strip() for part in text.split(";"))
     unknown = [arch for arch in archs if arch.rstrip("af") not in known]
     if unknown:

@@ -107,7 +107,7 @@ def timed(work: Work, clock: Callable[..., float], seconds: float) -> dict[str, 
             continue
         found[name] = {"error": error} if error <= work.largest_error else {"wrong": error}
     right = {name: work.ways[name] for name, record in found.items() if "error" in record}
-    for name, timing in interleave(right, seconds=seconds, clock=clock).items():
+    for name, timing in interleave(right, seconds=seconds, calls=1, clock=clock).items():
         found[name] = {**timing.record(), **found[name]}
     return found
 

@@ -25,8 +25,8 @@ HEADINGS = {
 METHOD = """\
 Float32, random patterns, inputs and outputs in PyTorch's own layouts (batch-major, NCHW), any transposing
 inside the op counted. All contenders of a row run in one process and take turns in random order; a figure is
-the median of wall-clock times. Each result is first compared with float64 dense PyTorch, and only right ones
-are timed.
+the median of wall-clock times, each of half a millisecond or more: shorter calls are repeated. Each result is
+first compared with float64 dense PyTorch, and only right ones are timed.
 
 - **dense**: `F.linear` (MKL) and `F.conv2d` (oneDNN) with a dense weight. Gradients of linear layers go to
   memory that is allocated beforehand, which spares dense and masked-dense a cost that the others pay.

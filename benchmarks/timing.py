@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 
 FEWEST, MOST = 7, 101
+# Seconds that a sample takes at least, by repeating short calls. The first call after another contender's
+# pays for a cold instruction cache, which a layer in a loop does not.
+SHORTEST_SAMPLE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def interleave(
     functions: Mapping[str, Callable[[], Any]],
     *,
     seconds: float,
-    calls: int = 1,
+    calls: int | None = None,
     clock: Callable[[Callable[[], Any], int], float] = cpu_clock,
 ) -> dict[str, Timing]:
     """Time functions in rounds, in another random order each round.
@@ -80,8 +84,8 @@ def interleave(
     seconds : float
         Meant for each function; decides how many samples it gets, between `FEWEST` and `MOST`. Those of a
         slow one are spread evenly over the rounds.
-    calls : int
-        Calls that make one sample; more than 1 where a call is shorter than the clock can tell.
+    calls : int, optional
+        Calls that make one sample; by default as many as take `SHORTEST_SAMPLE`.
     clock : callable
         ``clock(function, calls)``: seconds for one call.
 
@@ -90,11 +94,12 @@ def interleave(
     dict of str to Timing
     """
     order = random.Random(0)
-    counts = {}
+    counts, repeats = {}, {}
     for name, function in functions.items():
-        clock(function, calls)
-        once = min(clock(function, calls) for _ in range(2)) * calls
-        counts[name] = max(FEWEST, min(MOST, round(seconds / max(once, 1e-9))))
+        clock(function, calls or 1)
+        once = max(min(clock(function, calls or 1) for _ in range(2)), 1e-9)
+        repeats[name] = calls or math.ceil(SHORTEST_SAMPLE / once)
+        counts[name] = max(FEWEST, min(MOST, round(seconds / (once * repeats[name]))))
     rounds = max(counts.values())
     samples: dict[str, list[float]] = {name: [] for name in functions}
     collecting = gc.isenabled()
@@ -105,7 +110,7 @@ def interleave(
             due = [n for n, c in counts.items() if (index + 1) * c // rounds > index * c // rounds]
             order.shuffle(due)
             for name in due:
-                samples[name].append(clock(functions[name], calls))
+                samples[name].append(clock(functions[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()

@@ -5,6 +5,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -18,18 +19,17 @@ namespace {
 
 // `header` is a host copy of the pattern's first words; `data` is in device memory.
 sk::cuda::DevicePattern device_pattern(const std::vector<int32_t>& header, uintptr_t data, int64_t words) {
-    if (static_cast<int64_t>(header.size()) != sk::kPatternHeaderWords || header[0] != sk::kPatternMagic) {
-        throw py::value_error("header: expected the first 16 words of a pattern");
+    if (static_cast<int64_t>(header.size()) != sk::kPatternHeaderWords || header[sk::kWordMagic] != sk::kPatternMagic) {
+        throw py::value_error("header: expected the first " + std::to_string(sk::kPatternHeaderWords) + " words of a pattern");
     }
     sk::PatternSizes sizes;
-    sizes.tile_size = header[1];
-    sizes.rows = header[2];
-    sizes.cols = header[3];
-    sizes.tile_rows = header[4];
-    sizes.tile_cols = header[5];
-    sizes.tiles = header[6];
-    sizes.nnz = static_cast<int64_t>(static_cast<uint32_t>(header[8])) | static_cast<int64_t>(header[9])
-                                                                             << 32;
+    sizes.tile_size = header[sk::kWordTileSize];
+    sizes.rows = header[sk::kWordRows];
+    sizes.cols = header[sk::kWordCols];
+    sizes.tile_rows = header[sk::kWordTileRows];
+    sizes.tile_cols = header[sk::kWordTileCols];
+    sizes.tiles = header[sk::kWordTiles];
+    std::memcpy(&sizes.nnz, &header[sk::kWordNnz], sizeof(sizes.nnz));
     if (sk::pattern_sections(sizes).total_words != words) {
         throw py::value_error("pattern: expected " + std::to_string(sk::pattern_sections(sizes).total_words) +
                               " words, got " + std::to_string(words));

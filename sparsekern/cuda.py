@@ -19,7 +19,7 @@ def is_built() -> bool:
 
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
-    values = values.contiguous()
+    values = values.resolve_neg().contiguous()
     moved = torch.empty(nnz, dtype=values.dtype, device=values.device)
     _C.cuda.transfer(
         source[:HEADER_WORDS].tolist(),

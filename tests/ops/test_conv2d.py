@@ -46,6 +46,16 @@ CASES = {
         (4, 3, 1, 1),
         {"stride": (2, 1), "padding": (1, 0)},
     ),
+    "one row of 31 under a stride and padding of 2 and 1": (
+        (1, 1, 1, 31),
+        (8, 1, 2, 2),
+        {"stride": 2, "padding": 1},
+    ),
+    "one row under a tall kernel": (
+        (5, 8, 1, 27),
+        (12, 8, 4, 5),
+        {"stride": (4, 3), "padding": (3, 4)},
+    ),
     "one pixel": ((4, 6, 1, 1), (5, 6, 1, 1), {}),
     "one row": ((2, 4, 1, 33), (5, 4, 1, 3), {"padding": (0, 1)}),
     "one column": ((2, 4, 33, 1), (5, 4, 3, 1), {"padding": (1, 0)}),
@@ -139,7 +149,8 @@ def random_case(draw):
     padding = [draw.choice([0, 0, 1, 2, 3]) for _ in "hw"]
     dilation = [draw.choice([1, 1, 2, 3]) for _ in "hw"]
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation)]
-    height, width = (draw.randint(low, low + 16) for low in least)
+    # A single row or column is where planes and windows come out empty.
+    height, width = (draw.choice([low, draw.randint(low, low + 16)]) for low in least)
     geometry = {"groups": groups, "stride": stride, "padding": padding, "dilation": dilation}
     return (draw.randint(1, 4), groups * channels, height, width), (outputs, channels, *kernel), geometry
 
