@@ -79,27 +79,26 @@ private:
     }
 
     void add_image(int64_t index, int64_t begin, int64_t end, WindowScratch<A>& scratch, A* dots) const {
-        A* const gradient = scratch.rows.data();
         const T* const image = x_ + index * window_.image_size();
         stream_in(image, window_.image_size());
         stream_in(grad_y_ + (index * pattern_.rows + begin) * out_size_, (end - begin) * out_size_);
         for (int64_t w = 0; w < window_.windows(); ++w) {
-            window_.locate(w, scratch.planes);
-            for (int64_t b = 0; b < window_.blocks(); ++b) {
-                const ChannelBlock block = window_.block(b);
-                const int64_t first = std::max(begin, block.row_begin);
-                const int64_t last = std::min(end, block.row_end);
-                if (first >= last) continue;
-                window_.pack<T>(table_, image, block, scratch.planes, scratch.window.data());
-                for (int64_t i = 0; i < window_.tile_count(w); ++i) {
-                    const ResultTile tile = window_.tile(w, i);
-                    if (block.first) pack_gradient(index, tile, first, last, gradient);
-                    table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
-                                                   scratch.window.data() + window_.tile_offset(i), gradient,
-                                                   tile.vectors * table_.lanes},
-                                                  dots);
-                }
-            }
+            for_each_block(window_, table_, image, w, begin, end, scratch,
+                           [&](const ChannelBlock& block, int64_t first, int64_t last) {
+                               add_block(index, w, block, first, last, scratch, dots);
+                           });
+        }
+    }
+
+    void add_block(int64_t image, int64_t window, const ChannelBlock& block, int64_t first, int64_t last,
+                   WindowScratch<A>& scratch, A* dots) const {
+        for (int64_t i = 0; i < window_.tile_count(window); ++i) {
+            const ResultTile tile = window_.tile(window, i);
+            if (block.first) pack_gradient(image, tile, first, last, scratch.rows.data());
+            table_.dot_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
+                                           scratch.window.data() + window_.tile_offset(i),
+                                           scratch.rows.data(), tile.vectors * table_.lanes},
+                                          dots);
         }
     }
 

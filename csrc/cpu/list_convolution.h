@@ -45,6 +45,23 @@ struct WindowScratch {
         : window(source.size()), rows(rows_size), planes(static_cast<size_t>(source.plane_count())) {}
 };
 
+// Packs the window of each block that some of the rows [begin, end) read, and calls body(block, first, last)
+// with those rows.
+template <class T, class Body>
+void for_each_block(const SourceWindow& source, const KernelTable<AccumulateType<T>>& table, const T* image,
+                    int64_t window, int64_t begin, int64_t end, WindowScratch<AccumulateType<T>>& scratch,
+                    Body&& body) {
+    source.locate(window, scratch.planes);
+    for (int64_t b = 0; b < source.blocks(); ++b) {
+        const ChannelBlock block = source.block(b);
+        const int64_t first = std::max(begin, block.row_begin);
+        const int64_t last = std::min(end, block.row_end);
+        if (first >= last) continue;
+        source.pack<T>(table, image, block, scratch.planes, scratch.window.data());
+        body(block, first, last);
+    }
+}
+
 template <class T>
 class ListConvolution {
     using A = AccumulateType<T>;
@@ -90,23 +107,19 @@ private:
     template <class Store>
     void sum_rows(const T* image, int64_t window, int64_t begin, int64_t end, WindowScratch<A>& scratch,
                   Store&& store) const {
-        window_.locate(window, scratch.planes);
-        for (int64_t b = 0; b < window_.blocks(); ++b) {
-            const ChannelBlock block = window_.block(b);
-            const int64_t first = std::max(begin, block.row_begin);
-            const int64_t last = std::min(end, block.row_end);
-            if (first >= last) continue;
-            window_.pack<T>(table_, image, block, scratch.planes, scratch.window.data());
-            for (int64_t i = 0; i < window_.tile_count(window); ++i) {
-                const ResultTile tile = window_.tile(window, i);
-                table_.accumulate_list[tile.vectors]({list_.ptr(block, first), last - first, list_.offset(),
-                                                      scratch.window.data() + window_.tile_offset(i),
-                                                      scratch.rows.data(), tile.vectors * table_.lanes},
-                                                     list_.payload(), block.first,
-                                                     start_ != nullptr ? start_ + first : nullptr);
-                if (block.last) store(tile, first, last - first);
-            }
-        }
+        for_each_block(window_, table_, image, window, begin, end, scratch,
+                       [&](const ChannelBlock& block, int64_t first, int64_t last) {
+                           for (int64_t i = 0; i < window_.tile_count(window); ++i) {
+                               const ResultTile tile = window_.tile(window, i);
+                               table_.accumulate_list[tile.vectors](
+                                   {list_.ptr(block, first), last - first, list_.offset(),
+                                    scratch.window.data() + window_.tile_offset(i), scratch.rows.data(),
+                                    tile.vectors * table_.lanes},
+                                   list_.payload(), block.first,
+                                   start_ != nullptr ? start_ + first : nullptr);
+                               if (block.last) store(tile, first, last - first);
+                           }
+                       });
     }
 
     const SourceWindow& window_;
