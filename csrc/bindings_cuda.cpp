@@ -19,8 +19,10 @@ namespace {
 
 // `header` is a host copy of the pattern's first words; `data` is in device memory.
 sk::cuda::DevicePattern device_pattern(const std::vector<int32_t>& header, uintptr_t data, int64_t words) {
-    if (static_cast<int64_t>(header.size()) != sk::kPatternHeaderWords || header[sk::kWordMagic] != sk::kPatternMagic) {
-        throw py::value_error("header: expected the first " + std::to_string(sk::kPatternHeaderWords) + " words of a pattern");
+    if (static_cast<int64_t>(header.size()) != sk::kPatternHeaderWords ||
+        header[sk::kWordMagic] != sk::kPatternMagic) {
+        throw py::value_error("header: expected the first " + std::to_string(sk::kPatternHeaderWords) +
+                              " words of a pattern");
     }
     sk::PatternSizes sizes;
     sizes.tile_size = header[sk::kWordTileSize];
