@@ -127,7 +127,6 @@ def assert_equal_to_eager(compiled, function, tensors):
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("function", "tensors"), COMPILED.values(), ids=COMPILED.keys())
 def test_compiles_as_one_graph(function, tensors):
     torch.compiler.reset()
@@ -135,7 +134,6 @@ def test_compiles_as_one_graph(function, tensors):
     assert_equal_to_eager(compiled, function, tensors)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "linear, masked", "conv2d", "conv2d, masked"])
 def test_one_graph_serves_every_batch(name):
     torch.compiler.reset()
@@ -160,7 +158,6 @@ def test_inductor():
     assert_equal_to_eager(torch.compile(function, fullgraph=True), function, tensors)
 
 
-@pytest.mark.slow
 def test_autocast_inside_a_compiled_function():
     torch.compiler.reset()
 
@@ -173,7 +170,6 @@ def test_autocast_inside_a_compiled_function():
     assert torch.equal(y, function(X, VALUES, BIAS))
 
 
-@pytest.mark.slow
 def test_exports_with_a_dynamic_batch():
     class Module(torch.nn.Module):
         def __init__(self):
