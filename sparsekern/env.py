@@ -80,7 +80,7 @@ def _cpu() -> str:
 
 def _cpu_kernels() -> str:
     native = importlib.import_module("sparsekern.native")
-    return f"built; instruction sets {', '.join(native.isa_levels())}"
+    return f"built; {native.get_isa()} in use, of {', '.join(native.isa_levels())}"
 
 
 def _torch() -> str:

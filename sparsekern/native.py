@@ -21,7 +21,7 @@ except ImportError as error:
         f"`pip install -e .` in the root of the source tree ({error})"
     ) from error
 
-__all__ = ["isa", "isa_levels", "set_isa", "threads"]
+__all__ = ["get_isa", "isa", "isa_levels", "set_isa", "threads"]
 
 
 def threads() -> int:
@@ -35,6 +35,11 @@ def isa_levels() -> list[str]:
     A subset of ``["portable", "avx2", "avx512"]``; the last one is the default.
     """
     return list(_C.isa_levels())
+
+
+def get_isa() -> str:
+    """Instruction set of the kernels in use, one of `isa_levels`."""
+    return _C.get_isa()
 
 
 def set_isa(level: str) -> None:
@@ -66,7 +71,7 @@ def isa(level: str) -> Iterator[None]:
 
     The setting belongs to the process, not to the thread. See `set_isa` for the parameter and its errors.
     """
-    previous = _C.get_isa()
+    previous = get_isa()
     set_isa(level)
     try:
         yield

@@ -132,9 +132,10 @@ class SparseLayer(nn.Module):
         """Moves the weight to another pattern of the same shape; the Parameter object stays the same one.
 
         Compact storage: the values of positions active in both patterns move along, new positions get 0, and
-        so for the gradient when there is one. Masked storage: the dense weight is left as it is, whatever its
-        inactive positions hold; write 0 there first if newly active positions are to start from 0. Layers
-        tied with :meth:`tie_weight` follow.
+        so for the gradient when there is one. An optimizer's vectors for ``values`` stay as they are: move
+        each with ``s.copy_(sparsekern.ops.transfer(s, old, pattern))``. Masked storage: the dense weight is
+        left as it is, whatever its inactive positions hold; write 0 there first if newly active positions are
+        to start from 0. Layers tied with :meth:`tie_weight` follow.
 
         Parameters
         ----------

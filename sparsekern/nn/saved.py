@@ -83,6 +83,12 @@ def _check_weight(layer: SparseLayer, pattern: Pattern, state_dict: Mapping[str,
         value = state_dict.get(prefix + name)
         if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != size):
             raise ValueError(f"{prefix}{name} must have shape {size}, got {describe(value)}")
+    other = "masked" if layer.storage == "compact" else "compact"
+    if prefix + ("weight" if other == "masked" else "values") in state_dict:
+        raise ValueError(
+            f"{prefix}{layer.weight_name} must be there, got a layer saved with storage={other!r}: load it"
+            " into one with that storage"
+        )
     if pattern != layer.pattern and prefix + layer.weight_name not in state_dict:
         raise ValueError(
             f"{prefix}{layer.weight_name} must be there, since the state dict's pattern differs from the"

@@ -61,8 +61,9 @@ def sparsify_(
     storage : str
         ``"compact"`` or ``"masked"``, see `SparseLinear`.
     init : str
-        ``"keep"``: the weights at active positions; or ``"dense"``, ``"per_layer"``, ``"per_neuron"``, see
-        `sparsekern.init`. Biases are kept in any case.
+        ``"keep"``: the weights at active positions, for trained models and `masks`; a network that starts
+        from random ones so, at high sparsity, hardly learns. Or ``"dense"``, ``"per_layer"``,
+        ``"per_neuron"``, see `sparsekern.init`. Biases are kept in any case.
     masks : mapping of str to bool tensor or Pattern
         By layer name; layers without one stay dense.
     exclude : names or glob patterns

@@ -231,6 +231,17 @@ def test_a_dense_state_dict_into_compact_storage(assert_unchanged, make, snapsho
     assert result.unexpected_keys == ["weight"]
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [("compact", "masked"), ("masked", "compact")])
+def test_a_state_dict_of_the_other_storage_is_named(mine, theirs, assert_unchanged, make, snapshot):
+    layer = make("linear", mine)
+    before = snapshot(layer)
+    with pytest.raises(
+        RuntimeError, match=f"got a layer saved with storage='{theirs}': load it into one with"
+    ):
+        layer.load_state_dict(make("linear", theirs, seed=1).state_dict())
+    assert_unchanged(layer, before)
+
+
 def test_a_dense_state_dict_into_masked_storage(make):
     layer, dense = make("linear", "masked"), nn.Linear(20, 12)
     pattern = layer.pattern
