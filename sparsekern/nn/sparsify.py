@@ -90,6 +90,7 @@ def sparsify_(
     _check_source(sparsity, masks)
     check_choice(distribution, DISTRIBUTIONS, "distribution")
     block = _check_block(pattern, block_size)
+    _check_random(masks, distribution=(distribution, "uniform"), pattern=(pattern, "unstructured"))
     check_choice(storage, STORAGES, "storage")
     check_choice(init, ("keep", *INITIALIZERS), "init")
     if filter_fn is not None and not callable(filter_fn):
@@ -206,6 +207,13 @@ def _check_block(pattern: Any, block_size: Any) -> int | None:
     if block_size is not None:
         raise ValueError(f"block_size must be left out unless pattern='block', got {describe(block_size)}")
     return None
+
+
+def _check_random(masks: Any, **options: tuple[str, str]) -> None:
+    """What shapes random patterns has no meaning beside masks; each option comes with its default."""
+    for name, (value, default) in options.items():
+        if masks is not None and value != default:
+            raise ValueError(f"{name} must be left out where masks are given, got {describe(value)}")
 
 
 def _check_attributes(found: list[Found]) -> None:

@@ -193,6 +193,16 @@ def mask(*shape):
         ({"masks": {}}, ValueError, "masks must be for at least one layer, got {}"),
         ({"masks": [mask(10, 144)]}, TypeError, "masks must be a mapping"),
         (
+            {"masks": {"head": mask(10, 144)}, "distribution": "erk"},
+            ValueError,
+            "distribution must be left out where masks are given, got 'erk'",
+        ),
+        (
+            {"masks": {"head": mask(10, 144)}, "pattern": "block"},
+            ValueError,
+            "pattern must be left out where masks are given, got 'block'",
+        ),
+        (
             {"masks": {"haed": mask(10, 144)}},
             ValueError,
             "masks must be for names of layers, got 'haed'; did you mean 'head'",
@@ -246,6 +256,8 @@ def mask(*shape):
         "filter everything",
         "masks empty",
         "masks list",
+        "masks with a distribution",
+        "masks with blocks",
         "mask name misspelt",
         "mask of a norm",
         "mask dtype",
