@@ -1,4 +1,4 @@
-// Leaf kernels that walk the bits of tiles: rows of tiles against a panel, or against one sample.
+// Leaf kernels that walk the bits of tiles: rows of tiles against a panel.
 
 #include "kernel_table.h"
 #include "vec.h"

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "buffer.h"
 #include "check.h"
