@@ -7,7 +7,9 @@ horizontal, then groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from typing import Any
+
+from sparsekern.formats.checks import is_integer
 
 __all__ = ["Sizes", "conv2d_geometry", "conv2d_output_size"]
 
@@ -41,8 +43,8 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _is_integer(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+def _is_integer(value: Any, least: int) -> bool:
+    return is_integer(value) and value >= least
 
 
 def conv2d_output_size(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[int, int, int, int]:
