@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsekern import native
 from sparsekern.formats.checks import check_strided, describe
+from sparsekern.formats.known import remember
 from sparsekern.formats.layout import HEADER_WORDS, Layout
 
 __all__ = ["PackedPattern"]
@@ -57,6 +58,7 @@ class PackedPattern:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        remember(data, layout, host_data)
 
     @classmethod
     def _from_valid(cls: type[Self], data: Tensor, host_data: Tensor) -> Self:
