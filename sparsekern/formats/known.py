@@ -1,7 +1,7 @@
 """What the host knows of packed patterns without asking the device that holds them.
 
-Ops carry a pattern as its packed tensor alone. On a GPU, reading the header would wait for the device and break
-the capture of a CUDA graph; whoever makes a pattern knows its layout, and states it here.
+Ops carry a pattern as its packed tensor alone. On a GPU, reading the header would wait for the device and
+break the capture of a CUDA graph; whoever makes a pattern knows its layout, and states it here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def remember(data: Tensor, layout: Layout, host_data: Tensor | None = None) -> N
 
 
 def layout_of(data: Tensor) -> Layout:
-    """The layout of a packed pattern; reads its header, and so waits for its device, only if nobody stated it."""
+    """The layout of a packed pattern; its header is read, and its device waited for, if nobody stated it."""
     found = _layouts.get(data)
     return Layout.from_header(data[:HEADER_WORDS].tolist()) if found is None else found[0]
 
