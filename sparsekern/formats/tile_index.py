@@ -1,4 +1,4 @@
-"""`TileIndex`: the sections of a packed pattern as tensors, and what a launch has to know of them beforehand."""
+"""`TileIndex`: the sections of a packed pattern as tensors, and what a launch has to know beforehand."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TileIndex:
     tile_start, tile_row_ptr, tile_col, tile_ptr_t, tile_order_t, row_offset, bits : Tensor
         The sections, flat; see `Pattern`.
     tile_row : Tensor
-        int32 ``(tiles,)``: tile row of each tile. `tile_col` stands in for it where the grid is complete, since
-        there it follows from the tile's index.
+        int32 ``(tiles,)``: tile row of each tile. `tile_col` stands in for it where the grid is complete,
+        since there it follows from the tile's index.
     complete : bool
         Every tile of the grid is stored.
     full : bool
         Every stored tile is active wherever it lies inside the matrix: block sparsity, or no sparsity.
     paired : bool
-        Tiles come in aligned groups of 2 x 2, stored whole or not at all (cut off at the last row and column).
+        Tiles come in aligned groups of 2 x 2, cut off at the last row and column, stored whole or not at all.
     """
 
     layout: Layout
