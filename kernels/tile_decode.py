@@ -1,14 +1,11 @@
-"""Bitmap tiles to dense tiles, the step that every Triton kernel on sparse weights begins with.
+"""Bitmap tiles to blocks of weights in registers: the step that every kernel on sparse weights begins with.
 
-`decode_tile` is the building block: it expands one tile in registers. `unpack` is the op made of it alone,
-and what it is tested through.
+An *octet* is a byte of bits: eight columns of one row of one tile. `load_octets` fetches a block of them,
+which is little, and counts the values before each; `decode_octets` fetches the values.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
@@ -28,24 +25,124 @@ def popcount(word):
 
 
 @triton.jit
-def decode_tile(values, tile_start, row_offset, bits, tile, TILE: tl.constexpr):
-    """The tile as a (TILE, TILE) block, 0 where it is not active. `tile` is its int64 index."""
-    row = tl.arange(0, TILE)
-    column = tl.arange(0, TILE)[None, :]
+def load_octets(pattern, tile, row, octet, valid, TILE: tl.constexpr):
+    """Bits of the octets (tile, row, octet), 0 where not `valid`, and the index of the first value of each.
+
+    `tile` is int64; `row` and `octet` are places within the tile. The three broadcast to the block's shape.
+    """
+    line = tile * TILE + row
     # Only the tile's own place needs 64 bits; within a tile every index is small.
-    values += tl.load(tile_start + tile)
-    first = tl.load(row_offset + tile * TILE + row).to(tl.int32)[:, None]
-    bits += tile * (TILE * TILE // 32)
+    offset = tl.load(pattern.row_offset + line, mask=valid, other=0).to(tl.int32)
     if TILE == 64:
-        low = tl.load(bits + row * 2)[:, None]
-        high = tl.load(bits + row * 2 + 1)[:, None]
-        word = tl.where(column < 32, low, high)
-        first += tl.where(column < 32, 0, popcount(low))
+        line = line * 2 + octet // 4
+    word = tl.load(pattern.bits + line, mask=valid, other=0).to(tl.int32)
+    shift = octet % 4 * 8
+    offset += popcount(word & ((1 << shift) - 1))
+    if TILE == 64:
+        offset += popcount(tl.load(pattern.bits + line - 1, mask=valid & (octet >= 4), other=0))
+    return (word >> shift) & 0xFF, tl.load(pattern.tile_start + tile, mask=valid, other=0) + offset
+
+
+@triton.jit
+def decode_octets(values, octets, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The weights of a block of octets, (ROWS, COLUMNS), 0 where not active.
+
+    A thread decodes whole octets: the place of a value follows from the one before it, so that counting bits
+    is an addition, and what it decodes goes to shared memory in one piece.
+    """
+    place = values + first
+    zero = tl.zeros_like(octets)
+    count = zero
+    w0 = tl.load(place, mask=(octets & 1) != 0, other=0)
+    count += octets & 1
+    w1 = tl.load(place + count, mask=(octets & 2) != 0, other=0)
+    count += (octets >> 1) & 1
+    w2 = tl.load(place + count, mask=(octets & 4) != 0, other=0)
+    count += (octets >> 2) & 1
+    w3 = tl.load(place + count, mask=(octets & 8) != 0, other=0)
+    count += (octets >> 3) & 1
+    w4 = tl.load(place + count, mask=(octets & 16) != 0, other=0)
+    count += (octets >> 4) & 1
+    w5 = tl.load(place + count, mask=(octets & 32) != 0, other=0)
+    count += (octets >> 5) & 1
+    w6 = tl.load(place + count, mask=(octets & 64) != 0, other=0)
+    count += (octets >> 6) & 1
+    w7 = tl.load(place + count, mask=(octets & 128) != 0, other=0)
+    even = tl.join(tl.join(w0, w4), tl.join(w2, w6))
+    odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
+    return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))
+
+
+@triton.jit
+def active_octets(octets, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Whether each position of a block of octets is active, (ROWS, COLUMNS)."""
+    bit = tl.full((1, 1, 8), 1, tl.int32) << tl.arange(0, 8)[None, None, :]
+    return tl.reshape((tl.expand_dims(octets, 2) & bit) != 0, (ROWS, COLUMNS))
+
+
+@triton.jit
+def value_places(values, octets, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Pointers to the values of a block of octets, (ROWS, COLUMNS); they mean something where active."""
+    bit = tl.full((1, 1, 8), 1, tl.int32) << tl.arange(0, 8)[None, None, :]
+    below = popcount(tl.expand_dims(octets, 2) & (bit - 1))
+    return tl.reshape(tl.expand_dims(values + first, 2) + below, (ROWS, COLUMNS))
+
+
+@triton.jit
+def dense_places(weight, row, column, columns, channels, positions):
+    """Pointers to the positions (row, column) of a weight matrix in masked storage.
+
+    The memory of a dense weight is in (row, channel, kernel position) order; the matrix has its columns in
+    (kernel position, channel) order.
+    """
+    place = (column % channels) * positions + column // channels
+    return weight + row.to(tl.int64) * columns + place
+
+
+@triton.jit
+def full_places(weight, pattern, tile, row, column, columns, inside, C):
+    """Pointers to the positions (row, column) of tiles that are active wherever they lie inside the matrix.
+
+    No bit is read. Where no tile is cut off at the last column (`EVEN`), the place of a value follows from
+    the index of its tile.
+    """
+    in_row = row % C.TILE
+    in_column = column % C.TILE
+    if C.EVEN:
+        return weight + tile * (C.TILE * C.TILE) + (in_row * C.TILE + in_column)
+    width = tl.minimum(columns - column // C.TILE * C.TILE, C.TILE)
+    first = tl.load(pattern.tile_start + tile, mask=inside, other=0)
+    return weight + first + (in_row * width + in_column)
+
+
+@triton.jit
+def load_weights(weight, pattern, octets, start, tile, row, column, columns, channels, positions, inside, C):
+    """The weights (ROWS, COLUMNS) at the positions (row, column), 0 where not active or not `inside`.
+
+    They are read in the cheapest way that the constants `C` allow: whole tiles, a dense weight with the bits
+    applied, or values found by their octets.
+    """
+    if C.MASKED:
+        weights = tl.load(
+            dense_places(weight, row, column, columns, channels, positions), mask=inside, other=0
+        )
+        if not C.FULL:
+            weights = tl.where(active_octets(octets, C.ROWS, C.COLUMNS), weights, 0)
+        return weights
+    elif C.FULL:
+        return tl.load(
+            full_places(weight, pattern, tile, row, column, columns, inside, C), mask=inside, other=0
+        )
     else:
-        word = tl.load(bits + row)[:, None]
-    bit = tl.full((1, TILE), 1, tl.int32) << (column % 32)
-    index = first + popcount(word & (bit - 1))
-    return tl.load(values + index, mask=(word & bit) != 0, other=0.0)
+        return decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
+
+
+@triton.jit
+def tile_row_of(pattern, tile, tile_cols, C):
+    """The row of tiles that a stored tile is in."""
+    if C.COMPLETE:
+        return tile // tile_cols
+    return tl.load(pattern.tile_row + tile)
 
 
 @triton.jit
@@ -61,83 +158,3 @@ def find_tile(tile_row_ptr, tile_col, tile_row, wanted, STEPS: tl.constexpr):
         high = tl.where(below, high, middle)
     found = tl.load(tile_col + low, mask=low < end, other=-1) == wanted
     return tl.where(found, low, -1)
-
-
-@triton.jit
-def unpack_kernel(
-    values,
-    tile_start,
-    tile_row_ptr,
-    tile_col,
-    row_offset,
-    bits,
-    dense,
-    rows,
-    cols,
-    TILE: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """One program for one tile of `dense`, stored or not, so that each element is written once."""
-    tile_row = tl.program_id(0)
-    column = tl.program_id(1)
-    tile = find_tile(tile_row_ptr, tile_col, tile_row, column, STEPS)
-    row_index = tile_row * TILE + tl.arange(0, TILE)[:, None]
-    col_index = column * TILE + tl.arange(0, TILE)[None, :]
-    inside = (row_index < rows) & (col_index < cols)
-    place = dense + row_index.to(tl.int64) * cols + col_index
-    if tile >= 0:
-        block = decode_tile(values, tile_start, row_offset, bits, tile.to(tl.int64), TILE)
-        tl.store(place, block, mask=inside)
-    else:
-        tl.store(place, tl.full((TILE, TILE), 0, dense.dtype.element_ty), mask=inside)
-
-
-def search_steps(tile_cols: int) -> int:
-    """Halvings after which a search among at most `tile_cols` tiles has ended."""
-    return tile_cols.bit_length()
-
-
-def unpack(values: torch.Tensor, pattern: Any) -> torch.Tensor:
-    """dense[n, k] = values[index of (n, k)] where the pattern is active, 0 elsewhere.
-
-    Parameters
-    ----------
-    values : Tensor of shape (nnz,)
-        Any floating-point dtype, contiguous.
-    pattern : Pattern
-        Tile size 32 or 64, on the device of `values`.
-
-    Returns
-    -------
-    Tensor of shape (N, K)
-        The weight matrix: for a convolution, columns are in (kh, kw, cin) order.
-
-    Raises
-    ------
-    ValueError
-        If the tile size is not 32 or 64, or `values` does not fit the pattern.
-    """
-    if pattern.tile_size not in (32, 64):
-        raise ValueError(f"pattern: expected a tile size of 32 or 64, got {pattern.tile_size}")
-    if tuple(values.shape) != (pattern.nnz,) or not values.is_floating_point():
-        got = f"{tuple(values.shape)} of {values.dtype}"
-        raise ValueError(f"values: expected shape ({pattern.nnz},) of a floating-point dtype, got {got}")
-    rows, cols = pattern.matrix_shape
-    tile = pattern.tile_size
-    grid = (triton.cdiv(rows, tile), triton.cdiv(cols, tile))
-    dense = torch.empty(rows, cols, dtype=values.dtype, device=values.device)
-    unpack_kernel[grid](
-        values.contiguous(),
-        pattern.tile_start,
-        pattern.tile_row_ptr,
-        pattern.tile_col,
-        pattern.row_offset,
-        pattern.bits,
-        dense,
-        rows,
-        cols,
-        TILE=tile,
-        STEPS=search_steps(grid[1]),
-        num_warps=tile // 8,
-    )
-    return dense

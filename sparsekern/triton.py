@@ -1,0 +1,30 @@
+"""The Triton backend: the kernels of ``sparsekern.kernels`` on torch tensors.
+
+A public function for each op that has a kernel, under its name. Triton is imported with the first kernel.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparsekern.formats.known import index_of
+from sparsekern.geometry import Sizes
+
+__all__ = ["linear"]
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
+    from sparsekern.kernels.linear import linear
+
+    y = linear(_matrix(x, shape[1]), _plain(values), _plain(bias), index_of(pattern))
+    return y.view(*x.shape[:-1], shape[0])
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.resolve_neg().contiguous()
+
+
+def _matrix(tensor: Tensor, columns: int) -> Tensor:
+    """`tensor` as a matrix, of any strides."""
+    tensor = tensor.resolve_neg()
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, columns)
