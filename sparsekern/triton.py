@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["linear"]
+__all__ = ["linear", "linear_grad_input", "linear_grad_values"]
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -18,6 +18,22 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 
     y = linear(_matrix(x, shape[1]), _plain(values), _plain(bias), index_of(pattern))
     return y.view(*x.shape[:-1], shape[0])
+
+
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
+    from sparsekern.kernels.linear_grad_input import linear_grad_input
+
+    grad_x = linear_grad_input(_matrix(grad_y, shape[0]), _plain(values), index_of(pattern))
+    return grad_x.view(*grad_y.shape[:-1], shape[1])
+
+
+def linear_grad_values(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes
+) -> Tensor:
+    from sparsekern.kernels.linear_grad_values import linear_grad_values
+
+    matrices = _matrix(grad_y, shape[0]), _matrix(x, shape[1])
+    return linear_grad_values(*matrices, index_of(pattern), masked=len(values_shape) > 1)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
