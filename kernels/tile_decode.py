@@ -175,15 +175,15 @@ def tile_row_of(pattern, tile, tile_cols, C):
 
 
 @triton.jit
-def find_tile(tile_row_ptr, tile_col, tile_row, wanted, STEPS: tl.constexpr):
-    """Index of the tile at (tile_row, wanted), or -1 where none is stored; STEPS halvings find it."""
-    low = tl.load(tile_row_ptr + tile_row)
-    end = tl.load(tile_row_ptr + tile_row + 1)
+def find_tile(pattern, tile_row, wanted, steps):
+    """Index of the tile at (tile_row, wanted), or -1 where none is stored; `steps` halvings find it."""
+    low = tl.load(pattern.tile_row_ptr + tile_row)
+    end = tl.load(pattern.tile_row_ptr + tile_row + 1)
     high = end
-    for _ in range(STEPS):
+    for _ in range(steps):
         middle = (low + high) // 2
-        below = tl.load(tile_col + middle, mask=low < high, other=wanted) < wanted
+        below = tl.load(pattern.tile_col + middle, mask=low < high, other=wanted) < wanted
         low = tl.where(below, middle + 1, low)
         high = tl.where(below, high, middle)
-    found = tl.load(tile_col + low, mask=low < end, other=-1) == wanted
+    found = tl.load(pattern.tile_col + low, mask=low < end, other=-1) == wanted
     return tl.where(found, low, -1)
