@@ -168,8 +168,8 @@ class Launch:
 def dot_precision(dtype: torch.dtype) -> str:
     """How products are computed; those of float32 as PyTorch is told to compute its own matrix products.
 
-    "half" for 16-bit operands, "ieee" or "tf32" for float32, and "widened" for bfloat16 in the interpreter, which
-    takes its bits for integers.
+    "half" for 16-bit operands, "ieee" or "tf32" for float32, and "widened" for bfloat16 in the interpreter,
+    which takes its bits for integers.
     """
     if dtype != torch.float32:
         return "widened" if dtype == torch.bfloat16 and triton.knobs.runtime.interpret else "half"
