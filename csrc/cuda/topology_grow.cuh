@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, 4) list_kernel(Table table, int64_t 
     }
 }
 
-// Calls visit(key, index, position) for this thread's free elements of the dense weight.
+// Calls visit(key, index, position) for this thread's free elements of the dense weight. Only the thread that
+// an element belongs to sets its bit, so that others may do so in the same word meanwhile.
 template <class Visit>
 __device__ inline void for_each_free(const Layer& layer, const Share& share, Order order,
                                      const Visit& visit) {
