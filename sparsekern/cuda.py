@@ -1,7 +1,7 @@
 """The CUDA backend: the kernels of ``sparsekern._C.cuda`` on torch tensors, in builds made with nvcc.
 
-A public function for each op that has a kernel, under its name. Sizes of patterns come from what the host knows
-about them, so that nothing waits for the device and a CUDA graph can record every op.
+A public function for each op that has a kernel, under its name. Sizes of patterns come from what the host
+knows about them, so that nothing waits for the device and a CUDA graph can record every op.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "pattern_walk.h"
 #include "sparsekern/grid.h"
 #include "sparsekern/selection.h"
 
@@ -88,6 +89,7 @@ public:
     // Takes the `wanted` largest: calls take(index) for each, from several threads.
     template <class Take>
     void select(int64_t wanted, int64_t indices, int key_bits, int threads, const Take& take) const {
+        threads = useful_threads(threads, size_);
         Selection s = begin_selection(wanted, key_bits, indices);
         const auto key = [&](int64_t i) -> uint64_t { return key_[i]; };
         const auto index = [&](int64_t i) { return index_[i]; };
