@@ -2,8 +2,8 @@
 // sample gives, few more than are wanted. Where the sample misled, the threshold is searched among all
 // scores.
 #include <algorithm>
+#include <cstring>
 #include <functional>
-#include <vector>
 
 #include "pattern_walk.h"
 #include "topology_grow.h"
@@ -70,18 +70,19 @@ private:
     // A key that about the wanted number of free positions reach, or somewhat more; 0 when all have room.
     Key lower_bound() const {
         if (candidate_capacity(count_, free_) == free_) return 0;
-        std::vector<Key> keys;
-        keys.reserve(kSamples);
+        Buffer<Key> keys(kSamples);
+        int64_t samples = 0;
         for (int64_t i = 0; i < kSamples; ++i) {
             const int64_t element = sample_place(i, elements_);
             Walker at(pattern_, element);
             at.advance_to(element);
-            if (!grid_->test(grid_->bit(at.row(), at.col()))) keys.push_back(key(scores_[element]));
+            if (!grid_->test(grid_->bit(at.row(), at.col()))) keys[samples++] = key(scores_[element]);
         }
-        const int64_t rank = sample_rank(static_cast<int64_t>(keys.size()), free_, count_);
-        if (rank > static_cast<int64_t>(keys.size())) return 0;
-        std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
-        return keys[static_cast<size_t>(rank - 1)];
+        const int64_t rank = samples == 0 ? 1 : sample_rank(samples, free_, count_);
+        if (rank > samples) return 0;
+        Key* const place = keys.data() + (rank - 1);
+        std::nth_element(keys.data(), place, keys.data() + samples, std::greater<Key>());
+        return *place;
     }
 
     void collect(Key least, GrowthList<Key>* list) const {
