@@ -91,6 +91,15 @@ def check(on_host, layers, by="magnitude", threads=1):
         assert torch.equal(got, pattern.data)
 
 
+# NaN in their smallest and largest forms, the latter negative: all are one to an order.
+NANS = {
+    torch.float16: torch.tensor([0x7C01, -1], dtype=torch.int16),
+    torch.bfloat16: torch.tensor([0x7F81, -1], dtype=torch.int16),
+    torch.float32: torch.tensor([0x7F800001, -1], dtype=torch.int32),
+    torch.float64: torch.tensor([0x7FF0000000000001, -1], dtype=torch.int64),
+}
+
+
 def numbers(kind, shape, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -101,8 +110,9 @@ def numbers(kind, shape, dtype, seed=0):
     elif kind == "zeros":
         x = torch.where(x > 0, 0.0, -0.0)
     elif kind == "special":
-        special = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0])
-        x = special[torch.randint(len(special), shape, generator=generator)]
+        others = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0], dtype=dtype)
+        special = torch.cat([others, NANS[dtype].view(dtype)])
+        return special[torch.randint(len(special), shape, generator=generator)]
     return x.to(dtype)
 
 

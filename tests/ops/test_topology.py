@@ -27,6 +27,15 @@ def random(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
+# NaN in their smallest and largest forms, the latter negative: all are one to an order.
+NANS = {
+    torch.float16: torch.tensor([0x7C01, -1], dtype=torch.int16),
+    torch.bfloat16: torch.tensor([0x7F81, -1], dtype=torch.int16),
+    torch.float32: torch.tensor([0x7F800001, -1], dtype=torch.int32),
+    torch.float64: torch.tensor([0x7FF0000000000001, -1], dtype=torch.int64),
+}
+
+
 def numbers(kind, shape, dtype, seed=0):
     """Scores or values of a kind that is hard to order."""
     x = random(shape, dtype, seed)
@@ -37,10 +46,10 @@ def numbers(kind, shape, dtype, seed=0):
     if kind == "zeros":
         return torch.where(x > 0, 0.0, -0.0).to(dtype)
     if kind == "special":
-        special = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0])
         tiny = torch.finfo(dtype).smallest_normal * 0.25
-        chosen = torch.randint(len(special) + 2, shape, generator=generator(seed))
-        return torch.cat([special.to(dtype), torch.tensor([tiny, -tiny], dtype=dtype)])[chosen]
+        finite = torch.tensor([0.0, -0.0, 1.0, -1.0, tiny, -tiny, torch.inf, -torch.inf], dtype=dtype)
+        special = torch.cat([finite, NANS[dtype].view(dtype)])
+        return special[torch.randint(len(special), shape, generator=generator(seed))]
     return x
 
 
