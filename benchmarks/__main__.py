@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, lenet, machine, memory, overhead, speed, store
+from benchmarks import gpu, lenet, machine, memory, overhead, speed, store, topology
 from benchmarks.cases import SPARSITIES
 from benchmarks.contenders import SPARSE
 from benchmarks.markdown import document
@@ -27,6 +27,7 @@ SECTIONS: Sections = {
     "breakeven": ("the sparsity from which on sparse is faster", speed.sweep),
     "memory": ("weights, gradients, optimizer state and a step's peak", memory.measure),
     "lenet": ("a training step of LeNet-5", lenet.measure),
+    "topology": ("dropping and growing positions", topology.measure),
     "overhead": ("the cost of a call", overhead.measure),
 }
 CUDA_SECTIONS: Sections = {

@@ -29,3 +29,7 @@ def speedup_bar(kind: str, direction: str, case: str, sparsity: float) -> float 
     bar = AT_90_PERCENT.get((kind, direction), {}).get(case)
     scale = SCALE.get(round(sparsity, 4))
     return None if bar is None or scale is None else bar * scale
+
+
+# Times that an update of a topology is to be faster than two `torch.topk`.
+TOPOLOGY = 5.0

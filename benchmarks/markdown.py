@@ -19,6 +19,7 @@ HEADINGS = {
     "conv": "Convolutions",
     "lenet": "A training step",
     "memory": "Memory",
+    "topology": "Dropping and growing",
     "overhead": "Cost of a call",
     "gpu": "Ops on the GPU",
 }
@@ -39,6 +40,10 @@ first compared with float64 dense PyTorch, and only right ones are timed.
   `F.linear` with one and leaves its result feature-major; backward is a product with the transposed CSR and
   `torch.sparse.sampled_addmm`. Convolutions unfold their input first.
 - **scipy CSR**: `csr_array @ x.T`, one thread; it cannot compute the gradient of the values alone.
+- **Dropping and growing**: 30 % of the positions at 90 % sparsity, by |weight| and |gradient|, and the values
+  moved. sparsekern starts from and ends with a pattern, the others with a mask and a dense weight. **topk**
+  is two `torch.topk` of the positions exchanged; **full topk** ranks all positions, as google-research/rigl
+  does; **argpartition** is NumPy's, one thread; **copy** reads and writes the dense gradient once.
 - **LeNet-5**: the models take turns every ten steps; a figure is the median of the means of ten.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """

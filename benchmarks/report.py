@@ -12,6 +12,7 @@ from benchmarks.overhead import MODES
 from benchmarks.speed import break_even, speedup
 from benchmarks.store import Results
 from benchmarks.table import Table
+from benchmarks.topology import COPY, SPARSITY
 
 Record = dict[str, Any]
 NONE = "-"
@@ -166,6 +167,21 @@ def lenet_tables(records: list[Record]) -> list[Table]:
     return tables
 
 
+def topology_table(records: list[Record]) -> Table:
+    """Every way in milliseconds; sparsekern in dense passes, and against `torch.topk`."""
+    names = list(dict.fromkeys(name for record in records for name in record["times"]))
+    header = ["case", *(f"{name} ms" for name in names), "passes", "over topk", "bar", ""]
+    table = Table("One update of a layer's topology", header)
+    for record in records:
+        gain, passes = speedup(record, over="topk"), speedup(record, COPY, SPARSE)
+        cells = [milliseconds(record["times"].get(name)) for name in names]
+        row = [ratio(passes), ratio(gain), ratio(bars.TOPOLOGY), verdict(gain, bars.TOPOLOGY)]
+        table.add(record["case"], *cells, *row)
+        _explain(table, {**record, "sparsity": SPARSITY})
+    table.note("passes: sparsekern's time in units of copy, which reads and writes the gradient once.")
+    return table
+
+
 def overhead_table(records: list[Record]) -> Table:
     table = Table("Cost of one call on a tiny input: microseconds", ["call", *MODES])
     for record in records:
@@ -200,6 +216,7 @@ TABLES: dict[str, Callable[[list[Record]], list[Table]]] = {
     "breakeven": lambda records: [break_even_table(records)],
     "memory": lambda records: [memory_table(records)],
     "lenet": lenet_tables,
+    "topology": lambda records: [topology_table(records)],
     "overhead": lambda records: [overhead_table(records)],
     "gpu": gpu_tables,
 }

@@ -14,6 +14,7 @@ KEYS = {
     "breakeven": ("kind", "case", "sparsity"),
     "memory": ("model",),
     "lenet": ("sparsity", "batch"),
+    "topology": ("case",),
     "overhead": ("call",),
     "gpu": ("op", "case", "sparsity", "dtype"),
 }

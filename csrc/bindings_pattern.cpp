@@ -1,11 +1,16 @@
 // sparsekern._C.pattern: building, checking and using packed patterns.
+#include <pybind11/stl.h>
+
 #include <memory>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "bindings.h"
 #include "sparsekern/pattern.h"
 #include "sparsekern/pattern_build.h"
 #include "sparsekern/pattern_values.h"
+#include "sparsekern/update_topology.h"
 
 namespace py = pybind11;
 namespace sk = sparsekern;
@@ -49,13 +54,15 @@ void bind_builders(py::module_& module) {
                 builder.fill(at<int32_t>(data), words, threads);
             },
             ReleaseGil());
-    module.def("mask_builder",
-               [](Address mask, int64_t elements, const py::tuple& shape, int64_t tile_size, int threads) {
-                   const sk::WeightShape weight = weight_shape(shape);
-                   const py::gil_scoped_release release;
-                   auto source = sk::mask_source(at<const unsigned char>(mask), elements, weight);
-                   return std::make_unique<sk::PatternBuilder>(weight, tile_size, std::move(source), threads);
-               });
+    module.def("mask_builder", [](Address mask, int64_t elements, const py::tuple& shape, int64_t tile_size,
+                                  bool complete, int threads) {
+        const sk::WeightShape weight = weight_shape(shape);
+        const py::gil_scoped_release release;
+        auto source = sk::mask_source(at<const unsigned char>(mask), elements, weight);
+        return std::make_unique<sk::PatternBuilder>(
+            weight, tile_size, std::move(source), threads,
+            complete ? sk::StoredTiles::all : sk::StoredTiles::nonempty);
+    });
     module.def("random_builder", [](const py::tuple& shape, int64_t count, int64_t block_size, uint64_t seed,
                                     int64_t tile_size, int threads) {
         const sk::WeightShape weight = weight_shape(shape);
@@ -96,6 +103,58 @@ void bind_values(py::module_& module) {
            int64_t to_words, Address to_values, int64_t to_elements, int64_t element_size, int threads) {
             sk::transfer(view(from_data, from_words), at<const void>(from_values), from_elements,
                          view(to_data, to_words), at<void>(to_values), to_elements, element_size, threads);
+        },
+        ReleaseGil());
+}
+
+// A vector as (address, elements) of both patterns, and the bytes of an element.
+using TransferTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
+
+// A vector as (type, address, elements).
+using VectorTuple = std::tuple<int, Address, int64_t>;
+
+sk::FloatVector float_vector(const VectorTuple& vector) {
+    const auto [type, address, count] = vector;
+    return {static_cast<sk::FloatType>(type), at<const void>(address), count};
+}
+
+void bind_topology(py::module_& module) {
+    module.def(
+        "transfer_all",
+        [](Address from_data, int64_t from_words, Address to_data, int64_t to_words,
+           const std::vector<TransferTuple>& tuples, int threads) {
+            std::vector<sk::Transfer> vectors;
+            for (const auto& [from, from_elements, to, to_elements, size] : tuples) {
+                vectors.push_back({at<const void>(from), from_elements, at<void>(to), to_elements, size});
+            }
+            sk::transfer_all(view(from_data, from_words), view(to_data, to_words), vectors.data(),
+                             static_cast<int64_t>(vectors.size()), threads);
+        },
+        ReleaseGil());
+    module.def(
+        "update_topology",
+        [](Address data, int64_t words, const VectorTuple& values, const VectorTuple& scores, int64_t count,
+           bool by_value, Address result, int64_t result_words, int threads) {
+            sk::GrowthScores growth;
+            growth.dense = float_vector(scores);
+            sk::update_topology(view(data, words), float_vector(values), growth, count,
+                                by_value ? sk::Order::largest_value : sk::Order::largest_magnitude,
+                                at<int32_t>(result), result_words, threads);
+        },
+        ReleaseGil());
+    module.def(
+        "update_topology_listed",
+        [](Address data, int64_t words, const VectorTuple& values, const VectorTuple& scores,
+           const VectorTuple& active, Address positions, int64_t count, bool by_value, Address result,
+           int64_t result_words, int threads) {
+            sk::GrowthScores growth;
+            growth.is_listed = true;
+            growth.active = float_vector(active);
+            growth.listed = float_vector(scores);
+            growth.positions = at<const int64_t>(positions);
+            sk::update_topology(view(data, words), float_vector(values), growth, count,
+                                by_value ? sk::Order::largest_value : sk::Order::largest_magnitude,
+                                at<int32_t>(result), result_words, threads);
         },
         ReleaseGil());
 }
@@ -141,5 +200,6 @@ void bind_pattern(py::module_& parent) {
         ReleaseGil());
     bind_builders(module);
     bind_values(module);
+    bind_topology(module);
     bind_statistics(module);
 }

@@ -49,7 +49,8 @@ class Backend:
         return getattr(self.kernels, op)
 
 
-_BIT_COPIES = ("pack", "unpack", "transfer")
+# They copy or compare bits, and know the floating-point types that they take themselves.
+_BIT_OPS = ("pack", "unpack", "transfer", "transfer_all", "update_topology")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -60,7 +61,7 @@ def _cpp_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str
     reasons = []
     if device.type != "cpu":
         reasons.append(f"its kernels run on the CPU, and the inputs are on {device}")
-    if dtype not in cpp.DTYPES and op not in _BIT_COPIES:
+    if dtype not in cpp.DTYPES and op not in _BIT_OPS:
         names = ", ".join(map(_name, cpp.DTYPES))
         reasons.append(f"it computes in {names}, and the inputs are {_name(dtype)}")
     return reasons

@@ -7,6 +7,7 @@ arrange memory and pass addresses. Sizes are checked once more by the extension 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+FLOAT_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 _pattern = _C.pattern
 
@@ -198,3 +200,45 @@ def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor
         threads(),
     )
     return moved
+
+
+def transfer_all(vectors: list[Tensor], source: Tensor, target: Tensor, nnz: int) -> list[Tensor]:
+    vectors = [_contiguous(vector) for vector in vectors]
+    moved = [vector.new_empty(nnz) for vector in vectors]
+    pairs = [(*_buffer(old), *_buffer(new), old.element_size()) for old, new in zip(vectors, moved)]
+    _pattern.transfer_all(*_buffer(source), *_buffer(target), pairs, threads())
+    return moved
+
+
+def update_topology(
+    values: list[Tensor],
+    patterns: list[Tensor],
+    scores: list[Tensor],
+    active: list[Tensor | None],
+    positions: list[Tensor | None],
+    counts: Sequence[int],
+    words: Sequence[int],
+    by: str,
+) -> list[Tensor]:
+    results = [pattern.new_empty(size) for pattern, size in zip(patterns, words)]
+    for i, (pattern, result) in enumerate(zip(patterns, results)):
+        # Copies that are contiguous have to live as long as the call.
+        tensors = [_contiguous(tensor) for tensor in (values[i], scores[i])]
+        how = (counts[i], by == "value", *_buffer(result), threads())
+        if positions[i] is None:
+            _pattern.update_topology(*_buffer(pattern), *map(_floats, tensors), *how)
+        else:
+            tensors.append(_contiguous(active[i]))
+            listed = _contiguous(positions[i])
+            _pattern.update_topology_listed(
+                *_buffer(pattern), *map(_floats, tensors), listed.data_ptr(), *how
+            )
+    return results
+
+
+def _floats(tensor: Tensor) -> tuple[int, int, int]:
+    if tensor.dtype not in FLOAT_TYPES:
+        raise TypeError(
+            f"values and scores must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
+        )
+    return FLOAT_TYPES[tensor.dtype], *_buffer(tensor)

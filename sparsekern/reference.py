@@ -6,8 +6,10 @@ temporaries; they run only when asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -78,3 +80,61 @@ def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
 
 def transfer(values: Tensor, source: Tensor, target: Tensor, nnz: int) -> Tensor:
     return Pattern(target).pack(Pattern(source).unpack(values))
+
+
+def transfer_all(vectors: list[Tensor], source: Tensor, target: Tensor, nnz: int) -> list[Tensor]:
+    return [transfer(vector, source, target, nnz) for vector in vectors]
+
+
+def update_topology(
+    values: list[Tensor],
+    patterns: list[Tensor],
+    scores: list[Tensor],
+    active: list[Tensor | None],
+    positions: list[Tensor | None],
+    counts: Sequence[int],
+    words: Sequence[int],
+    by: str,
+) -> list[Tensor]:
+    layers = zip(values, map(Pattern, patterns), scores, active, positions, counts)
+    return [_update_layer(*layer, by) for layer in layers]
+
+
+def _update_layer(
+    values: Tensor,
+    pattern: Pattern,
+    scores: Tensor,
+    active: Tensor | None,
+    positions: Tensor | None,
+    count: int,
+    by: str,
+) -> Tensor:
+    mask = _as_matrix(pattern.to_mask(), pattern).flatten()
+    weight = _as_matrix(pattern.unpack(values), pattern).flatten()
+    if positions is None:
+        scores, may_grow = _as_matrix(scores, pattern).flatten(), torch.ones_like(mask)
+    else:
+        others = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
+        scores = others.index_put((positions,), scores)
+        scores = torch.where(mask, _as_matrix(pattern.unpack(active), pattern).flatten(), scores)
+        may_grow = mask.index_fill(0, positions, True)
+    # Stable sorts of positions in their order: ties go to the first. NaN is the largest to both.
+    alive = mask.nonzero()[:, 0]
+    dropped = alive[torch.sort(weight[alive].abs(), stable=True).indices[:count]]
+    kept = mask.index_fill(0, dropped, False)
+    free = (~kept & may_grow).nonzero()[:, 0]
+    keys = scores[free].abs() if by == "magnitude" else scores[free]
+    grown = free[torch.sort(keys, descending=True, stable=True).indices[:count]]
+    mask = _from_matrix(kept.index_fill(0, grown, True).view(pattern.matrix_shape), pattern)
+    return Pattern.from_mask(mask, tile_size=pattern.tile_size, complete=True).data
+
+
+def _as_matrix(dense: Tensor, pattern: Pattern) -> Tensor:
+    return dense if dense.dim() == 2 else dense.permute(0, 2, 3, 1).reshape(pattern.matrix_shape)
+
+
+def _from_matrix(matrix: Tensor, pattern: Pattern) -> Tensor:
+    if len(pattern.shape) == 2:
+        return matrix
+    rows, cin, kh, kw = pattern.shape
+    return matrix.view(rows, kh, kw, cin).permute(0, 3, 1, 2)

@@ -22,7 +22,9 @@ from sparsekern.ops import (
     operator,
     pack,
     transfer,
+    transfer_all,
     unpack,
+    update_topology,
 )
 
 COMPUTED = [
@@ -33,7 +35,8 @@ COMPUTED = [
     "conv2d_grad_input",
     "conv2d_grad_values",
 ]
-COPIED = ["pack", "unpack", "transfer"]
+COPIED = ["pack", "unpack", "transfer", "transfer_all", "update_topology"]
+ON_CUDA = {"transfer", "transfer_all", "update_topology"}
 ON_CPU = torch.zeros(1)
 
 
@@ -59,7 +62,7 @@ def test_every_backend_has_every_op(op):
 
 def test_there_are_no_other_ops():
     assert ops_of(cpp) == ops_of(reference) == {*COMPUTED, *COPIED}
-    assert ops_of(cuda) == {"transfer", "is_built"}
+    assert ops_of(cuda) == {*ON_CUDA, "is_built"}
 
 
 @pytest.mark.parametrize("op", COMPUTED)
@@ -103,8 +106,8 @@ def test_the_cuda_backend_refuses_tensors_on_the_cpu(op):
     first, *reasons = str(refused.value).splitlines()
     assert first == f"sparsekern.{op}: no backend can run it on float32 tensors on cpu"
     assert "  cuda: its kernels run on CUDA devices, and the inputs are on cpu" in reasons
-    assert (f"  cuda: it has no kernel for {op}" in reasons) == (op != "transfer")
-    assert len(reasons) == 1 + (op != "transfer") + (not cuda.is_built())
+    assert (f"  cuda: it has no kernel for {op}" in reasons) == (op not in ON_CUDA)
+    assert len(reasons) == 1 + (op not in ON_CUDA) + (not cuda.is_built())
 
 
 def test_all_objections_of_a_backend_are_listed():
@@ -178,6 +181,10 @@ CALLS = {
     "pack": lambda cast, **how: pack(cast(random_tensor(6, 9)), MATRIX, **how),
     "unpack": lambda cast, **how: unpack(cast(VALUES), MATRIX, **how),
     "transfer": lambda cast, **how: transfer(cast(VALUES), MATRIX, OTHER, **how),
+    "transfer_all": lambda cast, **how: transfer_all([cast(VALUES)], MATRIX, OTHER, **how)[0],
+    "update_topology": lambda cast, **how: (
+        update_topology([cast(VALUES)], [MATRIX], [cast(random_tensor(6, 9))], [9], **how)[0].data
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from itertools import chain
@@ -177,15 +178,19 @@ class TestTheOpsTable:
         rows = {row[0].partition("(")[0]: row[2].split(", ") for row in table(readme, "op")}
         assert len(rows) == len(table(readme, "op"))
         assert rows == {
-            op: [b.name for b in BACKENDS.values() if hasattr(b.kernels, op)] for op in ops.__all__
+            op: [b.name for b in BACKENDS.values() if hasattr(b.kernels, op)]
+            for op in ops.__all__
+            if inspect.isfunction(getattr(ops, op))
         }
 
     def test_both_sides_are_equal(self, readme):
         for call, expression, _ in table(readme, "op"):
+            if call.startswith("update_topology"):
+                continue  # a sentence in place of an expression
             names = self.names((20, 30), (9, 30))
             if call.startswith("conv2d"):
                 names = self.names((6, 4, 3, 3), (3, 8, 11, 13))
-            assert torch.equal(eval(call, names), eval(expression, names)), call
+            torch.testing.assert_close(eval(call, names), eval(expression, names), rtol=0, atol=0, msg=call)
 
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98])

@@ -47,8 +47,8 @@ void check_weight_shape(const WeightShape& shape) {
 }
 
 PatternBuilder::PatternBuilder(const WeightShape& shape, int64_t tile_size, std::unique_ptr<RowSource> source,
-                               int threads)
-    : shape_(shape), source_(std::move(source)) {
+                               int threads, StoredTiles stored)
+    : shape_(shape), stored_(stored), source_(std::move(source)) {
     check_weight_shape(shape);
     if (tile_size != 8 && tile_size != 16 && tile_size != 32 && tile_size != 64) {
         throw std::invalid_argument("tile_size must be 8, 16, 32 or 64, got " + std::to_string(tile_size));
@@ -84,7 +84,7 @@ void PatternBuilder::count(int threads) {
             }
         }
         int64_t found = 0;
-        for (int64_t j = 0; j < sizes_.tile_cols; ++j) found += tile_bits(any, j, tile_size) != 0;
+        for (int64_t j = 0; j < sizes_.tile_cols; ++j) found += is_stored(tile_bits(any, j, tile_size));
         tiles[i] = found;
         tile_row_start_[i + 1] = values;
     }
@@ -134,7 +134,7 @@ void PatternBuilder::fill_tile_row(int64_t tile_row, uint64_t* scratch, int32_t*
     int64_t tile = tile_row_ptr_[tile_row];
     int64_t next_value = tile_row_start_[tile_row];
     for (int64_t j = 0; j < sizes_.tile_cols; ++j) {
-        if (tile_bits(any, j, tile_size) == 0) continue;
+        if (!is_stored(tile_bits(any, j, tile_size))) continue;
         data[at.tile_col + tile] = static_cast<int32_t>(j);
         tile_start[tile] = next_value;
         int64_t running = 0;

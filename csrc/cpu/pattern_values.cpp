@@ -1,12 +1,11 @@
-// Moving values between the compact vector and the dense weight, and from one pattern to another.
+// Moving values between the compact vector and the dense weight.
 #include "sparsekern/pattern_values.h"
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "element_size.h"
 #include "pattern_walk.h"
 
 namespace sparsekern {
@@ -59,60 +58,6 @@ void unpack_as(const PatternView& p, const Element* values, Element* dense, int 
     });
 }
 
-// The tile of `p` at (tile_row, tile_col), or -1 when it is empty.
-int64_t find_tile(const PatternView& p, int64_t tile_row, int32_t tile_col) {
-    const int32_t* begin = p.tile_col + p.tile_row_ptr[tile_row];
-    const int32_t* end = p.tile_col + p.tile_row_ptr[tile_row + 1];
-    const int32_t* found = std::lower_bound(begin, end, tile_col);
-    return found != end && *found == tile_col ? found - p.tile_col : -1;
-}
-
-template <typename Element>
-void transfer_row(uint64_t from_bits, const Element* from, uint64_t to_bits, Element* to) {
-    if (from_bits == to_bits) {
-        std::copy(from, from + popcount64(to_bits), to);
-        return;
-    }
-    for_each_bit(to_bits, [&](int column) {
-        const bool kept = (from_bits >> column) & 1;
-        *to++ = kept ? from[popcount64(from_bits & low_bits(column))] : Element(0);
-    });
-}
-
-template <typename Element>
-void transfer_as(const PatternView& from, const Element* from_values, const PatternView& to,
-                 Element* to_values, int threads) {
-    for_each_tile(to, threads, [&](int64_t tile, int64_t tile_row) {
-        const int64_t source = find_tile(from, tile_row, to.tile_col[tile]);
-        if (source < 0) {
-            std::fill(to_values + to.tile_start[tile], to_values + to.tile_start[tile + 1], Element(0));
-            return;
-        }
-        for (int64_t r = 0; r < to.tile_size; ++r) {
-            transfer_row(from.row_bits(source, r), from_values + from.row_start(source, r),
-                         to.row_bits(tile, r), to_values + to.row_start(tile, r));
-        }
-    });
-}
-
-// Calls `copy` with a value of the unsigned type of that many bytes.
-template <typename Copy>
-void with_element_size(int64_t element_size, const Copy& copy) {
-    switch (element_size) {
-        case 1:
-            return copy(uint8_t());
-        case 2:
-            return copy(uint16_t());
-        case 4:
-            return copy(uint32_t());
-        case 8:
-            return copy(uint64_t());
-        default:
-            throw std::invalid_argument("element size must be 1, 2, 4 or 8 bytes, got " +
-                                        std::to_string(element_size));
-    }
-}
-
 }  // namespace
 
 void to_mask(const PatternView& pattern, unsigned char* mask, int64_t elements, int threads) {
@@ -148,25 +93,6 @@ void unpack(const PatternView& pattern, const void* values, int64_t value_elemen
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         unpack_as(pattern, static_cast<const Element*>(values), static_cast<Element*>(dense), threads);
-    });
-}
-
-void transfer(const PatternView& from, const void* from_values, int64_t from_elements, const PatternView& to,
-              void* to_values, int64_t to_elements, int64_t element_size, int threads) {
-    check_threads(threads);
-    if (from.rows != to.rows || from.cols != to.cols || from.dims != to.dims || from.cin != to.cin ||
-        from.kh != to.kh || from.kw != to.kw) {
-        throw std::invalid_argument("the two patterns must have the same shape");
-    }
-    if (from.tile_size != to.tile_size) {
-        throw std::invalid_argument("the two patterns must have the same tile size");
-    }
-    check_elements("from_values", from_elements, from.nnz);
-    check_elements("to_values", to_elements, to.nnz);
-    with_element_size(element_size, [&](auto zero) {
-        using Element = decltype(zero);
-        transfer_as(from, static_cast<const Element*>(from_values), to, static_cast<Element*>(to_values),
-                    threads);
     });
 }
 

@@ -19,7 +19,7 @@ inline bool consistent(const PatternSizes& s) {
     if (!tile_size || s.rows < 1 || s.cols < 1) return false;
     return s.tile_rows == (s.rows + s.tile_size - 1) / s.tile_size &&
            s.tile_cols == (s.cols + s.tile_size - 1) / s.tile_size && s.tiles >= 0 &&
-           s.tiles <= s.tile_rows * s.tile_cols && s.nnz >= s.tiles &&
+           s.tiles <= s.tile_rows * s.tile_cols && s.nnz >= (s.complete() ? 0 : s.tiles) &&
            s.nnz <= s.tiles * s.tile_size * s.tile_size;
 }
 

@@ -27,6 +27,16 @@ const char* status_message(Status status) {
             return "expected all pointers on one CUDA device";
         case Status::overlapping_buffers:
             return "expected an output that is no part of the input";
+        case Status::bad_type:
+            return "type: expected float16, bfloat16, float32 or float64, one for active and listed scores";
+        case Status::bad_count:
+            return "count: expected 0 to nnz positions, and vectors as long as their pattern has values";
+        case Status::bad_order:
+            return "order: expected largest_magnitude or largest_value";
+        case Status::too_few_candidates:
+            return "positions: expected at least as many as grow, or all inactive ones";
+        case Status::bad_workspace:
+            return "workspace: expected the bytes that update_topology_workspace asks for, aligned to 16";
     }
     return cudaGetErrorString(static_cast<cudaError_t>(status));
 }

@@ -30,7 +30,8 @@ def remember(data: Tensor, layout: Layout, host_data: Tensor | None = None) -> N
     host_data : Tensor, optional
         The same words on the CPU, if they are there.
     """
-    _layouts[data] = layout, host_data
+    # What is kept about a tensor must not keep the tensor itself.
+    _layouts[data] = layout, None if host_data is data else host_data
 
 
 def layout_of(data: Tensor) -> Layout:

@@ -5,6 +5,7 @@ The same layout is in ``csrc/include/sparsekern/pattern.h``; the tests hold the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def _check_size(size: int, sizes: Sequence[int], rule: str) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes a header states, and the first word of every section."""
+    """The sizes a header states, the first word of every section, and the words of it all."""
 
     shape: tuple[int, ...]
     rows: int
@@ -100,21 +101,38 @@ class Layout:
     tile_order_t: int
     row_offset: int
     bits: int
+    words: int
 
     @classmethod
     def from_header(cls, header: Sequence[int]) -> Layout:
         """Read the 16 header words of a pattern that has been validated."""
-        tile_size, rows, cols, tile_rows, tile_cols, tiles = header[1:7]
+        tile_size, rows, cols, _, _, tiles = header[1:7]
         nnz = (header[8] & 0xFFFFFFFF) | header[9] << 32
         dims, cin, kh, kw = header[10:14]
+        shape = (rows, cols) if dims == 2 else (rows, cin, kh, kw)
+        return cls._of_sizes(shape, tile_size, tiles, nnz)
+
+    @classmethod
+    def complete(cls, shape: Sequence[int], tile_size: int, nnz: int) -> Layout:
+        """The layout of a pattern that stores every tile of its grid: known without its bits."""
+        rows, cols = shape[0], math.prod(shape[1:])
+        return cls._of_sizes(
+            tuple(shape), tile_size, _ceil_div(rows, tile_size) * _ceil_div(cols, tile_size), nnz
+        )
+
+    @classmethod
+    def _of_sizes(cls, shape: tuple[int, ...], tile_size: int, tiles: int, nnz: int) -> Layout:
+        rows, cols = shape[0], math.prod(shape[1:])
+        tile_rows, tile_cols = _ceil_div(rows, tile_size), _ceil_div(cols, tile_size)
         tile_start = HEADER_WORDS
         tile_row_ptr = tile_start + _align(2 * (tiles + 1))
         tile_col = tile_row_ptr + _align(tile_rows + 1)
         tile_ptr_t = tile_col + _align(tiles)
         tile_order_t = tile_ptr_t + _align(tile_cols + 1)
         row_offset = tile_order_t + _align(tiles)
+        bits = row_offset + _align(tiles * tile_size // 2)
         return cls(
-            shape=(rows, cols) if dims == 2 else (rows, cin, kh, kw),
+            shape=shape,
             rows=rows,
             cols=cols,
             tile_size=tile_size,
@@ -128,7 +146,8 @@ class Layout:
             tile_ptr_t=tile_ptr_t,
             tile_order_t=tile_order_t,
             row_offset=row_offset,
-            bits=row_offset + _align(tiles * tile_size // 2),
+            bits=bits,
+            words=bits + _align(tiles * tile_size * tile_size // 32),
         )
 
     def section(self, data: Tensor, first_word: int, count: int, dtype: torch.dtype) -> Tensor:

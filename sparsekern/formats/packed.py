@@ -41,10 +41,10 @@ class PackedPattern:
         data = data.detach().clone(memory_format=torch.contiguous_format)
         host_data = data.cpu()
         _pattern.validate(host_data.data_ptr(), host_data.numel(), native.threads())
-        self._set(data, host_data)
-
-    def _set(self, data: Tensor, host_data: Tensor) -> None:
         layout = Layout.from_header(host_data[:HEADER_WORDS].tolist())
+        self._set(data, layout, host_data)
+
+    def _set(self, data: Tensor, layout: Layout, host_data: Tensor | None) -> None:
         fields = {
             "data": data,
             "shape": layout.shape,
@@ -53,18 +53,24 @@ class PackedPattern:
             "nnz": layout.nnz,
             "num_tiles": layout.tiles,
             "_layout": layout,
-            # The data on the CPU (the same tensor for a pattern that is there) for the native functions.
-            "_host_data": host_data,
+            "_host_copy": data if data.is_cpu else host_data,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        remember(data, layout, host_data)
+        remember(data, layout, self._host_copy)
 
     @classmethod
-    def _from_valid(cls: type[Self], data: Tensor, host_data: Tensor) -> Self:
+    def _from_valid(cls: type[Self], data: Tensor, layout: Layout, host_data: Tensor | None = None) -> Self:
         pattern = cls.__new__(cls)
-        pattern._set(data, host_data)
+        pattern._set(data, layout, host_data)
         return pattern
+
+    @property
+    def _host_data(self) -> Tensor:
+        """The data on the CPU, for the native functions: fetched when it is first needed, not before."""
+        if self._host_copy is None:
+            object.__setattr__(self, "_host_copy", self.data.cpu())
+        return self._host_copy
 
     @property
     def numel(self) -> int:
@@ -150,8 +156,8 @@ class PackedPattern:
             raise ValueError(
                 "a pattern cannot move to the meta device, which holds no bits; keep it on the cpu"
             )
-        data = (self._host_data if device.type == "cpu" else self.data).to(device)
-        return self if data is self.data else self._from_valid(data, self._host_data)
+        data = self._host_data if device.type == "cpu" else self.data.to(device)
+        return self if data is self.data else self._from_valid(data, self._layout, self._host_copy)
 
     def _words(self) -> tuple[int, int]:
         return self._host_data.data_ptr(), self._host_data.numel()

@@ -2,8 +2,9 @@
 
 A weight is a matrix ``(N, K)``: ``(out, in)`` for a linear layer, ``(Cout, kh * kw * Cin / groups)`` with
 columns in (kh, kw, cin) order for a convolution. The matrix is cut into T x T tiles; tiles without an active
-position are not stored. A tile holds one bit for each position, and the values of the active ones lie in a
-separate vector ``(nnz,)``, tile by tile (tile row, then tile column) and row by row within a tile:
+position are not stored, unless the grid of tiles is stored complete. A tile holds one bit for each position,
+and the values of the active ones lie in a separate vector ``(nnz,)``, tile by tile (tile row, then tile
+column) and row by row within a tile:
 
     value index of (n, k) = tile_start[t] + row_offset[t, n % T] + popcount(bits[t, n % T] below k % T)
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from sparsekern import native
 from sparsekern.formats.checks import (
     active_count,
+    check_bool,
     check_generator,
     check_integer,
     check_mask,
@@ -29,6 +31,8 @@ from sparsekern.formats.checks import (
 )
 from sparsekern.formats.layout import (
     BLOCK_SIZES,
+    HEADER_WORDS,
+    Layout,
     check_block_size,
     check_tile_size,
     default_tile_size,
@@ -62,7 +66,7 @@ class Pattern(PackedPattern):
     nnz : int
         Number of active positions; may be 0.
     num_tiles : int
-        Number of tiles stored: those with at least one active position.
+        Number of tiles stored: those with at least one active position, or all of the grid.
 
     Raises
     ------
@@ -73,7 +77,9 @@ class Pattern(PackedPattern):
 
     Notes
     -----
-    Two patterns are equal when their packed data are: the same shape, positions and tile size, on any device.
+    Two patterns are equal when their packed data are: the same shape, positions, tile size and stored tiles,
+    on any device. A pattern with empty tiles in a complete grid, as `sparsekern.ops.update_topology` returns
+    it, thus differs from that of `from_mask` for the same positions, while their values have the same order.
     """
 
     @classmethod
@@ -81,10 +87,10 @@ class Pattern(PackedPattern):
         # The device is named because a default device may be set, as in `with torch.device("meta")`.
         data = torch.empty(builder.words, dtype=torch.int32, device="cpu")
         builder.fill(data.data_ptr(), data.numel(), native.threads())
-        return cls._from_valid(data, data)
+        return cls._from_valid(data, Layout.from_header(data[:HEADER_WORDS].tolist()))
 
     @classmethod
-    def from_mask(cls, mask: Tensor, *, tile_size: int | None = None) -> Pattern:
+    def from_mask(cls, mask: Tensor, *, tile_size: int | None = None, complete: bool = False) -> Pattern:
         """Pattern whose active positions are those where `mask` is True.
 
         Parameters
@@ -94,11 +100,13 @@ class Pattern(PackedPattern):
             device.
         tile_size : int, optional
             8, 16, 32 or 64; by default `default_tile_size` of the weight matrix.
+        complete : bool
+            Store every tile of the grid, also those without an active position.
 
         Raises
         ------
         TypeError
-            When `mask` is not a bool tensor of strided layout.
+            When `mask` is not a bool tensor of strided layout, or `complete` is not a bool.
         ValueError
             When it is on the meta device, its shape is not a weight's, or `tile_size` is none of the above.
         """
@@ -106,7 +114,12 @@ class Pattern(PackedPattern):
         tile_size = _tile_size(shape, tile_size)
         host_mask = mask.detach().cpu().contiguous()
         builder = _pattern.mask_builder(
-            host_mask.data_ptr(), host_mask.numel(), shape, tile_size, native.threads()
+            host_mask.data_ptr(),
+            host_mask.numel(),
+            shape,
+            tile_size,
+            check_bool(complete, "complete"),
+            native.threads(),
         )
         return cls._from_builder(builder).to(mask.device)
 

@@ -52,9 +52,9 @@ class TileIndex:
 
         Where the grid is complete nothing is read; elsewhere `host_data`, or else the device.
         """
-        complete = layout.tiles == layout.tile_rows * layout.tile_cols
-        sections = _sections(data, layout)
-        if complete:
+        # Of another tensor on the same memory: views of `data` would keep it, and what is known of it, alive.
+        sections = _sections(data.new_empty(0).set_(data), layout)
+        if layout.tiles == layout.tile_rows * layout.tile_cols:
             full = layout.nnz == layout.rows * layout.cols
             return cls(
                 layout, **sections, tile_row=sections["tile_col"], complete=True, full=full, paired=True

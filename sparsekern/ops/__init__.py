@@ -5,9 +5,11 @@ Each is also registered as ``torch.ops.sparsekern.<name>``, for ``torch.compile`
 
 from sparsekern.ops.conv2d import conv2d, conv2d_grad_input, conv2d_grad_values
 from sparsekern.ops.linear import linear, linear_grad_input, linear_grad_values
+from sparsekern.ops.topology import Candidates, transfer_all, update_topology
 from sparsekern.ops.values import pack, transfer, unpack
 
 __all__ = [
+    "Candidates",
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
@@ -16,5 +18,7 @@ __all__ = [
     "linear_grad_values",
     "pack",
     "transfer",
+    "transfer_all",
     "unpack",
+    "update_topology",
 ]

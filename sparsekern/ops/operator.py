@@ -14,9 +14,9 @@ from torch.nn import Parameter
 
 from sparsekern.backends import select
 
-__all__ = ["Operator"]
+__all__ = ["Operator", "library"]
 
-_library = torch.library.Library("sparsekern", "DEF")
+library = torch.library.Library("sparsekern", "DEF")
 
 
 # What the eager way takes, if it has memory. Subclasses (fake tensors, DTensor) and the meta device go
@@ -84,10 +84,10 @@ class Operator:
             _check_dtypes({argument: arguments[i] for i, argument in tensors.items()})
             return kernel(*arguments)
 
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, registered_kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"sparsekern::{name}", fake, lib=_library)
-        torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=save, lib=_library)
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, registered_kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"sparsekern::{name}", fake, lib=library)
+        torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=save, lib=library)
         self._registered = getattr(torch.ops.sparsekern, name).default
 
         # With a separate setup_context, PyTorch binds the arguments by inspecting signatures at every call.

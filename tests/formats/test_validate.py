@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from sparsekern.formats import Pattern
+from sparsekern.formats.known import layout_of
+from sparsekern.formats.layout import Layout
 
 T = 8
 
@@ -167,7 +169,7 @@ CORRUPTIONS = {
     "bits_below_the_matrix": (row_below_the_matrix, "bits outside the matrix are set in tile 9"),
     "bits_right_of_the_matrix": (column_right_of_the_matrix, "bits outside the matrix are set in tile 6"),
     "one_bit_more": (one_bit_more, "tile_start does not match the bits of tile 3"),
-    "empty_tile": (empty_a_tile, "an empty tile is stored: tile 4"),
+    "empty_tile": (empty_a_tile, "an empty tile is stored, but not all tiles are: tile 4"),
     "padding_tile_start": (pad_after("tile_start"), "the unused words between sections must be zero"),
     "padding_tile_col": (pad_after("tile_col"), "the unused words between sections must be zero"),
     "padding_tile_ptr_t": (pad_after("tile_ptr_t"), "the unused words between sections must be zero"),
@@ -239,3 +241,30 @@ def test_validate_sees_what_was_written_to_the_data_afterwards():
     pattern.data[6] = 9
     with pytest.raises(ValueError, match="the header needs"):
         pattern.validate()
+
+
+def test_a_complete_grid_may_hold_empty_tiles():
+    mask = EXAMPLE.to_mask()
+    grid = Pattern.from_mask(mask, tile_size=T, complete=True)
+    assert grid.num_tiles == 12
+    assert (grid.tile_start.diff() == 0).sum() == 2
+    assert Pattern(grid.data) == grid
+    assert grid != EXAMPLE
+    full = Pattern.from_mask(torch.ones(20, 30, dtype=torch.bool), tile_size=T)
+    assert full == Pattern.from_mask(full.to_mask(), tile_size=T, complete=True)
+    data = grid.data.clone()
+    data[6] = 11
+    with pytest.raises(ValueError, match="the header needs"):
+        Pattern(data)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (1, 1), (7, 3, 5, 2)], ids=str)
+@pytest.mark.parametrize("tile_size", [8, 64])
+def test_the_layout_of_a_complete_grid_is_known_without_its_bits(shape, tile_size):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.1
+    grid = Pattern.from_mask(mask, tile_size=tile_size, complete=True)
+    layout = Layout.complete(shape, tile_size, grid.nnz)
+    assert layout == layout_of(grid.data) == layout_of(grid.data.clone())
+    assert layout.words == grid.data.numel()
+    with pytest.raises(TypeError, match="complete must be True or False, got 1"):
+        Pattern.from_mask(mask, complete=1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import shutil
+import subprocess
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,3 +119,20 @@ KINDS = _kinds()
 def mask_of(request):
     """mask_of(shape): a mask of each kind."""
     return KINDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory):
+    """host_library(name): the source ``name.cpp`` of this folder, and the CUDA source in it, as host code."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    here, csrc = Path(__file__).parent, Path(__file__).resolve().parents[2] / "csrc"
+
+    def build(name):
+        library = tmp_path_factory.mktemp("host") / f"{name}.so"
+        include = ["-I", here / "host_cuda", "-I", csrc / "include", "-I", csrc / "cuda"]
+        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", *include, here / f"{name}.cpp"]
+        subprocess.run([*map(str, command), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
+
+    return build

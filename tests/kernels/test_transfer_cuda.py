@@ -18,19 +18,17 @@ DTYPES = {2: np.uint16, 4: np.float32, 8: np.float64}
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory):
+def on_host(host_library):
     """The kernel's source compiled as host code."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    library = tmp_path_factory.mktemp("host") / "transfer_on_host.so"
-    include = ["-I", HERE / "host_cuda", "-I", ROOT / "csrc" / "include", "-I", ROOT / "csrc" / "cuda"]
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", *include, HERE / "transfer_on_host.cpp"]
-    subprocess.run([*map(str, command), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return host_library("transfer_on_host")
 
 
 def pointer(array: np.ndarray | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+def address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -40,6 +38,22 @@ def aligned(array: np.ndarray) -> np.ndarray:
     copy = buffer[start : start + array.nbytes].view(array.dtype)
     copy[:] = array
     return copy
+
+
+class Vector(ctypes.Structure):
+    """As the header declares `TransferVector`."""
+
+    _fields_ = (
+        ("from_values", ctypes.c_void_p),
+        ("to_values", ctypes.c_void_p),
+        ("element_size", ctypes.c_int64),
+    )
+
+
+def vectors_of(*vectors):
+    """(from_values, to_values, element_size) of each, as an array of `Vector`; and how many there are."""
+    made = (Vector * len(vectors))(*(Vector(address(a), address(b), size) for a, b, size in vectors))
+    return made, ctypes.c_int64(len(vectors))
 
 
 def values_for(pattern, dtype, rng: np.random.Generator) -> np.ndarray:
@@ -52,19 +66,36 @@ def transferred(from_values: np.ndarray, from_pattern, to_pattern) -> np.ndarray
     return dense[to_pattern.positions]
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize(("blocks", "threads"), [(1, 1), (3, 1), (2, 4)])
 @pytest.mark.parametrize("element_size", DTYPES)
 @pytest.mark.parametrize("tile_size", [8, 16, 32, 64])
 @pytest.mark.parametrize("densities", [(0.1, 0.1), (0.002, 0.5), (1.0, 0.05), (0.0, 0.3), (0.3, 0.0)])
-def test_transfer_kernel_is_exact(on_host, pack, densities, tile_size, element_size, blocks):
+def test_transfer_kernel_is_exact(on_host, pack, densities, tile_size, element_size, blocks, threads):
     rng = np.random.default_rng(0)
     from_pattern, to_pattern = (pack(rng.random((203, 131)) < density, tile_size) for density in densities)
     from_values = values_for(from_pattern, DTYPES[element_size], rng)
     from_data, to_data = aligned(from_pattern.data), aligned(to_pattern.data)
     to_values = aligned(np.full(to_pattern.nnz, 65000, dtype=from_values.dtype))
-    arguments = [pointer(array) for array in (from_data, from_values, to_data, to_values)]
-    on_host.run_kernel(*arguments, ctypes.c_int64(element_size), ctypes.c_int(blocks))
+    vectors = vectors_of((from_values, to_values, element_size))
+    assert on_host.run_transfer(pointer(from_data), pointer(to_data), *vectors, blocks, threads) == 0
     np.testing.assert_array_equal(to_values, transferred(from_values, from_pattern, to_pattern))
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 17])
+def test_several_vectors_of_several_sizes(on_host, pack, count):
+    """More than a launch takes, too."""
+    rng = np.random.default_rng(0)
+    from_pattern, to_pattern = (pack(rng.random((75, 131)) < 0.3, 16) for _ in range(2))
+    from_data, to_data = aligned(from_pattern.data), aligned(to_pattern.data)
+    sizes = [(2, 4, 8)[i % 3] for i in range(count)]
+    old = [values_for(from_pattern, DTYPES[size], rng) for size in sizes]
+    new = [aligned(np.full(to_pattern.nnz, 65000, dtype=values.dtype)) for values in old]
+    assert (
+        on_host.run_transfer(pointer(from_data), pointer(to_data), *vectors_of(*zip(old, new, sizes)), 5, 1)
+        == 0
+    )
+    for before, after in zip(old, new):
+        np.testing.assert_array_equal(after, transferred(before, from_pattern, to_pattern))
 
 
 def status_names() -> dict[str, int]:
@@ -106,17 +137,18 @@ def broken(case: str, pack) -> tuple[tuple, int]:
     ],
 )
 def test_launcher_refuses(on_host, pack, case):
-    arrays, element_size = broken(case, pack)
-    arguments = [pointer(array) for array in arrays]
-    status = on_host.launcher_status(*arguments, ctypes.c_int64(element_size))
+    (from_data, from_values, to_data, to_values), element_size = broken(case, pack)
+    vectors = vectors_of((from_values, to_values, element_size))
+    status = on_host.launcher_status(pointer(from_data), pointer(to_data), *vectors)
     assert status == status_names()[case]
 
 
 def test_nothing_to_write_is_a_success(on_host, pack):
     from_pattern, empty = pack(np.eye(8, dtype=bool), 8), pack(np.zeros((8, 8), dtype=bool), 8)
-    arrays = aligned(from_pattern.data), aligned(np.ones(8, dtype=np.float32)), aligned(empty.data), None
-    arguments = [pointer(array) for array in arrays]
-    assert on_host.launcher_status(*arguments, ctypes.c_int64(4)) == 0
+    from_data, to_data, values = map(aligned, (from_pattern.data, empty.data, np.ones(8, dtype=np.float32)))
+    patterns, vectors = (pointer(from_data), pointer(to_data)), vectors_of((values, None, 4))
+    assert on_host.launcher_status(*patterns, *vectors) == 0
+    assert on_host.launcher_status(*patterns, None, ctypes.c_int64(0)) == 0
 
 
 def test_every_status_has_a_message():

@@ -5,6 +5,7 @@ namespace {
 
 using sparsekern::PatternSizes;
 using sparsekern::cuda::DevicePattern;
+using sparsekern::cuda::TransferVector;
 
 DevicePattern device_pattern(const int32_t* data) {
     PatternSizes sizes;
@@ -18,31 +19,36 @@ DevicePattern device_pattern(const int32_t* data) {
     return {sizes, data};
 }
 
-template <class T>
-void run_blocks(const DevicePattern& from, const void* from_values, const DevicePattern& to,
-                void* to_values) {
+unsigned most_blocks = 1;
+unsigned threads_of_block = 1;
+
+cudaError_t run(const void*, dim3 blocks, dim3, void** arguments) {
     using namespace sparsekern::cuda;
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-        transfer_kernel<T>(sections(from), static_cast<const T*>(from_values), sections(to),
-                           static_cast<T*>(to_values), to.sizes.tiles, static_cast<int>(to.sizes.tile_rows),
-                           static_cast<int>(to.sizes.tile_size));
-    }
+    run_blocks_of(blocks.x < most_blocks ? blocks.x : most_blocks, threads_of_block, [=] {
+        transfer_kernel(*static_cast<DeviceSections*>(arguments[0]),
+                        *static_cast<DeviceSections*>(arguments[1]), *static_cast<Vectors*>(arguments[2]),
+                        *static_cast<int64_t*>(arguments[3]), *static_cast<int*>(arguments[4]),
+                        *static_cast<int*>(arguments[5]));
+    });
+    return cudaSuccess;
 }
 
 }  // namespace
 
-extern "C" int launcher_status(const int32_t* from, const void* from_values, const int32_t* to,
-                               void* to_values, int64_t element_size) {
-    return static_cast<int>(sparsekern::cuda::transfer(device_pattern(from), from_values, device_pattern(to),
-                                                       to_values, element_size, nullptr));
+// The status of the launcher for pointers that are the host's.
+extern "C" int launcher_status(const int32_t* from, const int32_t* to, const TransferVector* vectors,
+                               int64_t count) {
+    host_launch = nullptr;
+    return static_cast<int>(
+        sparsekern::cuda::transfer(device_pattern(from), device_pattern(to), vectors, count, nullptr));
 }
 
-extern "C" void run_kernel(const int32_t* from, const void* from_values, const int32_t* to, void* to_values,
-                           int64_t element_size, int blocks) {
-    gridDim.x = static_cast<unsigned>(blocks);
-    const DevicePattern source = device_pattern(from);
-    const DevicePattern target = device_pattern(to);
-    if (element_size == 2) run_blocks<uint16_t>(source, from_values, target, to_values);
-    if (element_size == 4) run_blocks<uint32_t>(source, from_values, target, to_values);
-    if (element_size == 8) run_blocks<uint64_t>(source, from_values, target, to_values);
+// Runs what the launcher launches.
+extern "C" int run_transfer(const int32_t* from, const int32_t* to, const TransferVector* vectors,
+                            int64_t count, int blocks, int threads) {
+    host_launch = run;
+    most_blocks = static_cast<unsigned>(blocks);
+    threads_of_block = static_cast<unsigned>(threads);
+    return static_cast<int>(
+        sparsekern::cuda::transfer(device_pattern(from), device_pattern(to), vectors, count, nullptr));
 }

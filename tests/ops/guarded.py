@@ -115,6 +115,26 @@ def check_copies(shape: tuple[int, ...]) -> None:
     assert torch.equal(moved, source.transfer(values, target))
 
 
+def check_topology(shape: tuple[int, ...], tile_size: int, dtype: torch.dtype) -> None:
+    pattern = Pattern.from_mask(torch.rand(shape) < 0.5, tile_size=tile_size)
+    values, scores = keep(random(pattern.nnz, dtype=dtype)), keep(random(*shape, dtype=dtype))
+    words = Pattern.from_mask(pattern.to_mask(), tile_size=tile_size, complete=True).data.numel()
+    count = pattern.nnz // 2
+    inactive = keep((pattern.to_mask().flatten() == 0).nonzero()[:, 0])
+    for listed in (False, True):
+        # Of a matrix: the order of a convolution's columns is another.
+        if listed and len(shape) > 2:
+            continue
+        active, positions = (keep(pattern.pack(scores)), inactive) if listed else (None, None)
+        given = keep(scores.flatten()[inactive]) if listed else scores
+        (new,) = cpp.update_topology(
+            [values], [keep(pattern.data)], [given], [active], [positions], [count], [words], "magnitude"
+        )
+        assert Pattern(new).nnz == pattern.nnz
+        moved = cpp.transfer_all([values, values], keep(pattern.data), new, pattern.nnz)
+        assert torch.equal(moved[1], pattern.transfer(values, Pattern(new)))
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.Tensor.new_empty = guarded_result
@@ -135,6 +155,10 @@ def main() -> None:
                     check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), strides=PLAIN)
     for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
         check_copies(shape)
+        for tile_size in (8, 64):
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                check_topology(shape, tile_size, dtype)
+    check_topology((300, 700), 64, torch.float32)
     assert guarded_outputs > 100, guarded_outputs
 
 

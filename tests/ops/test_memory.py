@@ -19,7 +19,7 @@ PEAK = """
 import json, sys, torch
 from sparsekern import native
 from sparsekern.formats import Pattern
-from sparsekern.ops import linear
+from sparsekern.ops import linear, update_topology
 
 def status(name):
     with open("/proc/self/status") as lines:
@@ -36,6 +36,12 @@ for backend in ("cpp", "reference"):
         clear.write("5")  # the peak starts anew
     linear(x, values, pattern, backend=backend).sum().backward()
     growth[backend] = status("VmHWM") - before
+scores = torch.randn(8192, 8192)
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")
+update_topology([values], [pattern], [scores], [pattern.nnz // 3])
+growth["update_topology"] = status("VmHWM") - before
 print(json.dumps(growth))
 """
 
@@ -65,6 +71,25 @@ for call in (
 """
 
 
+UPDATE_OUT_OF_MEMORY = """
+import resource, sys, torch
+from sparsekern.formats import Pattern
+from sparsekern.ops import update_topology
+
+torch.set_num_threads(int(sys.argv[1]))
+pattern, scores = Pattern.random((64, 200_000), 0.5), torch.randn(64, 200_000)
+values = torch.randn(pattern.nnz)
+update_topology([values], [pattern], [scores], [1])
+with open("/proc/self/status") as lines:
+    mapped = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (4 << 20),) * 2)
+try:
+    update_topology([values], [pattern], [scores], [pattern.nnz])
+except MemoryError as error:
+    print(error)
+"""
+
+
 def run(*command, **environment):
     result = subprocess.run(
         [sys.executable, *command],
@@ -87,11 +112,19 @@ def test_out_of_memory_is_an_exception(threads):
     assert all(re.fullmatch(r"no memory for \d{7,} bytes of scratch", line) for line in lines)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_update_of_a_topology_out_of_memory(threads):
+    line = run("-c", UPDATE_OUT_OF_MEMORY, str(threads)).strip()
+    assert re.fullmatch(r"no memory for \d{7,} bytes of scratch", line)
+
+
 def test_a_large_layer_never_makes_its_dense_weight():
     """256 MiB dense, 2.6 MiB of values. The reference, which makes one, shows that it would be seen."""
     growth = json.loads(run("-c", PEAK))
     assert growth["reference"] > 256 << 20
     assert growth["cpp"] < 64 << 20
+    assert growth["update_topology"] < 64 << 20
 
 
 @pytest.mark.parametrize("side", ["before", "behind"])

@@ -18,6 +18,11 @@ enum class Status : int32_t {
     not_device_memory = -7,
     different_devices = -8,
     overlapping_buffers = -9,
+    bad_type = -10,
+    bad_count = -11,
+    bad_order = -12,
+    too_few_candidates = -13,
+    bad_workspace = -14,
 };
 
 // One sentence for a status, a static string.

@@ -47,6 +47,9 @@ struct PatternSizes {
     int64_t tile_cols = 0;
     int64_t tiles = 0;
     int64_t nnz = 0;
+
+    // Whether the whole grid of tiles is stored. Only then may a stored tile be empty.
+    SPARSEKERN_HOST_DEVICE constexpr bool complete() const { return tiles == tile_rows * tile_cols; }
 };
 
 // Word offsets of the sections behind the header; each is a multiple of four words (16 bytes).

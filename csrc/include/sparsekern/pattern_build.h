@@ -33,12 +33,15 @@ public:
     virtual void read_row(int64_t row, uint64_t* words) const = 0;
 };
 
+// Which tiles a builder stores: those with an active position, or the whole grid.
+enum class StoredTiles { nonempty, all };
+
 // Cuts a source into tiles. The constructor reads every row once to count tiles and values, so that the
 // caller can allocate `words()` int32 words; `fill` reads every row again and writes the packed pattern.
 class PatternBuilder {
 public:
     PatternBuilder(const WeightShape& shape, int64_t tile_size, std::unique_ptr<RowSource> source,
-                   int threads);
+                   int threads, StoredTiles stored = StoredTiles::nonempty);
 
     int64_t words() const { return pattern_sections(sizes_).total_words; }
     const PatternSizes& sizes() const { return sizes_; }
@@ -50,7 +53,10 @@ private:
     void fill_header(int32_t* data) const;
     void fill_tile_row(int64_t tile_row, uint64_t* scratch, int32_t* data) const;
 
+    bool is_stored(uint64_t tile_bits) const { return tile_bits != 0 || stored_ == StoredTiles::all; }
+
     WeightShape shape_;
+    StoredTiles stored_;
     PatternSizes sizes_;
     std::unique_ptr<RowSource> source_;
     std::vector<int32_t> tile_row_ptr_;    // tile_rows + 1

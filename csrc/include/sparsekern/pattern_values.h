@@ -27,6 +27,19 @@ void unpack(const PatternView& pattern, const void* values, int64_t value_elemen
 void transfer(const PatternView& from, const void* from_values, int64_t from_elements, const PatternView& to,
               void* to_values, int64_t to_elements, int64_t element_size, int threads);
 
+// One vector of values of two patterns, of elements of 1, 2, 4 or 8 bytes.
+struct Transfer {
+    const void* from_values;
+    int64_t from_elements;
+    void* to_values;
+    int64_t to_elements;
+    int64_t element_size;
+};
+
+// The same for several vectors; where each value comes from is found once for all of them.
+void transfer_all(const PatternView& from, const PatternView& to, const Transfer* vectors, int64_t count,
+                  int threads);
+
 // counts[n] = active positions of matrix row n; `elements` must be rows.
 void fan_in(const PatternView& pattern, int64_t* counts, int64_t elements, int threads);
 
