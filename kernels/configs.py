@@ -181,11 +181,12 @@ def _narrow(problem: Problem) -> Iterator[Config]:
     stages = 4 if problem.element_size == 2 else 3
     # Bytes are fetched fastest by several programs on each multiprocessor, each on its part of the weight.
     splits = _fill(problem.outputs, problem.steps, 4 * problem.processors)
+    depth = 16 if problem.precision == "ieee" else 64
     # Four warps hold more of the block each, for which there are not always registers.
     few = problem.element_size == 2 and (problem.capability >= 90 or samples == 16)
     for warps, factor in ((4, 1), (4, 2), (8, 1), (8, 2)) if few else ((8, 1), (8, 2)):
         parts = max(1, min(problem.steps, splits * factor))
-        yield Config(samples, 1, warps, stages, parts, narrow=True, prefetch=True)
+        yield Config(samples, 1, warps, stages, parts, True, prefetch=True, depth=depth)
 
 
 def _wide(problem: Problem) -> Iterator[Config]:

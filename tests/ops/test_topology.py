@@ -280,7 +280,11 @@ BAD = {
     "too many": ({"counts": [28]}, ValueError, "counts[0] must be at most nnz, 27, got 28"),
     "a fraction": ({"counts": [0.5]}, TypeError, "counts[0] must be an integer, got 0.5"),
     "by": ({"by": "gradient"}, ValueError, "by must be 'magnitude' or 'value', got 'gradient'"),
-    "backend": ({"backend": "cudnn"}, ValueError, "backend must be one of cpp, cuda, reference, got 'cudnn'"),
+    "backend": (
+        {"backend": "cudnn"},
+        ValueError,
+        "backend must be one of cpp, cuda, triton, reference, got 'cudnn'",
+    ),
     "active": (
         {"scores": [Candidates(random(5), POSITIONS, random(27))]},
         ValueError,
