@@ -20,22 +20,37 @@ from sparsekern.kernels.tuning import choose
 
 
 @triton.jit
-def tile_of_column(pattern, first, second, part, step, end, tile_cols, group, C):
-    """The tiles of one step along a group of columns of tiles, by the half (0 or 1) of the group: int64."""
+def tile_of_column(pattern, walk, half, step, end, C):
+    """The tiles of one step along a group of columns of tiles, by the `half` (0 or 1) of the group: int64.
+
+    `walk` is where each half begins in the index of the transpose, the tile columns in all, and the group.
+    """
+    first, second, tile_cols, group = walk
     at = step // C.PARTS
     if C.COMPLETE:
-        return at.to(tl.int64) * tile_cols + group * C.GROUP + part
-    begin = tl.where(part == 0, first, second)
+        return at.to(tl.int64) * tile_cols + group * C.GROUP + half
+    begin = tl.where(half == 0, first, second)
     return tl.load(pattern.tile_order_t + begin + at, mask=step < end, other=0).to(tl.int64)
 
 
 @triton.jit
-def column_octets(pattern, tile, place, step, end, valid, C):
-    """The octets of one step along a column of tiles; `tile` and `valid` are by octet."""
+def column_octets(pattern, walk, half, valid, place, step, end, C):
+    """The octets of one step along a group of columns of tiles; `half` and `valid` are by octet."""
+    tile = tile_of_column(pattern, walk, half, step, end, C)
     row = step % C.PARTS * C.ROWS + place[:, None]
     octet = tl.arange(0, C.COLUMNS // 8)[None, :] % (C.TILE // 8)
     valid = valid[None, :] & (place < C.TILE)[:, None] & (step < end)
     return load_octets(pattern, tile[None, :], row, octet, valid, C.TILE)
+
+
+@triton.jit
+def columns_of_group(group, tile_cols, columns, C):
+    """Columns of a group and which are in the matrix; the half of it that each octet is in, and which are."""
+    place = tl.arange(0, C.COLUMNS)
+    column = group * (C.GROUP * C.TILE) + place
+    half = tl.arange(0, C.COLUMNS // 8) // (C.TILE // 8)
+    half_valid = (half < C.GROUP) & (group * C.GROUP + half < tile_cols)
+    return column, (place < C.GROUP * C.TILE) & (column < columns), half, half_valid
 
 
 @triton.jit
@@ -46,27 +61,20 @@ def linear_grad_input_kernel(
     split, block, group = place_of_program(blocks, tl.cdiv(tile_cols, C.GROUP))
     sample = block.to(tl.int64) * C.SAMPLES + tl.arange(0, C.SAMPLES)
     place = tl.arange(0, C.ROWS)
-    in_group = tl.arange(0, C.COLUMNS)
-    column = group * (C.GROUP * C.TILE) + in_group
-    valid = (in_group < C.GROUP * C.TILE) & (column < columns)
-    octet = tl.arange(0, C.COLUMNS // 8)
-    part = octet // (C.TILE // 8)
-    octet_valid = (part < C.GROUP) & (group * C.GROUP + part < tile_cols)
-
+    column, valid, half, half_valid = columns_of_group(group, tile_cols, columns, C)
     first = tl.load(pattern.tile_ptr_t + group * C.GROUP)
     second = tl.load(pattern.tile_ptr_t + group * C.GROUP + 1)
+    walk = (first, second, tile_cols, group)
     begin, end = split_range((second - first) * C.PARTS, split, C.SPLITS)
 
     acc = tl.zeros((C.COLUMNS, C.SAMPLES) if C.NARROW else (C.SAMPLES, C.COLUMNS), tl.float32)
-    tile = tile_of_column(pattern, first, second, part, begin, end, tile_cols, group, C)
-    octets, start = column_octets(pattern, tile, place, begin, end, octet_valid, C)
+    octets, start = column_octets(pattern, walk, half, half_valid, place, begin, end, C)
     if C.PREFETCH:
         fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
-        tile = tile_of_column(pattern, first, second, part, begin + 1, end, tile_cols, group, C)
-        octets, start = column_octets(pattern, tile, place, begin + 1, end, octet_valid, C)
+        octets, start = column_octets(pattern, walk, half, half_valid, place, begin + 1, end, C)
     for i in tl.range(0, end - begin):
         step = begin + i
-        leader = tile_of_column(pattern, first, second, 0, step, end, tile_cols, group, C)
+        leader = tile_of_column(pattern, walk, 0, step, end, C)
         row = tile_row_of(pattern, leader, tile_cols, C) * C.TILE
         row += step % C.PARTS * C.ROWS + place
         if C.TILE < C.ROWS:
@@ -77,7 +85,7 @@ def linear_grad_input_kernel(
             weights = fetched
             fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
         else:
-            at = tile_of_column(pattern, first, second, in_group // C.TILE, step, end, tile_cols, group, C)
+            at = tile_of_column(pattern, walk, column // C.TILE % C.GROUP, step, end, C)
             weights = load_weights(
                 weight,
                 pattern,
@@ -96,8 +104,7 @@ def linear_grad_input_kernel(
             # Changes nothing, but Triton fails to lay out float32 operands that come straight from a decode.
             weights = tl.where(inside, weights, 0)
         ahead = step + 1 + C.PREFETCH
-        tile = tile_of_column(pattern, first, second, part, ahead, end, tile_cols, group, C)
-        octets, start = column_octets(pattern, tile, place, ahead, end, octet_valid, C)
+        octets, start = column_octets(pattern, walk, half, half_valid, place, ahead, end, C)
         y_block = load_samples(grad_y, sample, samples, y_sample, row, rows, y_feature, C.NARROW)
         if C.NARROW:
             acc = multiply(tl.trans(weights), y_block, acc, C.PRECISION)
