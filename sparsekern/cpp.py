@@ -11,6 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
+from sparsekern.candidates import KEY_DIGITS, largest
 from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
 
@@ -95,6 +96,42 @@ def linear_grad_values(
         threads(),
     )
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
+
+
+class _Passes:
+    """The passes of the extension's `GrowCandidates` for `largest`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, native: _C.GrowCandidates, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+        self._native = native
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.shape = shape
+
+    def count(self, prefix: int, shift: int, bits: int) -> Tensor:
+        counts = torch.empty(KEY_DIGITS, dtype=torch.int64, device=self.device)
+        self._native.count(prefix, shift, bits, *_buffer(counts))
+        return counts
+
+    def count_ties(self, key: int) -> Tensor:
+        ties = torch.empty(self.shape[0], dtype=torch.int64, device=self.device)
+        self._native.count_ties(key, *_buffer(ties))
+        return ties
+
+    def emit(self, least: int, tied_rows: int, positions: Tensor, scores: Tensor) -> int:
+        return self._native.emit(least, tied_rows, *_buffer(positions), *_buffer(scores))
+
+
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    rows, columns = shape
+    grad_matrix, _grad_owner = _matrix(grad_y, rows)
+    (address, reach, _, *strides), _owner = _matrix(x, columns)
+    native = _C.grow_candidates(
+        DTYPES[x.dtype], *_buffer(pattern), *grad_matrix, address, reach, *strides, threads()
+    )
+    return largest(_Passes(native, x.dtype, (rows, columns)), rows * columns - _nnz(pattern), count)
 
 
 def _convolution(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[_C.Conv2dShape, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -38,6 +39,31 @@ def linear_grad_values(
 ) -> Tensor:
     dense = grad_y.reshape(-1, shape[0]).T @ x.reshape(-1, shape[1])
     return _as_values(dense, Pattern(pattern), values_shape)
+
+
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    grad_y, x = _widened(grad_y, x)
+    return _largest_inactive(grad_y.reshape(-1, shape[0]).T @ x.reshape(-1, shape[1]), pattern, count)
+
+
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """In the dtype that sums are held in."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
+def _largest_inactive(gradient: Tensor, pattern: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`gradient` has the shape of the weight; its positions are those of the weight's matrix."""
+    active = Pattern(pattern).to_mask()
+    if gradient.dim() == 4:
+        active, gradient = active.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    inactive = active.flatten().logical_not().nonzero().squeeze(1)
+    if count > len(inactive):
+        raise ValueError(f"count must be at most the {len(inactive)} inactive positions, got {count}")
+    scores = gradient.abs().flatten()[inactive]
+    chosen = scores.sort(descending=True, stable=True).indices[:count].sort().values
+    return inactive[chosen], scores[chosen]
 
 
 def _strides(geometry: Sizes) -> dict[str, Any]:
