@@ -94,6 +94,13 @@ def conv2d_grad_values(
     return _as_values(dense, Pattern(pattern), values_shape)
 
 
+def grow_candidates_conv2d(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int, geometry: Sizes
+) -> tuple[Tensor, Tensor]:
+    grad_y, x = _widened(grad_y, x)
+    return _largest_inactive(conv2d_weight(x, shape, grad_y, **_strides(geometry)), pattern, count)
+
+
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
     return Pattern(pattern).pack(dense)
 
