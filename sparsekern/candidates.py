@@ -13,10 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["KEY_DIGITS", "Passes", "largest"]
+__all__ = ["Passes", "largest"]
 
 DIGIT_BITS = 16
-KEY_DIGITS = 1 << DIGIT_BITS
 # Scores beyond those asked for that may be written down, where more are asked for as many again.
 SURPLUS = 65536
 KEY_TYPES = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -39,7 +38,7 @@ class Passes(Protocol):
     shape: tuple[int, int]
 
     def count(self, prefix: int, shift: int, bits: int) -> Tensor:
-        """int64 ``(KEY_DIGITS,)`` on the host: how many of the keys with ``key >> (shift + bits) == prefix``
+        """int64 ``(2 ** bits,)`` on the host: how many of the keys with ``key >> (shift + bits) == prefix``
         have each digit ``(key >> shift) & (2 ** bits - 1)``."""
 
     def count_ties(self, key: int) -> Tensor:
@@ -113,11 +112,11 @@ def _threshold(passes: Passes, inactive: int, count: int) -> tuple[int, int, int
         bits = min(DIGIT_BITS, shift)
         shift -= bits
         from_top = passes.count(prefix, shift, bits).flip(0).cumsum(0)
-        place = min(int(torch.searchsorted(from_top, count - above)), KEY_DIGITS - 1)
+        place = min(int(torch.searchsorted(from_top, count - above)), len(from_top) - 1)
         before = int(from_top[place - 1]) if place else 0
         tied = int(from_top[place]) - before
         above += before
-        prefix = prefix << bits | KEY_DIGITS - 1 - place
+        prefix = prefix << bits | len(from_top) - 1 - place
     return prefix << shift, above, tied
 
 

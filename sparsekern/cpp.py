@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from sparsekern.candidates import KEY_DIGITS, largest
+from sparsekern.candidates import largest
 from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
 
@@ -109,7 +109,7 @@ class _Passes:
         self.shape = shape
 
     def count(self, prefix: int, shift: int, bits: int) -> Tensor:
-        counts = torch.empty(KEY_DIGITS, dtype=torch.int64, device=self.device)
+        counts = torch.empty(1 << bits, dtype=torch.int64, device=self.device)
         self._native.count(prefix, shift, bits, *_buffer(counts))
         return counts
 

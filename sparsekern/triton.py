@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sparsekern.candidates import largest
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["linear"]
+__all__ = ["grow_candidates", "linear"]
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -18,6 +19,16 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 
     y = linear(_matrix(x, shape[1]), _plain(values), _plain(bias), index_of(pattern))
     return y.view(*x.shape[:-1], shape[0])
+
+
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    from sparsekern.kernels.grow_candidates import Passes
+
+    index = index_of(pattern)
+    passes = Passes(_matrix(grad_y, shape[0]), _matrix(x, shape[1]), index)
+    return largest(passes, shape[0] * shape[1] - index.layout.nnz, count)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -51,18 +51,19 @@ public:
     CandidatePasses& operator=(const CandidatePasses&) = delete;
 
     void count(const KeyDigit& digit, Values<int64_t*> counts) const override {
-        check_values("counts", counts, kKeyDigits);
         if (digit.bits < 1 || digit.bits > 16 || digit.shift < 0 || digit.shift + digit.bits > kKeyBits) {
             throw std::invalid_argument("digit: expected 1 to 16 bits of a key of " +
                                         std::to_string(kKeyBits) + " bits");
         }
+        const int64_t digits = int64_t{1} << digit.bits;
+        check_values("counts", counts, digits);
         const Key prefix = static_cast<Key>(digit.prefix);
         const int above = digit.shift + digit.bits;
-        const Key mask = static_cast<Key>((1 << digit.bits) - 1);
-        std::fill(counts.data, counts.data + kKeyDigits, 0);
-        const auto make = [] {
-            Buffer<int64_t> local(kKeyDigits);
-            std::fill(local.data(), local.data() + kKeyDigits, 0);
+        const Key mask = static_cast<Key>(digits - 1);
+        std::fill(counts.data, counts.data + digits, 0);
+        const auto make = [&] {
+            Buffer<int64_t> local(digits);
+            std::fill(local.data(), local.data() + digits, 0);
             return local;
         };
         for_each_row(
@@ -74,7 +75,7 @@ public:
                 }
             },
             [&](const Buffer<int64_t>& local) {
-                for (int64_t d = 0; d < kKeyDigits; ++d) counts.data[d] += local[d];
+                for (int64_t d = 0; d < digits; ++d) counts.data[d] += local[d];
             });
     }
 

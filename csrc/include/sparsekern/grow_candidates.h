@@ -16,10 +16,8 @@
 
 namespace sparsekern {
 
-constexpr int64_t kKeyDigits = int64_t{1} << 16;  // values of a digit, of 16 bits or fewer
-
-// The digit of a key that begins `shift` bits from its end and takes `bits` bits, of keys that are `prefix`
-// above it.
+// The digit of a key that begins `shift` bits from its end and takes `bits` bits, 16 at most; of keys that are
+// `prefix` above it.
 struct KeyDigit {
     int64_t prefix;
     int shift;
@@ -38,7 +36,7 @@ class GrowCandidates {
 public:
     virtual ~GrowCandidates() = default;
 
-    // counts[d] = inactive positions whose key has the digit d there; `counts` holds kKeyDigits.
+    // counts[d] = inactive positions whose key has the digit d there; `counts` holds 2^bits.
     virtual void count(const KeyDigit& digit, Values<int64_t*> counts) const = 0;
 
     // ties[n] = inactive positions of row n that have this key; `ties` holds the rows.
