@@ -41,6 +41,8 @@ class GrowConstants(NamedTuple):
         Of a row of tiles, until one tile is left.
     PRECISION : str
         See `dot_precision`.
+    PART : int
+        Columns of a block, at most, that are visited together.
     COUNT, COUNT_TIES, EMIT : int
         The names of the passes.
     """
@@ -51,6 +53,7 @@ class GrowConstants(NamedTuple):
     COMPLETE: bool
     HALVINGS: int
     PRECISION: str
+    PART: int = 32
     COUNT: int = COUNT
     COUNT_TIES: int = COUNT_TIES
     EMIT: int = EMIT
@@ -105,12 +108,43 @@ def emit_chosen(key, chosen, row, column, columns, found, positions, scores, cap
     in_row = tl.cumsum(ones, 1)
     per_row = tl.sum(ones, 1)
     start = tl.cumsum(per_row, 0) - per_row
-    total = tl.sum(per_row, 0).to(tl.int64)
-    first = tl.atomic_add(found, total, sem="relaxed")
-    place = first + (start[:, None] + in_row - 1)
-    written = chosen & (place < capacity)
-    tl.store(positions + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=written)
-    tl.store(scores + place, key.to(tl.float32, bitcast=True), mask=written)
+    first = tl.atomic_add(found, tl.sum(per_row, 0).to(tl.int64), sem="relaxed")
+    place = start[:, None] + in_row - 1
+    written = chosen & (place < capacity - first)
+    tl.store(
+        positions + first + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=written
+    )
+    tl.store(scores + first + place, key.to(tl.float32, bitcast=True), mask=written)
+
+
+@triton.jit
+def visit(key, row, rows, first_column, columns, task, counts, positions, scores, C):
+    """What a pass does with the keys of a block's columns from `first_column` on."""
+    step, prefix, shift, bits, least, tied_rows, capacity = task
+    if step == C.COUNT:
+        count_digits(key, counts, prefix, shift, bits)
+    elif step == C.COUNT_TIES:
+        ties = tl.sum((key == least).to(tl.int32), 1).to(tl.int64)
+        tl.atomic_add(counts + row, ties, mask=(row < rows) & (ties > 0), sem="relaxed")
+    else:
+        chosen = (key > least) | ((key == least) & (row < tied_rows)[:, None])
+        column = first_column + tl.arange(0, key.shape[1])
+        emit_chosen(key, chosen, row, column, columns, counts, positions, scores, capacity)
+
+
+@triton.jit
+def visit_halves(key, row, rows, first_column, columns, task, counts, positions, scores, C):
+    """`visit` for a block in two parts: the addresses of a whole one would not fit the registers."""
+    WIDTH: tl.constexpr = key.shape[1]
+    left, right = tl.split(tl.permute(tl.reshape(key, (C.BLOCK, 2, WIDTH // 2)), (0, 2, 1)))
+    if WIDTH // 2 > C.PART:
+        visit_halves(left, row, rows, first_column, columns, task, counts, positions, scores, C)
+        visit_halves(
+            right, row, rows, first_column + WIDTH // 2, columns, task, counts, positions, scores, C
+        )
+    else:
+        visit(left, row, rows, first_column, columns, task, counts, positions, scores, C)
+        visit(right, row, rows, first_column + WIDTH // 2, columns, task, counts, positions, scores, C)
 
 
 @triton.jit(do_not_specialize=PASS_ARGUMENTS)
@@ -151,14 +185,8 @@ def grow_candidates_kernel(
     active = is_active(pattern, first_row, first_column, rows, columns, tile_cols, C)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     key = tl.where(active | (inside == 0), -1, key)
-    if step == C.COUNT:
-        count_digits(key, counts, prefix, shift, bits)
-    elif step == C.COUNT_TIES:
-        ties = tl.sum((key == least).to(tl.int64), 1)
-        tl.atomic_add(counts + row, ties, mask=(row < rows) & (ties > 0), sem="relaxed")
-    else:
-        chosen = (key > least) | ((key == least) & (row < tied_rows)[:, None])
-        emit_chosen(key, chosen, row, column, columns, counts, positions, scores, capacity)
+    task = (step, prefix, shift, bits, least, tied_rows, capacity)
+    visit_halves(key, row, rows, first_column, columns, task, counts, positions, scores, C)
 
 
 def configs(x: Tensor, rows: int, columns: int) -> tuple[Config, int]:
