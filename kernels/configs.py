@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsekern.kernels.launch import dot_precision
 
-__all__ = ["Config", "Problem", "padded", "product_configs", "sum_configs"]
+__all__ = ["Config", "Problem", "dense_configs", "padded", "product_configs", "sum_configs"]
 
 MAX_CONFIGS = 8
 # Up to this many samples, reading the weight takes longer than the arithmetic.
@@ -79,7 +79,7 @@ class Problem:
     tile_size, element_size : int
     precision : str
         Of float32 products: "ieee" or "tf32".
-    paired, full : bool
+    complete, paired, full : bool
         As in `TileIndex`.
     capability, processors : int
         Compute capability, 90 for 9.0; number of multiprocessors.
@@ -92,6 +92,7 @@ class Problem:
     tile_size: int
     element_size: int
     precision: str
+    complete: bool
     paired: bool
     full: bool
     capability: int
@@ -108,6 +109,7 @@ class Problem:
             index.layout.tile_size,
             x.element_size(),
             dot_precision(x.dtype),
+            index.complete,
             index.paired,
             index.full,
             *device_limits(x.device),
@@ -156,6 +158,16 @@ IEEE_SUMS = (
     Config(samples=32, group=1, warps=8, stages=2),
     Config(samples=16, group=1, warps=4, stages=2),
 )
+# For dense blocks of sums over samples: 64 x 64, or 128 x 128 where `group` is 2.
+HALF_DENSE = (
+    Config(samples=64, group=2, warps=8, stages=3),
+    Config(samples=64, group=1, warps=4, stages=3),
+)
+TF32_DENSE = (
+    Config(samples=32, group=2, warps=8, stages=3),
+    Config(samples=32, group=1, warps=4, stages=3),
+)
+IEEE_DENSE = (Config(samples=16, group=1, warps=8, stages=3),)
 
 
 def product_configs(problem: Problem) -> tuple[Config, ...]:
@@ -166,6 +178,18 @@ def product_configs(problem: Problem) -> tuple[Config, ...]:
 def sum_configs(problem: Problem) -> tuple[Config, ...]:
     """Configs for sums over samples, the gradient of the values: as `product_configs`."""
     return _few(_sums(problem), problem)
+
+
+def dense_configs(problem: Problem) -> tuple[Config, ...]:
+    """Configs for dense sums over samples, which no pattern restricts; `outputs` are blocks of 64 x 64.
+
+    The best guess comes first. Nothing is tuned: several passes have to agree on one config.
+    """
+    problem = replace(problem, tile_size=64, paired=True)
+    configs = _by_precision(problem, HALF_DENSE, TF32_DENSE, IEEE_DENSE)
+    configs = [config for config in configs if _fits(config, problem)]
+    enough = [config for config in configs if problem.outputs >= config.group**2 * problem.processors]
+    return _few(iter([*enough, *reversed(configs)]), problem)
 
 
 def _by_precision(problem: Problem, half: Any, tf32: Any, ieee: Any) -> Any:
@@ -186,6 +210,9 @@ def _narrow(problem: Problem) -> Iterator[Config]:
 
 def _wide(problem: Problem) -> Iterator[Config]:
     blocks = _by_precision(problem, HALF_BLOCKS, TF32_BLOCKS, IEEE_BLOCKS)
+    # Where the place of a tile has to be read first, its inputs come two stages later.
+    wait = 0 if problem.complete else 2
+    blocks = [replace(config, stages=config.stages + wait) for config in blocks]
     configs = [config for config in blocks if _fits(config, problem)]
     enough = [config for config in configs if _programs(config, problem) >= problem.processors]
     if enough:

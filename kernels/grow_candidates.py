@@ -15,11 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.blocks import load_samples, multiply, place_of_program
-from sparsekern.kernels.configs import SHARED_MEMORY, Config, device_limits
+from sparsekern.kernels.configs import Config, Problem, dense_configs
 from sparsekern.kernels.launch import Launch, Sections, dot_precision
 from sparsekern.kernels.tile_decode import active_octets, find_tile, load_octets
 
 COUNT, COUNT_TIES, EMIT = range(3)
+# Rows and columns of the gradient that a program computes, in a config's `group` of 1.
+BLOCK = 64
 # Per call: a kernel compiled anew for every value of them would take longer than it runs.
 PASS_ARGUMENTS = ["step", "prefix", "shift", "bits", "least", "tied_rows", "capacity"]
 
@@ -77,7 +79,9 @@ def is_active(pattern, first_row, first_column, rows, columns, tile_cols, C):
 
 
 @triton.jit
-def gradient_block(grad_y, x, row, column, samples, rows, columns, y_sample, y_feature, x_sample, x_feature, C):
+def gradient_block(
+    grad_y, x, row, column, samples, rows, columns, y_sample, y_feature, x_sample, x_feature, C
+):
     """A block (row, column) of dy^T x, 0 outside of the matrix."""
     acc = tl.zeros((C.BLOCK, C.BLOCK), tl.float32)
     in_step = tl.arange(0, C.SAMPLES).to(tl.int64)
@@ -111,9 +115,7 @@ def emit_chosen(key, chosen, row, column, columns, found, positions, scores, cap
     first = tl.atomic_add(found, tl.sum(per_row, 0).to(tl.int64), sem="relaxed")
     place = start[:, None] + in_row - 1
     written = chosen & (place < capacity - first)
-    tl.store(
-        positions + first + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=written
-    )
+    tl.store(positions + first + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=written)
     tl.store(scores + first + place, key.to(tl.float32, bitcast=True), mask=written)
 
 
@@ -139,9 +141,7 @@ def visit_halves(key, row, rows, first_column, columns, task, counts, positions,
     left, right = tl.split(tl.permute(tl.reshape(key, (C.BLOCK, 2, WIDTH // 2)), (0, 2, 1)))
     if WIDTH // 2 > C.PART:
         visit_halves(left, row, rows, first_column, columns, task, counts, positions, scores, C)
-        visit_halves(
-            right, row, rows, first_column + WIDTH // 2, columns, task, counts, positions, scores, C
-        )
+        visit_halves(right, row, rows, first_column + WIDTH // 2, columns, task, counts, positions, scores, C)
     else:
         visit(left, row, rows, first_column, columns, task, counts, positions, scores, C)
         visit(right, row, rows, first_column + WIDTH // 2, columns, task, counts, positions, scores, C)
@@ -189,17 +189,11 @@ def grow_candidates_kernel(
     visit_halves(key, row, rows, first_column, columns, task, counts, positions, scores, C)
 
 
-def configs(x: Tensor, rows: int, columns: int) -> tuple[Config, int]:
-    """The config for one problem, and the size of its blocks."""
-    capability, processors = device_limits(x.device)
-    precision = dot_precision(x.dtype)
-    if x.element_size() == 4 and precision == "ieee":
-        return Config(samples=16, group=1, warps=8, stages=3), 64
-    samples = 64 if x.element_size() == 2 else 32
-    large = triton.cdiv(rows, 128) * triton.cdiv(columns, 128) >= processors
-    roomy = capability in SHARED_MEMORY
-    block = 128 if large and roomy else 64
-    return Config(samples=samples, group=1, warps=8 if block == 128 else 4, stages=3), block
+def problem_of(x: Tensor, index: Any) -> Problem:
+    """What the choice of a config depends on."""
+    layout = index.layout
+    blocks = triton.cdiv(layout.rows, BLOCK) * triton.cdiv(layout.cols, BLOCK)
+    return Problem.of("grow_candidates", x, x.shape[0], blocks, 0, index)
 
 
 class Passes:
@@ -211,12 +205,15 @@ class Passes:
         ``(samples, rows)`` and ``(samples, columns)``, of any strides; float32, bfloat16 or float16.
     index : TileIndex
         Of the weight's pattern.
+    config : Config, optional
+        By default the best guess for the problem.
     """
 
     dtype = torch.float32
 
-    def __init__(self, grad_y: Tensor, x: Tensor, index: Any) -> None:
+    def __init__(self, grad_y: Tensor, x: Tensor, index: Any, config: Config | None = None) -> None:
         self._grad_y, self._x, self._index = grad_y, x, index
+        self._config = dense_configs(problem_of(x, index))[0] if config is None else config
         self.device = x.device
         self.shape = (index.layout.rows, index.layout.cols)
 
@@ -250,7 +247,7 @@ class Passes:
     ) -> Launch:
         """The launch of one pass."""
         layout, (rows, columns) = self._index.layout, self.shape
-        config, block = configs(self._x, rows, columns)
+        config, block = self._config, BLOCK * self._config.group
         if positions is None or scores is None:
             # The same types in every pass, or each would be compiled on its own.
             positions, scores = counts, counts.view(torch.float32)

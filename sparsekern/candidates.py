@@ -75,7 +75,9 @@ def largest(passes: Passes, inactive: int, count: int) -> tuple[Tensor, Tensor]:
         When two passes disagree, because somebody wrote to the inputs meanwhile.
     """
     if not 0 <= count <= inactive:
-        raise ValueError(f"count must be at least 0 and at most the {inactive} inactive positions, got {count}")
+        raise ValueError(
+            f"count must be at least 0 and at most the {inactive} inactive positions, got {count}"
+        )
     if count == 0:
         return _empty(passes, 0)
     least, above, tied = _threshold(passes, inactive, count)
