@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "sparsekern/conv2d.h"
 #include "sparsekern/grow_candidates.h"
 
 namespace py = pybind11;
@@ -10,9 +11,7 @@ namespace sk = sparsekern;
 
 namespace {
 
-sk::Values<int64_t*> counts(Address data, int64_t count) {
-    return {reinterpret_cast<int64_t*>(data), count};
-}
+sk::Values<int64_t*> counts(Address data, int64_t count) { return {reinterpret_cast<int64_t*>(data), count}; }
 
 }  // namespace
 
@@ -46,6 +45,14 @@ void bind_grow_candidates(py::module_& module) {
             return sk::grow_candidates(dtype_of(dtype), p,
                                        input(grad_y, grad_y_count, m, p.rows, y_row_stride, y_col_stride),
                                        input(x, x_count, m, p.cols, x_row_stride, x_col_stride), threads);
+        },
+        ReleaseGil());
+    module.def(
+        "grow_candidates_conv2d",
+        [](int dtype, Address pattern, int64_t words, const sk::Conv2dShape& shape, Address grad_y,
+           int64_t grad_y_count, Address x, int64_t x_count, int threads) {
+            return sk::grow_candidates_conv2d(dtype_of(dtype), view(pattern, words), shape,
+                                              input(grad_y, grad_y_count), input(x, x_count), threads);
         },
         ReleaseGil());
 }

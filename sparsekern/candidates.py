@@ -1,9 +1,9 @@
 """The largest of many scores that are never stored together, found in a few passes over them.
 
-Scores are magnitudes of a gradient that a backend computes anew in each pass. The bits of a magnitude, read as
-an integer, order as the magnitudes do; this is its *key*, and NaN has one above all others. Digit by digit from
-the top, a histogram says where the smallest key of the largest scores lies, until few enough lie beside it to
-be written down and selected from.
+Scores are magnitudes of a gradient that a backend computes anew in each pass. The bits of a magnitude, read
+as an integer, order as the magnitudes do; this is its *key*, and NaN has one above all others. Digit by digit
+from the top, a histogram says where the smallest key of the largest scores lies, until few enough lie beside
+it to be written down and selected from.
 """
 
 from __future__ import annotations

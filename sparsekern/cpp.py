@@ -7,6 +7,7 @@ arrange memory and pass addresses. Sizes are checked once more by the extension 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -131,7 +132,14 @@ def grow_candidates(
     native = _C.grow_candidates(
         DTYPES[x.dtype], *_buffer(pattern), *grad_matrix, address, reach, *strides, threads()
     )
-    return largest(_Passes(native, x.dtype, (rows, columns)), rows * columns - _nnz(pattern), count)
+    return _largest(native, x, pattern, shape, count)
+
+
+def _largest(
+    native: _C.GrowCandidates, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    matrix = shape[0], math.prod(shape[1:])
+    return largest(_Passes(native, x.dtype, matrix), math.prod(matrix) - _nnz(pattern), count)
 
 
 def _convolution(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
@@ -207,6 +215,17 @@ def conv2d_grad_values(
         threads(),
     )
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
+
+
+def grow_candidates_conv2d(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int, geometry: Sizes
+) -> tuple[Tensor, Tensor]:
+    convolution, _ = _convolution(x.shape, shape, geometry)
+    grad_y, x = _contiguous(grad_y), _contiguous(x)
+    native = _C.grow_candidates_conv2d(
+        DTYPES[x.dtype], *_buffer(pattern), convolution, *_buffer(grad_y), *_buffer(x), threads()
+    )
+    return _largest(native, x, pattern, shape, count)
 
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:

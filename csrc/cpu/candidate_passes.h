@@ -98,29 +98,28 @@ public:
         int64_t* const positions = static_cast<int64_t*>(to.positions.data);
         A* const scores = static_cast<A*>(to.scores.data);
         int64_t total = 0;
-        for_each_row(
-            [] { return 0; },
-            [&](int, int64_t row, int64_t column, const Key* keys, int64_t columns) {
-                // Above `least`, or from it on: an active position's key is below either.
-                const Key last_out = static_cast<Key>(row < tied_rows ? least - 1 : least);
-                int64_t found = 0;
-                for (int64_t c = 0; c < columns; ++c) found += keys[c] > last_out;
-                if (found == 0) return;
-                int64_t at;
+        for_each_row([] { return 0; },
+                     [&](int, int64_t row, int64_t column, const Key* keys, int64_t columns) {
+                         // Above `least`, or from it on: an active position's key is below either.
+                         const Key last_out = static_cast<Key>(row < tied_rows ? least - 1 : least);
+                         int64_t found = 0;
+                         for (int64_t c = 0; c < columns; ++c) found += keys[c] > last_out;
+                         if (found == 0) return;
+                         int64_t at;
 #pragma omp atomic capture
-                {
-                    at = total;
-                    total += found;
-                }
-                if (at + found > to.positions.count) return;
-                for (int64_t c = 0; c < columns; ++c) {
-                    if (keys[c] <= last_out) continue;
-                    positions[at] = row * pattern_.cols + column + c;
-                    std::memcpy(scores + at, keys + c, sizeof(A));
-                    ++at;
-                }
-            },
-            [](int) {});
+                         {
+                             at = total;
+                             total += found;
+                         }
+                         if (at + found > to.positions.count) return;
+                         for (int64_t c = 0; c < columns; ++c) {
+                             if (keys[c] <= last_out) continue;
+                             positions[at] = row * pattern_.cols + column + c;
+                             std::memcpy(scores + at, keys + c, sizeof(A));
+                             ++at;
+                         }
+                     },
+                     [](int) {});
         return total;
     }
 

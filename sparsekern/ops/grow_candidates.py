@@ -1,4 +1,4 @@
-r"""``grow_candidates``: where the dense gradient of a sparse weight is largest, without storing that gradient.
+r"""``grow_candidates``: where the dense gradient of a sparse weight is largest, found without storing it.
 
 A method that moves a pattern (RigL; Evci et al., *Rigging the Lottery*, 2020, Section 3) grows it where the
 gradient of the dense weight is largest in magnitude. The ops have no gradient of their own.

@@ -16,8 +16,8 @@
 
 namespace sparsekern {
 
-// The digit of a key that begins `shift` bits from its end and takes `bits` bits, 16 at most; of keys that are
-// `prefix` above it.
+// The digit of a key that begins `shift` bits from its end and takes `bits` bits, 16 at most; of keys that
+// are `prefix` above it.
 struct KeyDigit {
     int64_t prefix;
     int shift;
