@@ -23,7 +23,7 @@ COUNT, COUNT_TIES, EMIT = range(3)
 # Rows and columns of the gradient that a program computes, in a config's `group` of 1.
 BLOCK = 64
 # Per call: a kernel compiled anew for every value of them would take longer than it runs.
-PASS_ARGUMENTS = ["step", "prefix", "shift", "bits", "least", "tied_rows", "capacity"]
+PASS_ARGUMENTS = ["kind", "prefix", "shift", "bits", "least", "tied_rows", "capacity"]
 
 
 class GrowConstants(NamedTuple):
@@ -39,8 +39,6 @@ class GrowConstants(NamedTuple):
         Samples of one step.
     COMPLETE : bool
         As in `TileIndex`.
-    HALVINGS : int
-        Of a row of tiles, until one tile is left.
     PRECISION : str
         See `dot_precision`.
     PART : int
@@ -53,7 +51,6 @@ class GrowConstants(NamedTuple):
     BLOCK: int
     SAMPLES: int
     COMPLETE: bool
-    HALVINGS: int
     PRECISION: str
     PART: int = 32
     COUNT: int = COUNT
@@ -62,7 +59,7 @@ class GrowConstants(NamedTuple):
 
 
 @triton.jit
-def is_active(pattern, first_row, first_column, rows, columns, tile_cols, C):
+def is_active(pattern, first_row, first_column, rows, columns, tile_cols, halvings, C):
     """Whether each position of a block is active, (BLOCK, BLOCK); not so outside of the matrix."""
     row = first_row + tl.arange(0, C.BLOCK)[:, None]
     column = first_column + tl.arange(0, C.BLOCK // 8)[None, :] * 8
@@ -72,7 +69,7 @@ def is_active(pattern, first_row, first_column, rows, columns, tile_cols, C):
     if C.COMPLETE:
         tile = tile_row.to(tl.int64) * tile_cols + tile_col
     else:
-        tile = find_tile(pattern.tile_row_ptr, pattern.tile_col, tile_row, tile_col, C.HALVINGS).to(tl.int64)
+        tile = find_tile(pattern, tile_row, tile_col, halvings).to(tl.int64)
         valid = valid & (tile >= 0)
     octets, _ = load_octets(pattern, tile, row % C.TILE, column % C.TILE // 8, valid, C.TILE)
     return active_octets(octets, C.BLOCK, C.BLOCK // 8 * 8)
@@ -122,10 +119,10 @@ def emit_chosen(key, chosen, row, column, columns, found, positions, scores, cap
 @triton.jit
 def visit(key, row, rows, first_column, columns, task, counts, positions, scores, C):
     """What a pass does with the keys of a block's columns from `first_column` on."""
-    step, prefix, shift, bits, least, tied_rows, capacity = task
-    if step == C.COUNT:
+    kind, prefix, shift, bits, least, tied_rows, capacity = task
+    if kind == C.COUNT:
         count_digits(key, counts, prefix, shift, bits)
-    elif step == C.COUNT_TIES:
+    elif kind == C.COUNT_TIES:
         ties = tl.sum((key == least).to(tl.int32), 1).to(tl.int64)
         tl.atomic_add(counts + row, ties, mask=(row < rows) & (ties > 0), sem="relaxed")
     else:
@@ -155,7 +152,7 @@ def grow_candidates_kernel(
     counts,
     positions,
     scores,
-    step,
+    kind,
     prefix,
     shift,
     bits,
@@ -166,6 +163,7 @@ def grow_candidates_kernel(
     rows,
     columns,
     tile_cols,
+    halvings,
     y_sample,
     y_feature,
     x_sample,
@@ -182,10 +180,10 @@ def grow_candidates_kernel(
     )
     key = acc.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     key = tl.where(key > 0x7F800000, 0x7FC00000, key)
-    active = is_active(pattern, first_row, first_column, rows, columns, tile_cols, C)
+    active = is_active(pattern, first_row, first_column, rows, columns, tile_cols, halvings, C)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     key = tl.where(active | (inside == 0), -1, key)
-    task = (step, prefix, shift, bits, least, tied_rows, capacity)
+    task = (kind, prefix, shift, bits, least, tied_rows, capacity)
     visit_halves(key, row, rows, first_column, columns, task, counts, positions, scores, C)
 
 
@@ -234,7 +232,7 @@ class Passes:
 
     def plan(
         self,
-        step: int,
+        kind: int,
         counts: Tensor,
         positions: Tensor | None = None,
         scores: Tensor | None = None,
@@ -256,7 +254,6 @@ class Passes:
             BLOCK=block,
             SAMPLES=config.samples,
             COMPLETE=self._index.complete,
-            HALVINGS=layout.tile_cols.bit_length(),
             PRECISION=dot_precision(self._x.dtype),
         )
         arguments = (
@@ -266,7 +263,7 @@ class Passes:
             counts,
             positions,
             scores,
-            step,
+            kind,
             prefix,
             shift,
             bits,
@@ -277,6 +274,7 @@ class Passes:
             rows,
             columns,
             layout.tile_cols,
+            layout.tile_cols.bit_length(),
             *self._grad_y.stride(),
             *self._x.stride(),
         )
