@@ -95,7 +95,7 @@ def count_digits(key, counts, prefix, shift, bits):
     """Adds to the histogram of one digit of the keys that have a prefix above it."""
     counted = (key >= 0) & ((key >> (shift + bits)) == prefix)
     # Zeros, of features that are always off, would queue up for one counter.
-    zeros = tl.sum(tl.sum((counted & (key == 0)).to(tl.int32), 1), 0)
+    zeros = tl.sum((counted & (key == 0)).to(tl.int32))
     tl.atomic_add(counts, zeros.to(tl.int64), mask=zeros > 0, sem="relaxed")
     place = counts + ((key >> shift) & ((1 << bits) - 1))
     one = tl.full(key.shape, 1, tl.int64)
@@ -109,7 +109,8 @@ def emit_chosen(key, chosen, row, column, columns, found, positions, scores, cap
     in_row = tl.cumsum(ones, 1)
     per_row = tl.sum(ones, 1)
     start = tl.cumsum(per_row, 0) - per_row
-    first = tl.atomic_add(found, tl.sum(per_row, 0).to(tl.int64), sem="relaxed")
+    # Of the whole block: the sum of a vector of sums is what Triton 3.7 fails to compile for sm_100.
+    first = tl.atomic_add(found, tl.sum(ones).to(tl.int64), sem="relaxed")
     place = start[:, None] + in_row - 1
     written = chosen & (place < capacity - first)
     tl.store(positions + first + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=written)
