@@ -32,6 +32,8 @@ COMPUTED = [
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
+    "grow_candidates",
+    "grow_candidates_conv2d",
 ]
 COPIED = ["pack", "unpack", "transfer"]
 ON_CPU = torch.zeros(1)
