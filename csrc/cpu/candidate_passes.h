@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 
 #include "check.h"
 #include "dense_gradient.h"
@@ -62,14 +63,22 @@ public:
         const Key mask = static_cast<Key>(digits - 1);
         std::fill(counts.data, counts.data + digits, 0);
         const auto make = [&] {
-            Buffer<int64_t> local(digits);
-            std::fill(local.data(), local.data() + digits, 0);
+            Buffer<int64_t> local(digits + 1);
+            std::fill(local.data(), local.data() + digits + 1, 0);
             return local;
         };
         for_each_row(
             make,
             [&](Buffer<int64_t>& local, int64_t, int64_t, const Key* keys, int64_t columns) {
                 int64_t* const bins = local.data();
+                if (above == kKeyBits && prefix == 0) {
+                    // No key is passed over, and an active position's one bit leads to the bin behind the
+                    // last digit: nothing to branch on.
+                    for (int64_t c = 0; c < columns; ++c) {
+                        ++bins[static_cast<std::make_unsigned_t<Key>>(keys[c]) >> digit.shift];
+                    }
+                    return;
+                }
                 for (int64_t c = 0; c < columns; ++c) {
                     if (keys[c] >> above == prefix) ++bins[keys[c] >> digit.shift & mask];
                 }
