@@ -6,5 +6,6 @@ PYBIND11_MODULE(_C, module) {
     module.doc() = "Native kernels of sparsekern";
     bind_pattern(module);
     bind_compute(module);
+    bind_grow_candidates(module);
     bind_cuda(module);
 }

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "bindings_arguments.h"
 #include "sparsekern/conv2d.h"
 #include "sparsekern/isa.h"
 #include "sparsekern/linear.h"
@@ -10,34 +11,6 @@ namespace py = pybind11;
 namespace sk = sparsekern;
 
 namespace {
-
-using Address = uintptr_t;
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
-
-sk::PatternView view(Address data, int64_t words) {
-    return sk::PatternView::parse(reinterpret_cast<const int32_t*>(data), words);
-}
-
-sk::DType dtype_of(int dtype) {
-    if (dtype < 0 || dtype > static_cast<int>(sk::DType::bfloat16)) {
-        throw std::invalid_argument("dtype: expected 0 (float32), 1 (float64) or 2 (bfloat16), got " +
-                                    std::to_string(dtype));
-    }
-    return static_cast<sk::DType>(dtype);
-}
-
-sk::InputValues input(Address data, int64_t count) { return {reinterpret_cast<const void*>(data), count}; }
-sk::OutputValues output(Address data, int64_t count) { return {reinterpret_cast<void*>(data), count}; }
-
-sk::InputMatrix input(Address data, int64_t count, int64_t rows, int64_t cols, int64_t row_stride,
-                      int64_t col_stride) {
-    return {reinterpret_cast<const void*>(data), count, rows, cols, row_stride, col_stride};
-}
-
-// Results are contiguous: the caller has just allocated them.
-sk::OutputMatrix output(Address data, int64_t count, int64_t rows, int64_t cols) {
-    return {reinterpret_cast<void*>(data), count, rows, cols, cols, 1};
-}
 
 void bind_linear(py::module_& module) {
     module.def(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sparsekern.kernels import linear, linear_grad_input, linear_grad_values, values
-from sparsekern.kernels.configs import Config, Problem, product_configs, sum_configs
+from sparsekern.kernels import grow_candidates, linear, linear_grad_input, linear_grad_values, values
+from sparsekern.kernels.configs import Config, Problem, dense_configs, product_configs, sum_configs
 from sparsekern.kernels.launch import Launch
 
 __all__ = ["Entry", "entries"]
@@ -70,6 +70,8 @@ def entries(
             yield from _linear_grad_values(case)
             if storage == "compact":
                 yield from _values(case)
+            if storage != "masked":
+                yield from _grow_candidates(case)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,16 @@ def _linear_grad_values(case: _Case) -> Iterator[Entry]:
         grad = case.result(config, *weight.shape)
         launch = linear_grad_values.plan(grad_y, x, case.index, grad, masked, config)
         yield case.entry("linear_grad_values", config, launch)
+
+
+def _grow_candidates(case: _Case) -> Iterator[Entry]:
+    layout = case.index.layout
+    grad_y, x = case.tensor(SAMPLES[-1], layout.rows), case.tensor(SAMPLES[-1], layout.cols)
+    # As many blocks as a large layer has, so that large ones come first.
+    for config in case.few(dense_configs(case.problem("grow_candidates", len(x), 64 * 64, 0))):
+        passes = grow_candidates.Passes(grad_y, x, case.index, config)
+        counts = torch.empty(1, dtype=torch.int64)
+        yield case.entry("grow_candidates", config, passes.plan(grow_candidates.COUNT, counts))
 
 
 def _values(case: _Case) -> Iterator[Entry]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsekern.kernels.launch import dot_precision
 
-__all__ = ["Config", "Problem", "padded", "product_configs", "sum_configs"]
+__all__ = ["Config", "Problem", "dense_configs", "padded", "product_configs", "sum_configs"]
 
 MAX_CONFIGS = 8
 # Up to this many samples, reading the weight takes longer than the arithmetic.
@@ -158,6 +158,16 @@ IEEE_SUMS = (
     Config(samples=32, group=1, warps=8, stages=2),
     Config(samples=16, group=1, warps=4, stages=2),
 )
+# For dense blocks of sums over samples: 64 x 64, or 128 x 128 where `group` is 2.
+HALF_DENSE = (
+    Config(samples=64, group=2, warps=8, stages=3),
+    Config(samples=64, group=1, warps=4, stages=3),
+)
+TF32_DENSE = (
+    Config(samples=32, group=2, warps=8, stages=3),
+    Config(samples=32, group=1, warps=4, stages=3),
+)
+IEEE_DENSE = (Config(samples=16, group=1, warps=8, stages=3),)
 
 
 def product_configs(problem: Problem) -> tuple[Config, ...]:
@@ -168,6 +178,18 @@ def product_configs(problem: Problem) -> tuple[Config, ...]:
 def sum_configs(problem: Problem) -> tuple[Config, ...]:
     """Configs for sums over samples, the gradient of the values: as `product_configs`."""
     return _few(_sums(problem), problem)
+
+
+def dense_configs(problem: Problem) -> tuple[Config, ...]:
+    """Configs for dense sums over samples, which no pattern restricts; `outputs` are blocks of 64 x 64.
+
+    The best guess comes first. Nothing is tuned: several passes have to agree on one config.
+    """
+    problem = replace(problem, tile_size=64, paired=True)
+    configs = _by_precision(problem, HALF_DENSE, TF32_DENSE, IEEE_DENSE)
+    configs = [config for config in configs if _fits(config, problem)]
+    enough = [config for config in configs if problem.outputs >= config.group**2 * problem.processors]
+    return _few(iter([*enough, *reversed(configs)]), problem)
 
 
 def _by_precision(problem: Problem, half: Any, tf32: Any, ieee: Any) -> Any:

@@ -105,12 +105,13 @@ class Launch:
     Attributes
     ----------
     kernel : triton.JITFunction
-        Its last argument is `Constants`.
+        Its last argument are the constants.
     programs : int
         0 launches nothing.
     arguments : tuple
         Tensors, numbers, None and `Sections`.
-    constants : Constants
+    constants : NamedTuple
+        `Constants`, or those of a kernel that needs others.
     warps, stages : int
         As in `Config`.
     """
@@ -118,7 +119,7 @@ class Launch:
     kernel: Any
     programs: int
     arguments: tuple[Any, ...]
-    constants: Constants
+    constants: Any
     warps: int
     stages: int
 
@@ -139,7 +140,7 @@ class Launch:
     @property
     def compiled_arguments(self) -> tuple[Any, ...]:
         """All arguments as the kernel takes them."""
-        return *self.arguments, Constants(*map(tl.constexpr, self.constants))
+        return *self.arguments, type(self.constants)(*map(tl.constexpr, self.constants))
 
     def run(self) -> None:
         """Launch on the device's current stream.

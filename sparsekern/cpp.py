@@ -7,11 +7,13 @@ arrange memory and pass addresses. Sizes are checked once more by the extension 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sparsekern.candidates import largest
 from sparsekern.geometry import Sizes, conv2d_output_size
 from sparsekern.native import _C, threads
 
@@ -99,6 +101,49 @@ def linear_grad_values(
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
 
 
+class _Passes:
+    """The passes of the extension's `GrowCandidates` for `largest`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, native: _C.GrowCandidates, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+        self._native = native
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.shape = shape
+
+    def count(self, prefix: int, shift: int, bits: int) -> Tensor:
+        counts = torch.empty(1 << bits, dtype=torch.int64, device=self.device)
+        self._native.count(prefix, shift, bits, *_buffer(counts))
+        return counts
+
+    def count_ties(self, key: int) -> Tensor:
+        ties = torch.empty(self.shape[0], dtype=torch.int64, device=self.device)
+        self._native.count_ties(key, *_buffer(ties))
+        return ties
+
+    def emit(self, least: int, tied_rows: int, positions: Tensor, scores: Tensor) -> int:
+        return self._native.emit(least, tied_rows, *_buffer(positions), *_buffer(scores))
+
+
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    rows, columns = shape
+    grad_matrix, _grad_owner = _matrix(grad_y, rows)
+    (address, reach, _, *strides), _owner = _matrix(x, columns)
+    native = _C.grow_candidates(
+        DTYPES[x.dtype], *_buffer(pattern), *grad_matrix, address, reach, *strides, threads()
+    )
+    return _largest(native, x, pattern, shape, count)
+
+
+def _largest(
+    native: _C.GrowCandidates, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    matrix = shape[0], math.prod(shape[1:])
+    return largest(_Passes(native, x.dtype, matrix), math.prod(matrix) - _nnz(pattern), count)
+
+
 def _convolution(size: Sizes, shape: Sizes, geometry: Sizes) -> tuple[_C.Conv2dShape, tuple[int, ...]]:
     """The convolution of an input of `size` as the extension takes it, and the size of its output."""
     return _known_convolution(tuple(size), tuple(shape), tuple(geometry))
@@ -172,6 +217,17 @@ def conv2d_grad_values(
         threads(),
     )
     return grad_values if len(values_shape) == 1 else unpack(grad_values, pattern, values_shape)
+
+
+def grow_candidates_conv2d(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int, geometry: Sizes
+) -> tuple[Tensor, Tensor]:
+    convolution, _ = _convolution(x.shape, shape, geometry)
+    grad_y, x = _contiguous(grad_y), _contiguous(x)
+    native = _C.grow_candidates_conv2d(
+        DTYPES[x.dtype], *_buffer(pattern), convolution, *_buffer(grad_y), *_buffer(x), threads()
+    )
+    return _largest(native, x, pattern, shape, count)
 
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:

@@ -42,6 +42,31 @@ def linear_grad_values(
     return _as_values(dense, Pattern(pattern), values_shape)
 
 
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    grad_y, x = _widened(grad_y, x)
+    return _largest_inactive(grad_y.reshape(-1, shape[0]).T @ x.reshape(-1, shape[1]), pattern, count)
+
+
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """In the dtype that sums are held in."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
+def _largest_inactive(gradient: Tensor, pattern: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`gradient` has the shape of the weight; its positions are those of the weight's matrix."""
+    active = Pattern(pattern).to_mask()
+    if gradient.dim() == 4:
+        active, gradient = active.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    inactive = active.flatten().logical_not().nonzero().squeeze(1)
+    if count > len(inactive):
+        raise ValueError(f"count must be at most the {len(inactive)} inactive positions, got {count}")
+    scores = gradient.abs().flatten()[inactive]
+    chosen = scores.sort(descending=True, stable=True).indices[:count].sort().values
+    return inactive[chosen], scores[chosen]
+
+
 def _strides(geometry: Sizes) -> dict[str, Any]:
     return {
         "stride": geometry[0:2],
@@ -68,6 +93,13 @@ def conv2d_grad_values(
 ) -> Tensor:
     dense = conv2d_weight(x, shape, grad_y, **_strides(geometry))
     return _as_values(dense, Pattern(pattern), values_shape)
+
+
+def grow_candidates_conv2d(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int, geometry: Sizes
+) -> tuple[Tensor, Tensor]:
+    grad_y, x = _widened(grad_y, x)
+    return _largest_inactive(conv2d_weight(x, shape, grad_y, **_strides(geometry)), pattern, count)
 
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:

@@ -11,10 +11,11 @@ import os
 import torch
 from torch import Tensor
 
+from sparsekern.candidates import largest
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["linear", "linear_grad_input", "linear_grad_values", "pack", "unpack"]
+__all__ = ["grow_candidates", "linear", "linear_grad_input", "linear_grad_values", "pack", "unpack"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Ops whose kernels move values and compute nothing, and so take any floating-point dtype.
@@ -66,6 +67,16 @@ def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
     from sparsekern.kernels.values import unpack
 
     return unpack(_plain(values), index_of(pattern))
+
+
+def grow_candidates(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, count: int
+) -> tuple[Tensor, Tensor]:
+    from sparsekern.kernels.grow_candidates import Passes
+
+    index = index_of(pattern)
+    passes = Passes(_matrix(grad_y, shape[0]), _matrix(x, shape[1]), index)
+    return largest(passes, shape[0] * shape[1] - index.layout.nnz, count)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -34,6 +34,8 @@ COMPUTED = [
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
+    "grow_candidates",
+    "grow_candidates_conv2d",
 ]
 COPIED = ["pack", "unpack", "transfer", "transfer_all", "update_topology"]
 ON_CUDA = {"transfer", "transfer_all", "update_topology"}

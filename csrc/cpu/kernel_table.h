@@ -58,6 +58,17 @@ constexpr int64_t kNarrowTiles = 64;      // tiles that a kernel for them takes 
 constexpr int64_t kNarrowColumns = 4096;  // and the columns of those
 constexpr int64_t kNarrowCopies = 4;      // see narrow_transposed
 
+// Samples of a dense product: outer_rows rows of y and outer_columns columns of x for each. The rows of sums
+// are `pitch` apart.
+template <class A>
+struct OuterWork {
+    const A* y;
+    const A* x;
+    int64_t samples;
+    A* sums;
+    int64_t pitch;
+};
+
 // Neighbouring tiles of one row against narrow panels, whose runs lie one behind the other.
 template <class A>
 struct NarrowWork {
@@ -140,6 +151,11 @@ struct KernelTable {
     void (*narrow_transposed[kNarrowWidths])(const NarrowWork<A>&, const A* values);
     // values_gradient[r, c] = sum over the panel of y[r] * x[c], for one tile.
     void (*narrow_dot[kNarrowWidths])(const NarrowWork<A>&, A* values_gradient);
+    // sums[r, c] (+)= sum over samples of y[r] * x[c], for outer_rows x outer_columns sums; overwrites if
+    // `fresh`.
+    int64_t outer_rows;
+    int64_t outer_columns;
+    void (*outer)(const OuterWork<A>&, bool fresh);
     // Into and out of panels of `width` samples; samples past the end read as 0 and are not written.
     void (*pack)(const Samples<const A>&, A* panel, int64_t width);
     void (*unpack)(const A* panel, int64_t width, const Samples<A>&);

@@ -2,6 +2,7 @@
 
 #include "leaf_lists.inl"
 #include "leaf_narrow.inl"
+#include "leaf_outer.inl"
 #include "leaf_panels.inl"
 #include "leaf_pixels.inl"
 #include "leaf_tiles.inl"
@@ -26,6 +27,9 @@ KernelTable<A> make_table() {
     table.lanes = kLanes<A>;
     set_widths<A, 1>(table);
     set_narrow<A, 0>(table);
+    table.outer_rows = kOuterRows;
+    table.outer_columns = kOuterVectors * kLanes<A>;
+    table.outer = outer<A>;
     table.pack = pack<A, A>;
     table.unpack = unpack<A, A>;
     table.pack_planes = pack_planes<A, A>;

@@ -22,7 +22,7 @@ from sparsekern.ops.arguments import (
 )
 from sparsekern.ops.operator import Operator
 
-__all__ = ["conv2d", "conv2d_grad_input", "conv2d_grad_values"]
+__all__ = ["check_conv2d_gradient", "conv2d", "conv2d_grad_input", "conv2d_grad_values"]
 
 
 def _conv2d_fake(
@@ -209,6 +209,19 @@ def _check_grad(grad_y: Tensor, size: Sizes, pattern: Pattern, geometry: Sizes) 
         raise ValueError(f"grad_y must have the output's shape {expected}, got {tuple(grad_y.shape)}")
 
 
+def check_conv2d_gradient(grad_y: Tensor, x: Tensor, pattern: Pattern, geometry: Sizes) -> None:
+    """Raise unless `grad_y` and `x` give the gradient of a weight of the pattern's shape."""
+    check_pattern(pattern, 4, x, "x")
+    _check_input(x.shape, pattern, geometry)
+    check_tensor("grad_y", grad_y)
+    _check_grad(grad_y, x.shape, pattern, geometry)
+    if grad_y.dtype != x.dtype or grad_y.device != x.device:
+        raise ValueError(
+            f"grad_y and x must have one dtype and device, got {grad_y.dtype} on {grad_y.device} and "
+            f"{x.dtype} on {x.device}"
+        )
+
+
 def conv2d_grad_input(
     grad_y: Tensor,
     values: Tensor,
@@ -284,15 +297,7 @@ def conv2d_grad_values(
     TypeError, ValueError, BackendError
         As in `conv2d`.
     """
-    check_pattern(pattern, 4, x, "x")
     geometry = conv2d_geometry(stride, padding, dilation, groups)
-    _check_input(x.shape, pattern, geometry)
-    check_tensor("grad_y", grad_y)
-    _check_grad(grad_y, x.shape, pattern, geometry)
-    if grad_y.dtype != x.dtype or grad_y.device != x.device:
-        raise ValueError(
-            f"grad_y and x must have one dtype and device, got {grad_y.dtype} on {grad_y.device} and "
-            f"{x.dtype} on {x.device}"
-        )
+    check_conv2d_gradient(grad_y, x, pattern, geometry)
     shape = pattern.shape if dense else (pattern.nnz,)
     return _grad_values(grad_y, x, pattern.data, pattern.shape, shape, geometry, backend_name(backend))

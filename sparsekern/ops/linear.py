@@ -21,7 +21,7 @@ from sparsekern.ops.arguments import (
 )
 from sparsekern.ops.operator import Operator
 
-__all__ = ["linear", "linear_grad_input", "linear_grad_values"]
+__all__ = ["check_linear_gradient", "linear", "linear_grad_input", "linear_grad_values"]
 
 
 def _linear_fake(
@@ -118,6 +118,19 @@ _grad_values = Operator(
 def _check_last(name: str, tensor: Tensor, size: int, what: str) -> None:
     if tensor.dim() == 0 or tensor.shape[-1] != size:
         raise ValueError(f"{name} must have shape (..., {size}), {what}, got {tuple(tensor.shape)}")
+
+
+def check_linear_gradient(grad_y: Tensor, x: Tensor, pattern: Pattern) -> None:
+    """Raise unless ``grad_y.T @ x`` is the gradient of a weight of the pattern's shape."""
+    check_pattern(pattern, 2, x, "x")
+    _check_last("x", x, pattern.shape[1], "the last dimension being the weight's columns")
+    check_tensor("grad_y", grad_y)
+    _check_last("grad_y", grad_y, pattern.shape[0], "the last dimension being the weight's rows")
+    if grad_y.shape[:-1] != x.shape[:-1] or grad_y.dtype != x.dtype or grad_y.device != x.device:
+        raise ValueError(
+            f"grad_y must match x but in its last dimension, got {tuple(grad_y.shape)} {grad_y.dtype} on "
+            f"{grad_y.device} and {tuple(x.shape)} {x.dtype} on {x.device}"
+        )
 
 
 def linear(
@@ -221,14 +234,6 @@ def linear_grad_values(
     TypeError, ValueError, BackendError
         As in `linear`.
     """
-    check_pattern(pattern, 2, x, "x")
-    _check_last("x", x, pattern.shape[1], "the last dimension being the weight's columns")
-    check_tensor("grad_y", grad_y)
-    _check_last("grad_y", grad_y, pattern.shape[0], "the last dimension being the weight's rows")
-    if grad_y.shape[:-1] != x.shape[:-1] or grad_y.dtype != x.dtype or grad_y.device != x.device:
-        raise ValueError(
-            f"grad_y must match x but in its last dimension, got {tuple(grad_y.shape)} {grad_y.dtype} on "
-            f"{grad_y.device} and {tuple(x.shape)} {x.dtype} on {x.device}"
-        )
+    check_linear_gradient(grad_y, x, pattern)
     shape = pattern.shape if dense else (pattern.nnz,)
     return _grad_values(grad_y, x, pattern.data, pattern.shape, shape, backend_name(backend))

@@ -57,30 +57,30 @@ class Operator:
     save : callable
         ``save(ctx, inputs, output)``: keeps what the gradient needs.
     backward : callable
-        ``backward(ctx, grad)``: one gradient (or None) for each argument.
+        ``backward(ctx, grad)``, with a grad for each result: one gradient (or None) for each argument.
     """
 
     def __init__(
         self,
         schema: str,
         *,
-        fake: Callable[..., Tensor],
+        fake: Callable[..., Tensor | tuple[Tensor, ...]],
         save: Callable[[Any, tuple[Any, ...], Any], None],
-        backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]],
+        backward: Callable[..., tuple[Tensor | None, ...]],
     ) -> None:
         name = schema.partition("(")[0]
         self.name = name
 
-        def kernel(*arguments: Any) -> Tensor:
+        def kernel(*arguments: Any) -> Any:
             first = arguments[0]
             return select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
 
         self._kernel = kernel
-        declared = schema.partition("(")[2].split(", ")
+        declared = schema.partition("(")[2].partition(") ->")[0].split(", ")
         tensors = {i: text.split()[-1] for i, text in enumerate(declared) if text.startswith("Tensor")}
         self._tensor_positions = tuple(tensors)
 
-        def registered_kernel(*arguments: Any) -> Tensor:
+        def registered_kernel(*arguments: Any) -> Any:
             _check_dtypes({argument: arguments[i] for i, argument in tensors.items()})
             return kernel(*arguments)
 
@@ -91,7 +91,7 @@ class Operator:
         self._registered = getattr(torch.ops.sparsekern, name).default
 
         # With a separate setup_context, PyTorch binds the arguments by inspecting signatures at every call.
-        def forward(ctx: Any, *arguments: Any) -> Tensor:
+        def forward(ctx: Any, *arguments: Any) -> Any:
             output = kernel(*arguments)
             save(ctx, arguments, output)
             return output
@@ -102,7 +102,7 @@ class Operator:
         # torch.func can only transform the other kind; without a jvp it refuses forward mode.
         self._transformed = _function(name, forward=kernel, setup_context=save, backward=backward)
 
-    def __call__(self, *arguments: Any) -> Tensor:
+    def __call__(self, *arguments: Any) -> Any:
         if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
             return self._registered(*arguments)
         if _are_functorch_transforms_active():

@@ -12,6 +12,8 @@ from sparsekern.ops import (
     conv2d,
     conv2d_grad_input,
     conv2d_grad_values,
+    grow_candidates,
+    grow_candidates_conv2d,
     linear,
     linear_grad_input,
     linear_grad_values,
@@ -57,6 +59,7 @@ def linear_calls(shape, batch, dtype):
         "linear": lambda: linear(x, values, pattern, bias),
         "linear_grad_input": lambda: linear_grad_input(grad_y, values, pattern),
         "linear_grad_values": lambda: linear_grad_values(grad_y, x, pattern),
+        "grow_candidates": lambda: grow_candidates(grad_y, x, pattern, pattern.nnz // 3)[1],
     }
 
 
@@ -69,6 +72,7 @@ def conv2d_calls(weight_shape, x_shape, geometry, dtype):
         "conv2d": lambda: conv2d(x, values, pattern, bias, **geometry),
         "conv2d_grad_input": lambda: conv2d_grad_input(grad_y, values, pattern, x_shape, **geometry),
         "conv2d_grad_values": lambda: conv2d_grad_values(grad_y, x, pattern, **geometry),
+        "grow_candidates_conv2d": lambda: grow_candidates_conv2d(grad_y, x, pattern, 70, **geometry)[1],
     }
 
 
