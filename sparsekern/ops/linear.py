@@ -143,7 +143,7 @@ def linear(
     Parameters
     ----------
     x : Tensor
-        ``(..., K)``, any strides; float32, float64 or bfloat16 on the CPU.
+        ``(..., K)``, any strides; float32, bfloat16, and float64 on a CPU or float16 on a GPU.
     values : Tensor
         ``(nnz,)``, the active weights in the pattern's order; or ``(N, K)``, a dense weight whose inactive
         positions are read as 0.
@@ -152,13 +152,14 @@ def linear(
     bias : Tensor, optional
         ``(N,)``.
     backend : str, optional
-        ``"cpp"`` or ``"reference"``; by default the first that can run the inputs (never the reference).
+        ``"cpp"``, ``"triton"`` or ``"reference"``; by default the first that can run the inputs, never the
+        reference.
 
     Returns
     -------
     Tensor
-        ``(..., N)``, contiguous. Sums are in float32 for bfloat16, and have the same bits for any number of
-        threads.
+        ``(..., N)``, contiguous. Sums are in float32 for 16-bit dtypes, and have the same bits every time and
+        for any number of threads.
 
     Raises
     ------
