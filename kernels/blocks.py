@@ -38,6 +38,7 @@ def load_samples(
 
     `sample` is int64 and 1-D, `feature` 1-D.
     """
+    feature = feature.to(tl.int64)
     if TRANSPOSED:
         sample = sample[None, :]
         feature = feature[:, None]

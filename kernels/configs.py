@@ -129,6 +129,7 @@ def device_limits(device: torch.device) -> tuple[int, int]:
 # there have to be enough of them to go round. None of them spills registers, which the tests hold them to.
 HALF_BLOCKS = (
     Config(samples=128, group=2, warps=8, stages=3, prefetch=True),
+    Config(samples=256, group=2, warps=16, stages=3),
     Config(samples=256, group=1, warps=8, stages=3, prefetch=True),
     Config(samples=128, group=1, warps=8, stages=3),
     Config(samples=64, group=2, warps=8, stages=3),

@@ -11,7 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Constants", "Launch", "LaunchError", "Sections", "add_parts", "dot_precision", "split_parts"]
+__all__ = [
+    "Constants",
+    "Launch",
+    "LaunchError",
+    "Sections",
+    "add_parts",
+    "at_least_one",
+    "dot_precision",
+    "split_parts",
+]
 
 
 class LaunchError(RuntimeError):
@@ -175,6 +184,11 @@ def dot_precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "widened" if dtype == torch.bfloat16 and triton.knobs.runtime.interpret else "half"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def at_least_one(values: Tensor) -> Tensor:
+    """`values`, or a zero where there are none: a decode reads the first value in place of those it drops."""
+    return values if values.numel() else values.new_zeros(1)
 
 
 def split_parts(result: Tensor, splits: int, *, zeroed: bool = False) -> Tensor:

@@ -14,19 +14,27 @@ from torch import Tensor
 
 from sparsekern.kernels.blocks import load_samples, multiply, place_of_program, split_range, store_samples
 from sparsekern.kernels.configs import Config, Problem, padded, product_configs
-from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
-from sparsekern.kernels.tile_decode import decode_octets, load_octets, load_weights
+from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, at_least_one, split_parts
+from sparsekern.kernels.tile_decode import decode_octets, load_weights, octets_of
 from sparsekern.kernels.tuning import choose
 
 
 @triton.jit
-def row_octets(pattern, tile, place, step, end, valid, C):
-    """The octets of one step along a row of tiles; `tile` is the first tile of each place (row)."""
+def row_octets(pattern, first, second, place, step, end, valid, C):
+    """The octets of one step along one row of tiles or two, which begin at the tiles `first` and `second`."""
     octet = step % C.PARTS * (C.COLUMNS // 8) + tl.arange(0, C.COLUMNS // 8)[None, :]
     valid = valid[:, None] & (octet < C.TILE // 8) & (step < end)
-    return load_octets(
-        pattern, tile[:, None] + step // C.PARTS, (place % C.TILE)[:, None], octet, valid, C.TILE
-    )
+    upper = (first + step // C.PARTS).to(tl.int64)
+    start = tl.load(pattern.tile_start + upper, mask=step < end, other=0)
+    if C.GROUP == 1:
+        return octets_of(pattern, upper, start, place[:, None], octet, valid, C.TILE)
+    else:
+        lower = (second + step // C.PARTS).to(tl.int64)
+        below = tl.load(pattern.tile_start + lower, mask=step < end, other=0)
+        is_upper = place[:, None] < C.TILE
+        tile = tl.where(is_upper, upper, lower)
+        start = tl.where(is_upper, start, below)
+        return octets_of(pattern, tile, start, (place % C.TILE)[:, None], octet, valid, C.TILE)
 
 
 @triton.jit
@@ -50,14 +58,14 @@ def linear_kernel(x, weight, bias, y, pattern, samples, rows, columns, tile_rows
 
     first = tl.load(pattern.tile_row_ptr + group * C.GROUP)
     tiles = tl.load(pattern.tile_row_ptr + group * C.GROUP + 1) - first
-    tile = tl.where(place < C.TILE, first, first + tiles).to(tl.int64)
+    second = first + tiles
     begin, end = split_range(tiles * C.PARTS, split, C.SPLITS)
 
     acc = tl.zeros((C.ROWS, C.SAMPLES) if C.NARROW else (C.SAMPLES, C.ROWS), tl.float32)
-    octets, start = row_octets(pattern, tile, place, begin, end, valid, C)
+    octets, start = row_octets(pattern, first, second, place, begin, end, valid, C)
     if C.PREFETCH:
         fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
-        octets, start = row_octets(pattern, tile, place, begin + 1, end, valid, C)
+        octets, start = row_octets(pattern, first, second, place, begin + 1, end, valid, C)
     for i in tl.range(0, end - begin):
         step = begin + i
         column = column_of(pattern, first, step, C) + in_step
@@ -68,7 +76,7 @@ def linear_kernel(x, weight, bias, y, pattern, samples, rows, columns, tile_rows
             weights = fetched
             fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
         else:
-            at = tile[:, None] + step // C.PARTS
+            at = (tl.where(place < C.TILE, first, second) + step // C.PARTS).to(tl.int64)[:, None]
             inside = valid[:, None] & (column < columns)[None, :]
             weights = load_weights(
                 weight,
@@ -84,7 +92,7 @@ def linear_kernel(x, weight, bias, y, pattern, samples, rows, columns, tile_rows
                 inside,
                 C,
             )
-        octets, start = row_octets(pattern, tile, place, step + 1 + C.PREFETCH, end, valid, C)
+        octets, start = row_octets(pattern, first, second, place, step + 1 + C.PREFETCH, end, valid, C)
         x_block = load_samples(x, sample, samples, x_sample, column, columns, x_feature, C.NARROW)
         if C.NARROW:
             acc = multiply(weights, x_block, acc, C.PRECISION)
@@ -142,6 +150,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, index: Any) -> Tensor
     """
     layout = index.layout
     y = x.new_empty(x.shape[0], layout.rows)
+    weight = at_least_one(weight)
 
     def run(config: Config) -> None:
         parts = split_parts(y, config.splits)

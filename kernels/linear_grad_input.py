@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsekern.kernels.blocks import load_samples, multiply, place_of_program, split_range, store_samples
 from sparsekern.kernels.configs import Config, Problem, padded, product_configs
-from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
+from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, at_least_one, split_parts
 from sparsekern.kernels.tile_decode import decode_octets, load_octets, load_weights, tile_row_of
 from sparsekern.kernels.tuning import choose
 
@@ -154,6 +154,7 @@ def linear_grad_input(grad_y: Tensor, weight: Tensor, index: Any) -> Tensor:
     """
     layout = index.layout
     grad_x = grad_y.new_empty(grad_y.shape[0], layout.cols)
+    weight = at_least_one(weight)
 
     def run(config: Config) -> None:
         parts = split_parts(grad_x, config.splits)

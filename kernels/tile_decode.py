@@ -26,9 +26,17 @@ def popcount(word):
 
 @triton.jit
 def load_octets(pattern, tile, row, octet, valid, TILE: tl.constexpr):
+    """As `octets_of`, with the tiles' first values from the pattern."""
+    start = tl.load(pattern.tile_start + tile, mask=valid, other=0)
+    return octets_of(pattern, tile, start, row, octet, valid, TILE)
+
+
+@triton.jit
+def octets_of(pattern, tile, start, row, octet, valid, TILE: tl.constexpr):
     """Bits of the octets (tile, row, octet), 0 where not `valid`, and the index of the first value of each.
 
-    `tile` is int64; `row` and `octet` are places within the tile. The three broadcast to the block's shape.
+    `tile` and `start`, the index of its first value, are int64; `row` and `octet` are places within the tile.
+    The four broadcast to the block's shape.
     """
     line = tile * TILE + row
     # Only the tile's own place needs 64 bits; within a tile every index is small.
@@ -40,34 +48,40 @@ def load_octets(pattern, tile, row, octet, valid, TILE: tl.constexpr):
     offset += popcount(word & ((1 << shift) - 1))
     if TILE == 64:
         offset += popcount(tl.load(pattern.bits + line - 1, mask=valid & (octet >= 4), other=0))
-    return (word >> shift) & 0xFF, tl.load(pattern.tile_start + tile, mask=valid, other=0) + offset
+    return (word >> shift) & 0xFF, start + offset
+
+
+@triton.jit
+def load_value(place, counts, octets, column: tl.constexpr):
+    """The values of one column of a block of octets, 0 where not active."""
+    below = (counts >> (column % 4 * 8)) & 0xFF
+    # Loaded whether active or not: a thread has fewer predicates than columns, and would store them away.
+    return tl.where((octets & (1 << column)) != 0, tl.load(place + below), 0)
 
 
 @triton.jit
 def decode_octets(values, octets, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The weights of a block of octets, (ROWS, COLUMNS), 0 where not active.
+    """The weights of a block of octets, (ROWS, COLUMNS), 0 where not active. There must be a value.
 
-    A thread decodes whole octets: the place of a value follows from the one before it, so that counting bits
-    is an addition, and what it decodes goes to shared memory in one piece.
+    A thread decodes whole octets. A multiplication spreads four bits over four bytes, and another one gives
+    each byte the sum of those below it, the place of its value. What is decoded goes to shared memory in one
+    piece.
     """
-    place = values + first
-    zero = tl.zeros_like(octets)
-    count = zero
-    w0 = tl.load(place, mask=(octets & 1) != 0, other=0)
-    count += octets & 1
-    w1 = tl.load(place + count, mask=(octets & 2) != 0, other=0)
-    count += (octets >> 1) & 1
-    w2 = tl.load(place + count, mask=(octets & 4) != 0, other=0)
-    count += (octets >> 2) & 1
-    w3 = tl.load(place + count, mask=(octets & 8) != 0, other=0)
-    count += (octets >> 3) & 1
-    w4 = tl.load(place + count, mask=(octets & 16) != 0, other=0)
-    count += (octets >> 4) & 1
-    w5 = tl.load(place + count, mask=(octets & 32) != 0, other=0)
-    count += (octets >> 5) & 1
-    w6 = tl.load(place + count, mask=(octets & 64) != 0, other=0)
-    count += (octets >> 6) & 1
-    w7 = tl.load(place + count, mask=(octets & 128) != 0, other=0)
+    octets = octets.to(tl.uint32)
+    low = ((octets & 0xF) * 0x00204081) & 0x01010101
+    high = ((octets >> 4) * 0x00204081) & 0x01010101
+    # An inactive position reads the first value of its octet, an empty octet the first of all.
+    place = values + tl.where(octets != 0, first, 0)
+    high_counts = (high * 0x01010100 + (low * 0x01010101 >> 24) * 0x01010101) & (high * 0xFF)
+    low_counts = (low * 0x01010100) & (low * 0xFF)
+    w0 = load_value(place, low_counts, octets, 0)
+    w1 = load_value(place, low_counts, octets, 1)
+    w2 = load_value(place, low_counts, octets, 2)
+    w3 = load_value(place, low_counts, octets, 3)
+    w4 = load_value(place, high_counts, octets, 4)
+    w5 = load_value(place, high_counts, octets, 5)
+    w6 = load_value(place, high_counts, octets, 6)
+    w7 = load_value(place, high_counts, octets, 7)
     even = tl.join(tl.join(w0, w4), tl.join(w2, w6))
     odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
     return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))

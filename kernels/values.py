@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.configs import Config, padded
-from sparsekern.kernels.launch import Constants, Launch, Sections
+from sparsekern.kernels.launch import Constants, Launch, Sections, at_least_one
 from sparsekern.kernels.tile_decode import (
     active_octets,
     decode_octets,
@@ -101,7 +101,7 @@ def unpack(values: Tensor, index: Any) -> Tensor:
         Of the pattern, on the same device.
     """
     dense = values.new_empty(index.layout.shape)
-    plan_unpack(values, index, dense).run()
+    plan_unpack(at_least_one(values), index, dense).run()
     return dense
 
 
