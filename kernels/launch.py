@@ -59,6 +59,10 @@ class Constants(NamedTuple):
     HAS_BIAS : bool
     PRECISION : str
         See `dot_precision`.
+    ALIGNED : bool
+        Of a convolution: the columns of one step share a tap.
+    RUN : int
+        Of a convolution: so many columns side by side, from a multiple of it on, share a tap.
     """
 
     TILE: int
@@ -76,6 +80,8 @@ class Constants(NamedTuple):
     ROWS: int = 16
     COLUMNS: int = 16
     HAS_BIAS: bool = False
+    ALIGNED: bool = True
+    RUN: int = 1
 
     @classmethod
     def of(cls, index: Any, weight: Tensor, dtype: torch.dtype, config: Any) -> Constants:

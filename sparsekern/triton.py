@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["linear"]
+__all__ = ["conv2d", "linear"]
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -18,6 +18,14 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 
     y = linear(_matrix(x, shape[1]), _plain(values), _plain(bias), index_of(pattern))
     return y.view(*x.shape[:-1], shape[0])
+
+
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes, geometry: Sizes
+) -> Tensor:
+    from sparsekern.kernels.conv2d import conv2d
+
+    return conv2d(x.resolve_neg(), _plain(values), _plain(bias), index_of(pattern), tuple(geometry))
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -1,0 +1,281 @@
+"""Pixels of images as the samples of a product: where they lie, and what a tap of a convolution reads there.
+
+A *tap* is a position of the kernel. It reads, for the pixel (row, column) of a result, the pixel
+(row * stride - pad + tap row * dilation, ...) of the source: the first tap's place, plus a shift.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = [
+    "Divisor",
+    "Strides",
+    "Window",
+    "channel_run",
+    "groups_in_tile",
+    "is_channels_last",
+    "tiles_in_group",
+]
+
+# Pixels of one image are counted in 32 bits, and blocks of them may end beyond the last.
+MAX_PLANE = 2**31 - 1024
+
+
+class Divisor(NamedTuple):
+    """An integer from 1 to 2^31 - 1 to divide by with a multiplication; see `divide`.
+
+    Granlund & Montgomery, Division by Invariant Integers using Multiplication (1994), section 4.
+    """
+
+    value: int
+    multiplier: int
+    shift: int
+
+    @classmethod
+    def of(cls, value: int) -> Divisor:
+        shift = (value - 1).bit_length()
+        multiplier = (2**32 * (2**shift - value)) // value + 1
+        # The same 32 bits as a signed integer, so that the kernel's signature is the same for every value.
+        return cls(value, multiplier - 2**32 if multiplier >= 2**31 else multiplier, shift)
+
+
+class Strides(NamedTuple):
+    """Elements from one image, channel, row and column of a tensor to the next."""
+
+    image: int
+    channel: int
+    row: int
+    column: int
+
+
+class Window(NamedTuple):
+    """Which pixels a result is made of, and what its taps read.
+
+    Attributes
+    ----------
+    images : int
+    plane, width : Divisor
+        Pixels of one image, and of one of its rows.
+    source_height, source_width : int
+        Of what is read.
+    stride_row, stride_column : int
+        From one pixel's first tap to the next one's.
+    pad_row, pad_column : int
+        From the first tap of pixel (0, 0) to the source's first row and column.
+    taps_row : int
+        Taps in a row of the kernel.
+    shift_row, shift_column : int
+        From one tap to the next.
+    """
+
+    images: int
+    plane: Divisor
+    width: Divisor
+    source_height: int
+    source_width: int
+    stride_row: int
+    stride_column: int
+    pad_row: int
+    pad_column: int
+    taps_row: int
+    shift_row: int
+    shift_column: int
+
+    @classmethod
+    def of_output(cls, x: Tensor, shape: tuple[int, ...], geometry: tuple[int, ...]) -> Window:
+        """The pixels of a convolution's output, which read x. `shape` is the weight's."""
+        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _ = geometry
+        images, _, height, width = x.shape
+        out_h = (height + 2 * pad_h - dilation_h * (shape[2] - 1) - 1) // stride_h + 1
+        out_w = (width + 2 * pad_w - dilation_w * (shape[3] - 1) - 1) // stride_w + 1
+        return cls(
+            images,
+            plane_divisor(out_h, out_w),
+            Divisor.of(out_w),
+            height,
+            width,
+            stride_h,
+            stride_w,
+            pad_h,
+            pad_w,
+            shape[3],
+            dilation_h,
+            dilation_w,
+        )
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.plane.value
+
+
+def plane_divisor(height: int, width: int) -> Divisor:
+    """The pixels of an image.
+
+    Raises
+    ------
+    ValueError
+        When they are too many to be counted in 32 bits.
+    """
+    if height * width > MAX_PLANE:
+        raise ValueError(f"an image must have at most {MAX_PLANE} pixels, got {height} x {width}")
+    return Divisor.of(height * width)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the results of an op on `tensor` are to have channels last in memory."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def channel_run(channels: int) -> int:
+    """The largest power of two, up to 8, that divides the channels: elements of a vector that share a tap."""
+    return min(channels & -channels, 8)
+
+
+def tiles_in_group(rows: int, tile_size: int) -> int:
+    """Rows of tiles, at most, that hold rows of one group of a convolution with `rows` rows in each."""
+    if rows % tile_size == 0:
+        return rows // tile_size
+    return 1 if tile_size % rows == 0 else (rows + tile_size - 2) // tile_size + 1
+
+
+def groups_in_tile(rows: int, groups: int, tile_size: int) -> int:
+    """Groups of `rows` rows, at most, that a row of tiles holds rows of."""
+    if rows % tile_size == 0:
+        return 1
+    most = tile_size // rows if tile_size % rows == 0 else (tile_size + rows - 2) // rows + 1
+    return min(most, groups)
+
+
+@triton.jit
+def divide(number, divisor):
+    """number // divisor for 0 <= number < 2^31 in 32 bits; see `Divisor`."""
+    number = number.to(tl.uint32)
+    high = tl.umulhi(number, tl.cast(divisor.multiplier, tl.uint32))
+    return ((high + number) >> divisor.shift).to(tl.int32)
+
+
+@triton.jit
+def pixels_of_block(block, window, SAMPLES: tl.constexpr):
+    """(image, row, column) of each pixel of a block; the image is int64, and may be beyond the last."""
+    first = block.to(tl.int64) * SAMPLES
+    image = first // window.plane.value
+    # Only the first pixel of a block needs 64 bits.
+    place = (first - image * window.plane.value).to(tl.int32) + tl.arange(0, SAMPLES)
+    images = divide(place, window.plane)
+    place -= images * window.plane.value
+    row = divide(place, window.width)
+    return image + images, row, place - row * window.width.value
+
+
+@triton.jit
+def places_of_pixels(image, row, column, strides):
+    """Offsets of pixels in memory; those outside an image have one too, which is not to be read."""
+    return image * strides.image + row.to(tl.int64) * strides.row + column.to(tl.int64) * strides.column
+
+
+@triton.jit
+def first_taps(image, row, column, window, strides):
+    """(place, row, column) of the source's pixels that the first taps of some pixels read.
+
+    Those of pixels beyond the last image lie outside of any.
+    """
+    row = tl.where(image < window.images, row * window.stride_row - window.pad_row, -(1 << 30))
+    column = column * window.stride_column - window.pad_column
+    return places_of_pixels(image, row, column, strides), row, column
+
+
+@triton.jit
+def load_tap(source, place, row, column, tap_row, tap_column, channel, valid, window, strides, C):
+    """A block (pixel, channel) of what one tap reads, 0 outside; (channel, pixel) if `C.NARROW`.
+
+    `place`, `row` and `column` are those of the pixels' first taps, and the tap is a scalar. `channel` is
+    that of the tensor, and `valid` its mask.
+    """
+    row += tap_row * window.shift_row
+    column += tap_column * window.shift_column
+    inside = (row >= 0) & (row < window.source_height) & (column >= 0) & (column < window.source_width)
+    shift = (tap_row * window.shift_row).to(tl.int64) * strides.row
+    place += shift + (tap_column * window.shift_column).to(tl.int64) * strides.column
+    offset = channel.to(tl.int64) * strides.channel
+    if C.NARROW:
+        return tl.load(
+            source + (place[None, :] + offset[:, None]), mask=inside[None, :] & valid[:, None], other=0
+        )
+    return tl.load(
+        source + (place[:, None] + offset[None, :]), mask=inside[:, None] & valid[None, :], other=0
+    )
+
+
+@triton.jit
+def load_taps(source, place, row, column, weight_column, first, channels, valid, window, strides, C):
+    """A block (pixel, column of the weight) of what the columns' taps read; otherwise as `load_tap`.
+
+    Each column has its own tap and channel; the first channel of the weight reads the tensor's `first`.
+    """
+    tap = weight_column // channels
+    channel = tl.max_contiguous(tl.multiple_of(weight_column % channels, C.RUN), C.RUN)
+    shift_row = tl.max_constancy(tap // window.taps_row * window.shift_row, C.RUN)
+    shift_column = tl.max_constancy(tap % window.taps_row * window.shift_column, C.RUN)
+    valid = tl.max_constancy(valid, C.RUN)
+    offset = shift_row.to(tl.int64) * strides.row + shift_column.to(tl.int64) * strides.column
+    offset = tl.max_constancy(offset, C.RUN) + (first + channel).to(tl.int64) * strides.channel
+    if C.NARROW:
+        row = row[None, :] + shift_row[:, None]
+        column = column[None, :] + shift_column[:, None]
+        place = place[None, :] + offset[:, None]
+        valid = valid[:, None]
+    else:
+        row = row[:, None] + shift_row[None, :]
+        column = column[:, None] + shift_column[None, :]
+        place = place[:, None] + offset[None, :]
+        valid = valid[None, :]
+    inside = (row >= 0) & (row < window.source_height) & (column >= 0) & (column < window.source_width)
+    return tl.load(source + place, mask=inside & valid, other=0)
+
+
+@triton.jit
+def load_columns(source, place, row, column, first_column, width, first, sizes, window, strides, C):
+    """What the columns [first_column, first_column + width) of the weight read: `load_taps`, or `load_tap`
+    where the tap of all is the same. A block may be wider; the rest is 0, and not read."""
+    in_block = tl.arange(0, C.COLUMNS)
+    if C.ALIGNED:
+        tap = first_column // sizes.channels
+        tap_row = tap // window.taps_row
+        channel = first + first_column % sizes.channels + in_block
+        return load_tap(
+            source,
+            place,
+            row,
+            column,
+            tap_row,
+            tap - tap_row * window.taps_row,
+            channel,
+            in_block < width,
+            window,
+            strides,
+            C,
+        )
+    weight_column = first_column + in_block
+    valid = (in_block < width) & (weight_column < sizes.columns)
+    return load_taps(
+        source, place, row, column, weight_column, first, sizes.channels, valid, window, strides, C
+    )
+
+
+@triton.jit
+def store_pixels(result, block, image, images, row, column, channel, valid, strides, C):
+    """Writes a block (pixel, channel), or (channel, pixel) if `C.NARROW`. `valid` is that of the channels."""
+    place = places_of_pixels(image, row, column, strides)
+    offset = channel.to(tl.int64) * strides.channel
+    inside = image < images
+    block = block.to(result.dtype.element_ty)
+    if C.NARROW:
+        tl.store(result + (place[None, :] + offset[:, None]), block, mask=inside[None, :] & valid[:, None])
+    else:
+        tl.store(result + (place[:, None] + offset[None, :]), block, mask=inside[:, None] & valid[None, :])
