@@ -204,12 +204,12 @@ def load_tap(source, place, row, column, tap_row, tap_column, channel, valid, wi
     place += shift + (tap_column * window.shift_column).to(tl.int64) * strides.column
     offset = channel.to(tl.int64) * strides.channel
     if C.NARROW:
-        return tl.load(
-            source + (place[None, :] + offset[:, None]), mask=inside[None, :] & valid[:, None], other=0
-        )
-    return tl.load(
-        source + (place[:, None] + offset[None, :]), mask=inside[:, None] & valid[None, :], other=0
-    )
+        place = place[None, :] + offset[:, None]
+        inside = inside[None, :] & valid[:, None]
+    else:
+        place = place[:, None] + offset[None, :]
+        inside = inside[:, None] & valid[None, :]
+    return tl.load(source + place, mask=inside, other=0)
 
 
 @triton.jit
@@ -247,7 +247,8 @@ def load_columns(source, place, row, column, first_column, width, first, sizes, 
     if C.ALIGNED:
         tap = first_column // sizes.channels
         tap_row = tap // window.taps_row
-        channel = first + first_column % sizes.channels + in_block
+        # The compiler does not follow the division.
+        channel = tl.multiple_of(first + first_column % sizes.channels, C.RUN) + in_block
         return load_tap(
             source,
             place,
@@ -261,11 +262,12 @@ def load_columns(source, place, row, column, first_column, width, first, sizes, 
             strides,
             C,
         )
-    weight_column = first_column + in_block
-    valid = (in_block < width) & (weight_column < sizes.columns)
-    return load_taps(
-        source, place, row, column, weight_column, first, sizes.channels, valid, window, strides, C
-    )
+    else:
+        weight_column = first_column + in_block
+        valid = (in_block < width) & (weight_column < sizes.columns)
+        return load_taps(
+            source, place, row, column, weight_column, first, sizes.channels, valid, window, strides, C
+        )
 
 
 @triton.jit
