@@ -25,10 +25,11 @@ from sparsekern.kernels.pixels import (
     Strides,
     Window,
     channel_run,
+    first_pixel,
     first_taps,
     is_channels_last,
     load_columns,
-    pixels_of_block,
+    pixels_from,
     store_pixels,
     tiles_in_group,
 )
@@ -91,7 +92,8 @@ def conv2d_kernel(
 ):
     split, block, program = place_of_program(blocks, programs)
     group, tile_row, row, valid = rows_of_program(program, tiles_each, sizes, C)
-    image, pixel_row, pixel_column = pixels_of_block(block, window, C.SAMPLES)
+    image, pixel = first_pixel(block, window, C.SAMPLES)
+    image, pixel_row, pixel_column = pixels_from(image, pixel, window, C.SAMPLES)
     place, tap_row, tap_column = first_taps(image, pixel_row, pixel_column, window, x_strides)
 
     in_tile = tl.arange(0, C.ROWS)

@@ -161,12 +161,25 @@ def divide(number, divisor):
 
 
 @triton.jit
-def pixels_of_block(block, window, SAMPLES: tl.constexpr):
-    """(image, row, column) of each pixel of a block; the image is int64, and may be beyond the last."""
+def first_pixel(block, window, SAMPLES: tl.constexpr):
+    """(image, place in the image) of the first pixel of a block; the image is int64, the place is not."""
     first = block.to(tl.int64) * SAMPLES
     image = first // window.plane.value
-    # Only the first pixel of a block needs 64 bits.
-    place = (first - image * window.plane.value).to(tl.int32) + tl.arange(0, SAMPLES)
+    return image, (first - image * window.plane.value).to(tl.int32)
+
+
+@triton.jit
+def next_pixel(image, place, window, SAMPLES: tl.constexpr):
+    """(image, place in the image) of the first pixel of the next block."""
+    place += SAMPLES
+    images = divide(place, window.plane)
+    return image + images, place - images * window.plane.value
+
+
+@triton.jit
+def pixels_from(image, place, window, SAMPLES: tl.constexpr):
+    """(image, row, column) of each pixel of a block that begins at a place; images may be beyond the last."""
+    place += tl.arange(0, SAMPLES)
     images = divide(place, window.plane)
     place -= images * window.plane.value
     row = divide(place, window.width)
@@ -271,13 +284,30 @@ def load_columns(source, place, row, column, first_column, width, first, sizes, 
 
 
 @triton.jit
-def store_pixels(result, block, image, images, row, column, channel, valid, strides, C):
-    """Writes a block (pixel, channel), or (channel, pixel) if `C.NARROW`. `valid` is that of the channels."""
+def pixel_block(tensor, image, images, row, column, channel, valid, strides, C):
+    """Pointers to a block (pixel, channel), or (channel, pixel) if `C.NARROW`, and which are to be used: where
+    the image is one of `images`, and the channel is `valid`."""
     place = places_of_pixels(image, row, column, strides)
     offset = channel.to(tl.int64) * strides.channel
     inside = image < images
-    block = block.to(result.dtype.element_ty)
     if C.NARROW:
-        tl.store(result + (place[None, :] + offset[:, None]), block, mask=inside[None, :] & valid[:, None])
+        place = place[None, :] + offset[:, None]
+        inside = inside[None, :] & valid[:, None]
     else:
-        tl.store(result + (place[:, None] + offset[None, :]), block, mask=inside[:, None] & valid[None, :])
+        place = place[:, None] + offset[None, :]
+        inside = inside[:, None] & valid[None, :]
+    return tensor + place, inside
+
+
+@triton.jit
+def load_pixels(tensor, image, images, row, column, channel, valid, strides, C):
+    """A `pixel_block` of a tensor, 0 where there is none."""
+    place, inside = pixel_block(tensor, image, images, row, column, channel, valid, strides, C)
+    return tl.load(place, mask=inside, other=0)
+
+
+@triton.jit
+def store_pixels(tensor, block, image, images, row, column, channel, valid, strides, C):
+    """Writes a `pixel_block` of a tensor."""
+    place, inside = pixel_block(tensor, image, images, row, column, channel, valid, strides, C)
+    tl.store(place, block.to(tensor.dtype.element_ty), mask=inside)
