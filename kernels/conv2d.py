@@ -28,6 +28,7 @@ from sparsekern.kernels.pixels import (
     first_pixel,
     first_taps,
     is_channels_last,
+    is_wide,
     load_columns,
     pixels_from,
     store_pixels,
@@ -94,7 +95,7 @@ def conv2d_kernel(
     group, tile_row, row, valid = rows_of_program(program, tiles_each, sizes, C)
     image, pixel = first_pixel(block, window, C.SAMPLES)
     image, pixel_row, pixel_column = pixels_from(image, pixel, window, C.SAMPLES)
-    place, tap_row, tap_column = first_taps(image, pixel_row, pixel_column, window, x_strides)
+    place, tap_row, tap_column = first_taps(image, pixel_row, pixel_column, window, x_strides, C)
 
     in_tile = tl.arange(0, C.ROWS)
     owned = tile_row * C.TILE < (group + 1) * sizes.group_rows
@@ -184,6 +185,7 @@ def plan(
         HAS_BIAS=bias is not None,
         ALIGNED=sizes.channels % depth == 0,
         RUN=channel_run(sizes.channels),
+        WIDE=is_wide(x, y if config.splits == 1 else y[0]),
     )
     arguments = (
         x,
@@ -252,7 +254,8 @@ def conv2d_configs(
     outputs = tiles_in_group(group_rows, layout.tile_size) * geometry[6]
     problem = Problem.of("conv2d", x, window.pixels, outputs, layout.tile_cols, index)
     # Two rows of tiles of one program must lie in one group of the convolution.
-    if geometry[6] > 1 and group_rows % (2 * layout.tile_size):
+    alone = group_rows <= layout.tile_size
+    if alone or (geometry[6] > 1 and group_rows % (2 * layout.tile_size)):
         problem = replace(problem, paired=False)
     return product_configs(problem), problem
 

@@ -1,4 +1,4 @@
-"""`conv2d_grad_values` in Triton: sums over pixels of the output's gradient times what taps read, where active.
+"""`conv2d_grad_values` in Triton: sums over pixels of output gradients times what taps read, where active.
 
 A program owns a tile, or an aligned group of 2 x 2 tiles, computes all of it as a product and keeps what the
 bits say. Tiles that are not stored cost nothing, and nothing dense is written.
@@ -24,6 +24,7 @@ from sparsekern.kernels.pixels import (
     first_pixel,
     first_taps,
     groups_in_tile,
+    is_wide,
     load_columns,
     load_pixels,
     next_pixel,
@@ -102,7 +103,7 @@ def conv2d_grad_values_kernel(
         grad_block = load_pixels(
             grad_y, images, window.images, pixel_row, pixel_column, row, valid, grad_y_strides, C
         )
-        first, tap_row, tap_column = first_taps(images, pixel_row, pixel_column, window, x_strides)
+        first, tap_row, tap_column = first_taps(images, pixel_row, pixel_column, window, x_strides, C)
         x_block = load_columns(
             x,
             first,
@@ -128,7 +129,7 @@ def conv2d_grad_values_kernel(
 def plan(
     grad_y: Tensor, x: Tensor, index: Any, geometry: tuple[int, ...], grad: Tensor, config: Config
 ) -> Launch:
-    """The launch for one problem; `grad` has the config's splits as its first dimension if it has several."""
+    """The launch for one problem; `grad` has the config's splits as its first dimension, if several."""
     layout = index.layout
     sizes = WeightSizes.of(layout, geometry[6])
     window = Window.of_output(x, layout.shape, geometry)
@@ -141,6 +142,7 @@ def plan(
         COLUMNS=padded(size),
         ALIGNED=sizes.channels % size == 0,
         RUN=channel_run(sizes.channels),
+        WIDE=is_wide(grad_y, x),
     )
     programs = layout.tiles * groups_each
     arguments = (

@@ -63,6 +63,12 @@ class Constants(NamedTuple):
         Of a convolution: the columns of one step share a tap.
     RUN : int
         Of a convolution: so many columns side by side, from a multiple of it on, share a tap.
+    WIDE : bool
+        Of a convolution: offsets into images take 64 bits.
+    WIDTH, SPAN, RUNS, SEARCH : int
+        Of the gradient of a convolution's input: channels that a program owns; columns of tiles, at most,
+        that they lie in at one tap; those of all taps, or the next power of two; halvings that find a row of
+        tiles in a column of them, 0 where there is one group and nothing has to be found.
     """
 
     TILE: int
@@ -82,6 +88,11 @@ class Constants(NamedTuple):
     HAS_BIAS: bool = False
     ALIGNED: bool = True
     RUN: int = 1
+    WIDE: bool = False
+    WIDTH: int = 16
+    SPAN: int = 1
+    RUNS: int = 1
+    SEARCH: int = 0
 
     @classmethod
     def of(cls, index: Any, weight: Tensor, dtype: torch.dtype, config: Any) -> Constants:

@@ -6,7 +6,7 @@ A *tap* is a position of the kernel. It reads, for the pixel (row, column) of a 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -109,8 +109,28 @@ class Window(NamedTuple):
             dilation_w,
         )
 
+    @classmethod
+    def of_classes(cls, grad_y: Tensor, grad_x: Tensor, taps: Any) -> Window:
+        """The pixels of the largest class of a convolution's input, which read the output's gradient: each of
+        its `Taps` further up and to the left. The first ones' places differ from class to class."""
+        height, width = taps.rows.pixels(grad_x.shape[2]), taps.columns.pixels(grad_x.shape[3])
+        return cls(
+            grad_x.shape[0],
+            plane_divisor(height, width),
+            Divisor.of(width),
+            *grad_y.shape[2:],
+            1,
+            1,
+            0,
+            0,
+            taps.columns.most_taps,
+            -taps.rows.dilation // taps.rows.common,
+            -taps.columns.dilation // taps.columns.common,
+        )
+
     @property
     def pixels(self) -> int:
+        """Those of all images."""
         return self.images * self.plane.value
 
 
@@ -130,6 +150,12 @@ def plane_divisor(height: int, width: int) -> Divisor:
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether the results of an op on `tensor` are to have channels last in memory."""
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def is_wide(*tensors: Tensor) -> bool:
+    """Whether an offset into one of the tensors takes more than 32 bits."""
+    spans = [sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t.numel()]
+    return max(spans, default=0) >= 2**31
 
 
 def channel_run(channels: int) -> int:
@@ -187,20 +213,30 @@ def pixels_from(image, place, window, SAMPLES: tl.constexpr):
 
 
 @triton.jit
-def places_of_pixels(image, row, column, strides):
-    """Offsets of pixels in memory; those outside an image have one too, which is not to be read."""
-    return image * strides.image + row.to(tl.int64) * strides.row + column.to(tl.int64) * strides.column
+def as_offset(number, C):
+    """A number that is to be multiplied with a stride, in as many bits as the result takes."""
+    if C.WIDE:
+        return number.to(tl.int64)
+    else:
+        return number.to(tl.int32)
 
 
 @triton.jit
-def first_taps(image, row, column, window, strides):
+def places_of_pixels(image, row, column, strides, C):
+    """Offsets of pixels in memory; those outside an image have one too, which is not to be read."""
+    place = as_offset(image, C) * strides.image + as_offset(row, C) * strides.row
+    return place + as_offset(column, C) * strides.column
+
+
+@triton.jit
+def first_taps(image, row, column, window, strides, C):
     """(place, row, column) of the source's pixels that the first taps of some pixels read.
 
     Those of pixels beyond the last image lie outside of any.
     """
     row = tl.where(image < window.images, row * window.stride_row - window.pad_row, -(1 << 30))
     column = column * window.stride_column - window.pad_column
-    return places_of_pixels(image, row, column, strides), row, column
+    return places_of_pixels(image, row, column, strides, C), row, column
 
 
 @triton.jit
@@ -213,9 +249,9 @@ def load_tap(source, place, row, column, tap_row, tap_column, channel, valid, wi
     row += tap_row * window.shift_row
     column += tap_column * window.shift_column
     inside = (row >= 0) & (row < window.source_height) & (column >= 0) & (column < window.source_width)
-    shift = (tap_row * window.shift_row).to(tl.int64) * strides.row
-    place += shift + (tap_column * window.shift_column).to(tl.int64) * strides.column
-    offset = channel.to(tl.int64) * strides.channel
+    place += as_offset(tap_row * window.shift_row, C) * strides.row
+    place += as_offset(tap_column * window.shift_column, C) * strides.column
+    offset = as_offset(channel, C) * strides.channel
     if C.NARROW:
         place = place[None, :] + offset[:, None]
         inside = inside[None, :] & valid[:, None]
@@ -236,8 +272,8 @@ def load_taps(source, place, row, column, weight_column, first, channels, valid,
     shift_row = tl.max_constancy(tap // window.taps_row * window.shift_row, C.RUN)
     shift_column = tl.max_constancy(tap % window.taps_row * window.shift_column, C.RUN)
     valid = tl.max_constancy(valid, C.RUN)
-    offset = shift_row.to(tl.int64) * strides.row + shift_column.to(tl.int64) * strides.column
-    offset = tl.max_constancy(offset, C.RUN) + (first + channel).to(tl.int64) * strides.channel
+    offset = as_offset(shift_row, C) * strides.row + as_offset(shift_column, C) * strides.column
+    offset = tl.max_constancy(offset, C.RUN) + as_offset(first + channel, C) * strides.channel
     if C.NARROW:
         row = row[None, :] + shift_row[:, None]
         column = column[None, :] + shift_column[:, None]
@@ -285,10 +321,10 @@ def load_columns(source, place, row, column, first_column, width, first, sizes, 
 
 @triton.jit
 def pixel_block(tensor, image, images, row, column, channel, valid, strides, C):
-    """Pointers to a block (pixel, channel), or (channel, pixel) if `C.NARROW`, and which are to be used: where
+    """Pointers to a block (pixel, channel), or (channel, pixel) if `C.NARROW`, which to be used where
     the image is one of `images`, and the channel is `valid`."""
-    place = places_of_pixels(image, row, column, strides)
-    offset = channel.to(tl.int64) * strides.channel
+    place = places_of_pixels(image, row, column, strides, C)
+    offset = as_offset(channel, C) * strides.channel
     inside = image < images
     if C.NARROW:
         place = place[None, :] + offset[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["conv2d", "conv2d_grad_values", "linear"]
+__all__ = ["conv2d", "conv2d_grad_input", "conv2d_grad_values", "linear"]
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -26,6 +26,15 @@ def conv2d(
     from sparsekern.kernels.conv2d import conv2d
 
     return conv2d(x.resolve_neg(), _plain(values), _plain(bias), index_of(pattern), tuple(geometry))
+
+
+def conv2d_grad_input(
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
+) -> Tensor:
+    from sparsekern.kernels.conv2d_grad_input import conv2d_grad_input
+
+    grad_y, size = grad_y.resolve_neg(), tuple(input_size)
+    return conv2d_grad_input(grad_y, _plain(values), index_of(pattern), size, tuple(geometry))
 
 
 def conv2d_grad_values(

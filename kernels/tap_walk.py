@@ -1,0 +1,178 @@
+"""Which taps of a convolution use a pixel of its input, and the walk over the tiles that hold their weights.
+
+The tap k of an axis, of a kernel with `taps` of them, takes pixel p of the input to the output pixel
+(p + pad - k * dilation) / stride, if that is a whole number. Whether it is depends on p % stride alone, the
+pixel's *class*, and the taps of one class come at equal distances.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from sparsekern.kernels.tile_decode import tile_row_of
+
+__all__ = ["Axis", "Taps"]
+
+
+class Axis(NamedTuple):
+    """A convolution's geometry along one axis.
+
+    Attributes
+    ----------
+    taps, stride, pad, dilation : int
+    common : int
+        Greatest common divisor of stride and dilation.
+    step : int
+        From one tap of a class to the next: stride / common.
+    inverse : int
+        Of dilation / common, modulo `step`.
+    """
+
+    taps: int
+    stride: int
+    pad: int
+    dilation: int
+    common: int
+    step: int
+    inverse: int
+
+    @classmethod
+    def of(cls, taps: int, stride: int, pad: int, dilation: int) -> Axis:
+        common = math.gcd(stride, dilation)
+        step = stride // common
+        return cls(taps, stride, pad, dilation, common, step, pow(dilation // common, -1, step))
+
+    @property
+    def most_taps(self) -> int:
+        """Taps of a class, at most."""
+        return -(-self.taps // self.step)
+
+    def pixels(self, size: int) -> int:
+        """Pixels of a class, at most, of `size` pixels."""
+        return -(-size // self.stride)
+
+
+class Taps(NamedTuple):
+    """Both axes of a convolution."""
+
+    rows: Axis
+    columns: Axis
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], geometry: tuple[int, ...]) -> Taps:
+        """Of a convolution with a weight of `shape`."""
+        return cls(*(Axis.of(shape[2 + i], *geometry[i:6:2]) for i in (0, 1)))
+
+    @property
+    def classes(self) -> int:
+        return self.rows.stride * self.columns.stride
+
+
+class ClassTaps(NamedTuple):
+    """The taps of a class along one axis: `count` of them, from `first` on in steps of `step`, of `taps`.
+
+    Pixel number q of the class is taken by the first of them to the output pixel q + origin.
+    """
+
+    first: Any
+    count: Any
+    origin: Any
+    step: Any
+    taps: Any
+
+
+class Walk(NamedTuple):
+    """Runs of tiles, one after another: the index (in column order) of the first tile of each run, less the
+    number of tiles before it; the number of tiles up to its end; and that of all."""
+
+    offsets: Any
+    ends: Any
+    total: Any
+
+
+class Step(NamedTuple):
+    """Where one step of a walk is: a tile, its row of tiles, the tap (counted among those of its class), and
+    the column of the weight that the program's first channel has at it."""
+
+    tile: Any
+    tile_row: Any
+    tile_col: Any
+    tap_row: Any
+    tap_column: Any
+    column: Any
+
+
+@triton.jit
+def taps_of_class(residue, axis):
+    """The `ClassTaps` of the pixels with this remainder.
+
+    A tap k is used where k * dilation = residue + pad modulo stride: a linear congruence.
+    """
+    wanted = (residue + axis.pad) % axis.stride
+    first = wanted // axis.common * axis.inverse % axis.step
+    count = tl.where(wanted % axis.common == 0, (axis.taps - first + axis.step - 1) // axis.step, 0)
+    # The division is exact wherever there is such a tap, so its rounding does not matter.
+    origin = (residue + axis.pad - first * axis.dilation) // axis.stride
+    return ClassTaps(first, tl.maximum(count, 0), origin, axis.step, axis.taps)
+
+
+@triton.jit
+def tap_of_run(run, rows, columns, first_channel, sizes, C):
+    """(row, column) of a run's tap among those of its class, and the weight's column of the first channel."""
+    tap = run // C.SPAN
+    width = tl.maximum(columns.count, 1)
+    tap_row = tap // width
+    tap_column = tap - tap_row * width
+    position = (rows.first + tap_row * rows.step) * columns.taps + columns.first + tap_column * columns.step
+    return tap_row, tap_column, position * sizes.channels + first_channel
+
+
+@triton.jit
+def lower_bound(pattern, begin, end, tile_row, sizes, C):
+    """The first of the tiles [begin, end) of each column that is in `tile_row` or below."""
+    for _ in range(C.SEARCH):
+        middle = (begin + end) // 2
+        tile = tl.load(pattern.tile_order_t + middle, mask=begin < end, other=0)
+        above = (begin < end) & (tile_row_of(pattern, tile, sizes.tile_cols, C) < tile_row)
+        begin = tl.where(above, middle + 1, begin)
+        end = tl.where(above, end, middle)
+    return begin
+
+
+@triton.jit
+def walk_of_class(pattern, rows, columns, first_channel, first_row, sizes, C):
+    """The `Walk` over the tiles of all taps of a class that hold a program's channels, in the rows of the
+    group that begins with `first_row`.
+
+    Where the channels of a tap straddle columns of tiles (`C.SPAN` of them, at most), each has a run.
+    """
+    run = tl.arange(0, C.RUNS)
+    _, _, column = tap_of_run(run, rows, columns, first_channel, sizes, C)
+    width = tl.minimum(sizes.channels - first_channel, C.WIDTH)
+    tile_col = column // C.TILE + run % C.SPAN
+    valid = (run < rows.count * columns.count * C.SPAN) & (tile_col <= (column + width - 1) // C.TILE)
+    begin = tl.load(pattern.tile_ptr_t + tile_col, mask=valid, other=0)
+    end = tl.load(pattern.tile_ptr_t + tile_col + 1, mask=valid, other=0)
+    if C.SEARCH > 0:
+        last_tile_row = (first_row + sizes.group_rows - 1) // C.TILE
+        first = lower_bound(pattern, begin, end, first_row // C.TILE, sizes, C)
+        end = lower_bound(pattern, first, end, last_tile_row + 1, sizes, C)
+        begin = first
+    ends = tl.cumsum(end - begin, 0)
+    return Walk(end - ends, ends, tl.sum(end - begin, 0))
+
+
+@triton.jit
+def step_of_walk(pattern, walk, step, end, rows, columns, first_channel, sizes, C):
+    """The `Step` at a number of steps into a walk; that of a number from `end` on is not to be used."""
+    number = step // C.PARTS
+    run = tl.sum((walk.ends <= number).to(tl.int32), 0)
+    offset = tl.sum(tl.where(tl.arange(0, C.RUNS) == run, walk.offsets, 0), 0)
+    tile = tl.load(pattern.tile_order_t + number + offset, mask=step < end, other=0)
+    tile_row = tile_row_of(pattern, tile, sizes.tile_cols, C)
+    tap_row, tap_column, column = tap_of_run(run, rows, columns, first_channel, sizes, C)
+    return Step(tile.to(tl.int64), tile_row, column // C.TILE + run % C.SPAN, tap_row, tap_column, column)
