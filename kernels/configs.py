@@ -79,7 +79,7 @@ class Problem:
     tile_size, element_size : int
     precision : str
         Of float32 products: "ieee" or "tf32".
-    paired, full : bool
+    complete, paired, full : bool
         As in `TileIndex`.
     capability, processors : int
         Compute capability, 90 for 9.0; number of multiprocessors.
@@ -92,6 +92,7 @@ class Problem:
     tile_size: int
     element_size: int
     precision: str
+    complete: bool
     paired: bool
     full: bool
     capability: int
@@ -108,6 +109,7 @@ class Problem:
             index.layout.tile_size,
             x.element_size(),
             dot_precision(x.dtype),
+            index.complete,
             index.paired,
             index.full,
             *device_limits(x.device),
@@ -186,6 +188,9 @@ def _narrow(problem: Problem) -> Iterator[Config]:
 
 def _wide(problem: Problem) -> Iterator[Config]:
     blocks = _by_precision(problem, HALF_BLOCKS, TF32_BLOCKS, IEEE_BLOCKS)
+    # Where the place of a tile has to be read first, its inputs come two stages later.
+    wait = 0 if problem.complete else 2
+    blocks = [replace(config, stages=config.stages + wait) for config in blocks]
     configs = [config for config in blocks if _fits(config, problem)]
     enough = [config for config in configs if _programs(config, problem) >= problem.processors]
     if enough:

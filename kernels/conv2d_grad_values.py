@@ -30,7 +30,7 @@ from sparsekern.kernels.pixels import (
     next_pixel,
     pixels_from,
 )
-from sparsekern.kernels.tile_decode import active_octets, dense_places, load_octets, tile_row_of, value_places
+from sparsekern.kernels.tile_decode import store_gradients, tile_row_of
 from sparsekern.kernels.tuning import choose
 
 
@@ -44,37 +44,6 @@ def tile_of_program(pattern, tile, sizes, C):
     else:
         tile_col = tl.load(pattern.tile_col + tile)
     return tile_row, tile_col, (tile_row % C.GROUP == 0) & (tile_col % C.GROUP == 0)
-
-
-@triton.jit
-def store_active(grad, block, pattern, tile, tile_row, tile_col, row, valid, sizes, C):
-    """Writes the active positions of the tiles of a program, where the rows are `valid`."""
-    in_block = row - tile_row * C.TILE
-    octet = tl.arange(0, C.COLUMNS // 8)
-    inside = (octet < C.GROUP * C.TILE // 8) & (tile_col * C.TILE + octet * 8 < sizes.columns)
-    at = tile.to(tl.int64) + tl.zeros_like(in_block)
-    if C.GROUP == 2:
-        # The tiles below are as many further on as the row has.
-        first = tl.load(pattern.tile_row_ptr + tile_row)
-        below = tl.load(pattern.tile_row_ptr + tile_row + 1) - first
-        at += tl.where(in_block < C.TILE, 0, below)
-    octets, start = load_octets(
-        pattern,
-        at[:, None] + (octet // (C.TILE // 8))[None, :],
-        (in_block % C.TILE)[:, None],
-        (octet % (C.TILE // 8))[None, :],
-        valid[:, None] & inside[None, :],
-        C.TILE,
-    )
-    if C.MASKED:
-        column = tile_col * C.TILE + tl.arange(0, C.COLUMNS)
-        place = dense_places(
-            grad, row[:, None], column[None, :], sizes.columns, sizes.channels, sizes.positions
-        )
-    else:
-        place = value_places(grad, octets, start, C.ROWS, C.COLUMNS)
-    active = active_octets(octets, C.ROWS, C.COLUMNS)
-    tl.store(place, block.to(grad.dtype.element_ty), mask=active)
 
 
 @triton.jit
@@ -123,7 +92,21 @@ def conv2d_grad_values_kernel(
             acc = multiply(tl.trans(grad_block), x_block, acc, C.PRECISION)
         image, place = next_pixel(image, place, window, C.SAMPLES)
     grad += split.to(tl.int64) * part
-    store_active(grad, acc, pattern, tile, tile_row, tile_col, row, valid, sizes, C)
+    store_gradients(
+        grad,
+        acc,
+        pattern,
+        tile,
+        tile_row,
+        tile_col,
+        tl.where(valid, row, sizes.rows),
+        sizes.rows,
+        tile_col * C.TILE + tl.arange(0, C.COLUMNS),
+        sizes.columns,
+        sizes.channels,
+        sizes.positions,
+        C,
+    )
 
 
 def plan(
@@ -191,9 +174,7 @@ def conv2d_grad_values(
     window = Window.of_output(x, index.layout.shape, geometry)
 
     def run(config: Config) -> None:
-        parts = split_parts(grad, config.splits)
-        if masked and parts is not grad:
-            parts.zero_()
+        parts = split_parts(grad, config.splits, zeroed=masked)
         plan(grad_y, x, index, geometry, parts, config).run()
         add_parts(parts, grad)
 

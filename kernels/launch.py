@@ -185,11 +185,12 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def split_parts(result: Tensor, splits: int) -> Tensor:
+def split_parts(result: Tensor, splits: int, *, zeroed: bool = False) -> Tensor:
     """Where a kernel writes: `result` itself, or a float32 buffer with a part for each split."""
     if splits == 1:
         return result
-    return torch.empty((splits, *result.shape), dtype=torch.float32, device=result.device)
+    empty = torch.zeros if zeroed else torch.empty
+    return empty((splits, *result.shape), dtype=torch.float32, device=result.device)
 
 
 def add_parts(parts: Tensor, result: Tensor, bias: Tensor | None = None) -> None:

@@ -98,7 +98,7 @@ def linear_kernel(x, weight, bias, y, pattern, samples, rows, columns, tile_rows
 
 
 def plan(x: Tensor, weight: Tensor, bias: Tensor | None, index: Any, y: Tensor, config: Config) -> Launch:
-    """The launch for one problem; `y` has the config's splits as its first dimension if there are several."""
+    """The launch for one problem; of several splits, each has its part of `y`."""
     layout = index.layout
     blocks = triton.cdiv(x.shape[0], config.samples) * triton.cdiv(layout.tile_rows, config.group)
     depth = min(padded(layout.tile_size), config.depth)

@@ -138,23 +138,52 @@ def load_weights(weight, pattern, octets, start, tile, row, column, columns, cha
 
 
 @triton.jit
-def tile_row_of(pattern, tile, tile_cols, C):
-    """The row of tiles that a stored tile is in."""
-    if C.COMPLETE:
-        return tile // tile_cols
-    return tl.load(pattern.tile_row + tile)
+def store_gradients(
+    grad, block, pattern, tile, tile_row, tile_col, row, rows, column, columns, channels, positions, C
+):
+    """Writes a block of gradients (ROWS, COLUMNS) to the active positions of a tile, or of a group of four.
+
+    `tile` is the first of the group, at (tile_row, tile_col); `row` and `column` are those of the matrix.
+    """
+    below = tl.arange(0, C.ROWS)[:, None] // C.TILE
+    aside = tl.arange(0, C.COLUMNS // 8)[None, :] // (C.TILE // 8)
+    first = tile.to(tl.int64) + aside
+    if C.GROUP == 2:
+        # The tile below is as far into its row as this one is into its own.
+        here = tl.load(pattern.tile_row_ptr + tile_row)
+        next_row = tl.load(pattern.tile_row_ptr + tile_row + 1)
+        first += tl.where(below == 1, next_row - here, 0)
+    tile_valid = (aside < C.GROUP) & (tile_col + aside < tl.cdiv(columns, C.TILE)) & (row < rows)[:, None]
+    in_row = tl.arange(0, C.ROWS)[:, None] % C.TILE
+    octet = tl.arange(0, C.COLUMNS // 8)[None, :] % (C.TILE // 8)
+    octets, start = load_octets(pattern, first, in_row, octet, tile_valid, C.TILE)
+    if C.MASKED:
+        place = dense_places(grad, row[:, None], column[None, :], columns, channels, positions)
+    else:
+        place = value_places(grad, octets, start, C.ROWS, C.COLUMNS)
+    active = active_octets(octets, C.ROWS, C.COLUMNS)
+    tl.store(place, block.to(grad.dtype.element_ty), mask=active)
 
 
 @triton.jit
-def find_tile(tile_row_ptr, tile_col, tile_row, wanted, STEPS: tl.constexpr):
-    """Index of the tile at (tile_row, wanted), or -1 where none is stored; STEPS halvings find it."""
-    low = tl.load(tile_row_ptr + tile_row)
-    end = tl.load(tile_row_ptr + tile_row + 1)
+def tile_row_of(pattern, tile, tile_cols, C):
+    """The row of tiles that a stored tile is in: int32."""
+    if C.COMPLETE:
+        return (tile // tile_cols).to(tl.int32)
+    else:
+        return tl.load(pattern.tile_row + tile)
+
+
+@triton.jit
+def find_tile(pattern, tile_row, wanted, steps):
+    """Index of the tile at (tile_row, wanted), or -1 where none is stored; `steps` halvings find it."""
+    low = tl.load(pattern.tile_row_ptr + tile_row)
+    end = tl.load(pattern.tile_row_ptr + tile_row + 1)
     high = end
-    for _ in range(STEPS):
+    for _ in range(steps):
         middle = (low + high) // 2
-        below = tl.load(tile_col + middle, mask=low < high, other=wanted) < wanted
+        below = tl.load(pattern.tile_col + middle, mask=low < high, other=wanted) < wanted
         low = tl.where(below, middle + 1, low)
         high = tl.where(below, high, middle)
-    found = tl.load(tile_col + low, mask=low < end, other=-1) == wanted
+    found = tl.load(pattern.tile_col + low, mask=low < end, other=-1) == wanted
     return tl.where(found, low, -1)

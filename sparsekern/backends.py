@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sparsekern import cpp, cuda, reference
+from sparsekern import cpp, cuda, reference, triton
 
 __all__ = ["AUTOMATIC", "BACKENDS", "Backend", "BackendError", "select"]
 
@@ -77,6 +77,27 @@ def _cuda_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[st
     return reasons
 
 
+def _triton_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
+    reasons = []
+    if not hasattr(triton, op):
+        reasons.append(f"it has no kernel for {op}")
+    if dtype not in triton.DTYPES and op not in triton.BIT_COPIES:
+        names = ", ".join(map(_name, triton.DTYPES))
+        reasons.append(f"it computes in {names}, and the inputs are {_name(dtype)}")
+    if not triton.is_installed():
+        reasons.append("Triton is not installed: `pip install triton`")
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < triton.LEAST_CAPABILITY:
+            needed, found = (".".join(map(str, version)) for version in (triton.LEAST_CAPABILITY, capability))
+            reasons.append(
+                f"it needs a GPU of compute capability {needed} or newer, and {device} has {found}"
+            )
+    elif device.type != "cpu" or not triton.is_interpreted():
+        reasons.append(f"its kernels run on CUDA devices, and the inputs are on {device}")
+    return reasons
+
+
 def _reference_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
     return []
 
@@ -84,6 +105,7 @@ def _reference_refusals(op: str, dtype: torch.dtype, device: torch.device) -> li
 BACKENDS: dict[str, Backend] = {
     "cpp": Backend("cpp", _cpp_refusals, cpp),
     "cuda": Backend("cuda", _cuda_refusals, cuda),
+    "triton": Backend("triton", _triton_refusals, triton),
     "reference": Backend("reference", _reference_refusals, reference),
 }
 

@@ -5,12 +5,41 @@ A public function for each op that has a kernel, under its name. Triton is impor
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
+import torch
 from torch import Tensor
 
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["conv2d", "conv2d_grad_input", "conv2d_grad_values", "linear"]
+__all__ = [
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_values",
+    "linear",
+    "linear_grad_input",
+    "linear_grad_values",
+    "pack",
+    "unpack",
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Ops whose kernels move values and compute nothing, and so take any floating-point dtype.
+BIT_COPIES = ("pack", "unpack")
+# Matrix instructions on bfloat16, and asynchronous copies, came with it.
+LEAST_CAPABILITY = (8, 0)
+
+
+def is_installed() -> bool:
+    """Whether Triton can be imported. It is not imported, which takes a while."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors: slow, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes) -> Tensor:
@@ -18,6 +47,22 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shap
 
     y = linear(_matrix(x, shape[1]), _plain(values), _plain(bias), index_of(pattern))
     return y.view(*x.shape[:-1], shape[0])
+
+
+def linear_grad_input(grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
+    from sparsekern.kernels.linear_grad_input import linear_grad_input
+
+    grad_x = linear_grad_input(_matrix(grad_y, shape[0]), _plain(values), index_of(pattern))
+    return grad_x.view(*grad_y.shape[:-1], shape[1])
+
+
+def linear_grad_values(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes
+) -> Tensor:
+    from sparsekern.kernels.linear_grad_values import linear_grad_values
+
+    matrices = _matrix(grad_y, shape[0]), _matrix(x, shape[1])
+    return linear_grad_values(*matrices, index_of(pattern), masked=len(values_shape) > 1)
 
 
 def conv2d(
@@ -44,6 +89,18 @@ def conv2d_grad_values(
 
     grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
     return conv2d_grad_values(grad_y, x, index_of(pattern), tuple(values_shape), tuple(geometry))
+
+
+def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
+    from sparsekern.kernels.values import pack
+
+    return pack(_plain(dense), index_of(pattern))
+
+
+def unpack(values: Tensor, pattern: Tensor, shape: Sizes) -> Tensor:
+    from sparsekern.kernels.values import unpack
+
+    return unpack(_plain(values), index_of(pattern))
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

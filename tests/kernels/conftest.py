@@ -67,7 +67,7 @@ def pack():
 
 @pytest.fixture(scope="session")
 def interpreter():
-    """A process in which Triton kernels are interpreted.
+    """A process in which Triton kernels are interpreted, and memory that is not yet written holds NaN.
 
     The variable counts when a kernel is decorated, so one process either interprets or compiles. Compiling is
     what this one does.
@@ -78,4 +78,40 @@ def interpreter():
         pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
         assert pool.submit(os.getenv, "TRITON_INTERPRET").result() == "1"
     with pool:
+        pool.submit(torch.use_deterministic_algorithms, True).result()
+        assert pool.submit(torch.empty, 3).result().isnan().all()
         yield pool
+
+
+def _kinds() -> dict:
+    def random(sparsity):
+        return lambda shape: torch.rand(shape, generator=torch.Generator().manual_seed(1)) >= sparsity
+
+    def last(shape):
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask.view(-1)[-1] = True
+        return mask
+
+    def empty_tile_row(shape):
+        mask = random(0.7)(shape)
+        mask[: min(64, shape[0] - 1)] = False
+        return mask
+
+    return {
+        "90-percent": random(0.9),
+        "half": random(0.5),
+        "all-active": lambda shape: torch.ones(shape, dtype=torch.bool),
+        "none-active": lambda shape: torch.zeros(shape, dtype=torch.bool),
+        "last-position-only": last,
+        "tile-rows-empty": empty_tile_row,
+    }
+
+
+# How masks look, by name: a function of the shape.
+KINDS = _kinds()
+
+
+@pytest.fixture(params=KINDS)
+def mask_of(request):
+    """mask_of(shape): a mask of each kind."""
+    return KINDS[request.param]
