@@ -176,6 +176,9 @@ def conv2d_grad_input_kernel(
             sizes,
             C,
         )
+        if grad_y.dtype.element_ty == tl.float32:
+            # Changes nothing, but Triton fails to lay out float32 operands that come straight from a decode.
+            weights = tl.where(valid[:, None], weights, 0)
         block_y = load_tap(
             grad_y,
             place,

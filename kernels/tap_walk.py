@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from sparsekern.kernels.tile_decode import tile_row_of
-
 __all__ = ["Axis", "Taps"]
 
 
@@ -132,15 +130,18 @@ def tap_of_run(run, rows, columns, first_channel, sizes, C):
 
 
 @triton.jit
-def lower_bound(pattern, begin, end, tile_row, sizes, C):
+def lower_bound(pattern, begin, end, tile_row, C):
     """The first of the tiles [begin, end) of each column that is in `tile_row` or below."""
-    for _ in range(C.SEARCH):
-        middle = (begin + end) // 2
-        tile = tl.load(pattern.tile_order_t + middle, mask=begin < end, other=0)
-        above = (begin < end) & (tile_row_of(pattern, tile, sizes.tile_cols, C) < tile_row)
-        begin = tl.where(above, middle + 1, begin)
-        end = tl.where(above, end, middle)
-    return begin
+    if C.COMPLETE:
+        return tl.minimum(begin + tile_row, end)
+    else:
+        for _ in range(C.SEARCH):
+            middle = (begin + end) // 2
+            tile = tl.load(pattern.tile_order_t + middle, mask=begin < end, other=0)
+            above = (begin < end) & (tl.load(pattern.tile_row + tile, mask=begin < end, other=0) < tile_row)
+            begin = tl.where(above, middle + 1, begin)
+            end = tl.where(above, end, middle)
+        return begin
 
 
 @triton.jit
@@ -159,8 +160,8 @@ def walk_of_class(pattern, rows, columns, first_channel, first_row, sizes, C):
     end = tl.load(pattern.tile_ptr_t + tile_col + 1, mask=valid, other=0)
     if C.SEARCH > 0:
         last_tile_row = (first_row + sizes.group_rows - 1) // C.TILE
-        first = lower_bound(pattern, begin, end, first_row // C.TILE, sizes, C)
-        end = lower_bound(pattern, first, end, last_tile_row + 1, sizes, C)
+        first = lower_bound(pattern, begin, end, first_row // C.TILE, C)
+        end = lower_bound(pattern, first, end, last_tile_row + 1, C)
         begin = first
     ends = tl.cumsum(end - begin, 0)
     return Walk(end - ends, ends, tl.sum(end - begin, 0))
@@ -172,7 +173,13 @@ def step_of_walk(pattern, walk, step, end, rows, columns, first_channel, sizes, 
     number = step // C.PARTS
     run = tl.sum((walk.ends <= number).to(tl.int32), 0)
     offset = tl.sum(tl.where(tl.arange(0, C.RUNS) == run, walk.offsets, 0), 0)
-    tile = tl.load(pattern.tile_order_t + number + offset, mask=step < end, other=0)
-    tile_row = tile_row_of(pattern, tile, sizes.tile_cols, C)
     tap_row, tap_column, column = tap_of_run(run, rows, columns, first_channel, sizes, C)
-    return Step(tile.to(tl.int64), tile_row, column // C.TILE + run % C.SPAN, tap_row, tap_column, column)
+    tile_col = column // C.TILE + run % C.SPAN
+    if C.COMPLETE:
+        # Nothing has to be read first, so that what lies there can be fetched early.
+        tile_row = number + offset - tile_col * sizes.tile_rows
+        tile = tile_row * sizes.tile_cols + tile_col
+    else:
+        tile = tl.load(pattern.tile_order_t + number + offset, mask=step < end, other=0)
+        tile_row = tl.load(pattern.tile_row + tile, mask=step < end, other=0)
+    return Step(tile.to(tl.int64), tile_row, tile_col, tap_row, tap_column, column)
