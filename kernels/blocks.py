@@ -66,4 +66,7 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b in float32. Widened for the interpreter, which takes the bits of bfloat16 for integers."""
     if PRECISION == "widened":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    elif PRECISION == "half":
+        return tl.dot(a, b, acc)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)

@@ -98,7 +98,7 @@ class _Case:
 
     @property
     def precision(self) -> str:
-        return "tf32" if self.arithmetic == "tf32" else "ieee"
+        return self.arithmetic if self.arithmetic in ("tf32", "ieee") else "half"
 
     def entry(self, name: str, config: Config, launch: Launch) -> Entry:
         launch = replace(launch, constants=launch.constants._replace(PRECISION=self.precision))

@@ -78,7 +78,7 @@ class Problem:
         Tiles, at most, that are added up for one block of the result; for the gradient of the values, 0.
     tile_size, element_size : int
     precision : str
-        Of float32 products: "ieee" or "tf32".
+        See `dot_precision`.
     complete, paired, full : bool
         As in `TileIndex`.
     capability, processors : int
@@ -137,7 +137,7 @@ HALF_BLOCKS = (
 TF32_BLOCKS = (
     Config(samples=128, group=2, warps=8, stages=2),
     Config(samples=128, group=1, warps=8, stages=2),
-    Config(samples=64, group=1, warps=4, stages=3),
+    Config(samples=64, group=1, warps=8, stages=3),
 )
 # Products of IEEE float32 run on the ordinary units, which hold their operands in registers.
 IEEE_BLOCKS = (
@@ -151,8 +151,8 @@ HALF_SUMS = (
     Config(samples=64, group=1, warps=4, stages=3),
 )
 TF32_SUMS = (
-    Config(samples=32, group=2, warps=8, stages=3),
-    Config(samples=64, group=1, warps=4, stages=2),
+    Config(samples=64, group=1, warps=8, stages=2),
+    Config(samples=32, group=1, warps=8, stages=3),
 )
 IEEE_SUMS = (
     Config(samples=32, group=1, warps=8, stages=2),
@@ -181,7 +181,9 @@ def _narrow(problem: Problem) -> Iterator[Config]:
     stages = 4 if problem.element_size == 2 else 3
     # Bytes are fetched fastest by several programs on each multiprocessor, each on its part of the weight.
     splits = _fill(problem.outputs, problem.steps, 4 * problem.processors)
-    for warps, factor in ((4, 1), (4, 2), (8, 1), (8, 2)):
+    # Four warps hold more of the block each, for which there are not always registers.
+    few = problem.element_size == 2 and (problem.capability >= 90 or samples == 16)
+    for warps, factor in ((4, 1), (4, 2), (8, 1), (8, 2)) if few else ((8, 1), (8, 2)):
         parts = max(1, min(problem.steps, splits * factor))
         yield Config(samples, 1, warps, stages, parts, narrow=True, prefetch=True)
 
@@ -222,10 +224,16 @@ def _fill(programs: int, steps: int, wanted: int) -> int:
 def _fits(config: Config, problem: Problem) -> bool:
     if config.group == 2 and not problem.paired:
         return False
-    # Accumulators of the largest block leave no registers for operands, which older chips take from there.
-    if problem.capability < 90 and config.samples * config.group > 256:
+    # Older chips take operands from registers, of which the accumulators of a large block leave too few.
+    if problem.capability < 90 and config.samples * config.group > _largest(problem):
         return False
     return _shared_bytes(config, problem) <= SHARED_MEMORY.get(problem.capability, 99 << 10)
+
+
+def _largest(problem: Problem) -> int:
+    if problem.steps == 0:
+        return 128
+    return 256 if problem.element_size == 2 else 128
 
 
 def _shared_bytes(config: Config, problem: Problem) -> int:

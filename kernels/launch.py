@@ -147,7 +147,11 @@ class Launch:
     @property
     def options(self) -> dict[str, Any]:
         """Compiler options; whether multiplies and adds may fuse is stated because its default changes."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        if self.constants.PRECISION in ("ieee", "tf32"):
+            # The compiler would rather spill some of float32's many registers than run fewer blocks.
+            options["maxnreg"] = 255
+        return options
 
     @property
     def compiled_arguments(self) -> tuple[Any, ...]:
@@ -179,10 +183,14 @@ class Launch:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How products are computed: float32 as PyTorch is told to compute its own matrix products."""
-    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
-        return "widened"
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How products are computed; those of float32 as PyTorch is told to compute its own matrix products.
+
+    "half" for 16-bit operands, "ieee" or "tf32" for float32, and "widened" for bfloat16 in the interpreter,
+    which takes its bits for integers.
+    """
+    if dtype != torch.float32:
+        return "widened" if dtype == torch.bfloat16 and triton.knobs.runtime.interpret else "half"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def split_parts(result: Tensor, splits: int, *, zeroed: bool = False) -> Tensor:

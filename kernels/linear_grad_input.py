@@ -72,12 +72,12 @@ def linear_grad_input_kernel(
         if C.TILE < C.ROWS:
             # A padded block must not read the features of the next tile, which may be NaN.
             row = tl.where(place < C.TILE, row, rows)
+        inside = valid[None, :] & (row < rows)[:, None]
         if C.PREFETCH:
             weights = fetched
             fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
         else:
             at = tile_of_column(pattern, first, second, in_group // C.TILE, step, end, tile_cols, group, C)
-            inside = valid[None, :] & (row < rows)[:, None]
             weights = load_weights(
                 weight,
                 pattern,
@@ -92,6 +92,9 @@ def linear_grad_input_kernel(
                 inside,
                 C,
             )
+        if grad_y.dtype.element_ty == tl.float32:
+            # Changes nothing, but Triton fails to lay out float32 operands that come straight from a decode.
+            weights = tl.where(inside, weights, 0)
         ahead = step + 1 + C.PREFETCH
         tile = tile_of_column(pattern, first, second, part, ahead, end, tile_cols, group, C)
         octets, start = column_octets(pattern, tile, place, ahead, end, octet_valid, C)
