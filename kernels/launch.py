@@ -53,7 +53,7 @@ class Constants(NamedTuple):
     COMPLETE, FULL : bool
         As in `TileIndex`.
     EVEN : bool
-        No tile is cut off at the last column.
+        No tile is cut off at the last row or column.
     MASKED : bool
         The weight is dense, and the bits apply to it.
     HAS_BIAS : bool
@@ -109,7 +109,7 @@ class Constants(NamedTuple):
             PREFETCH=config.prefetch and not masked and not index.full,
             COMPLETE=index.complete,
             FULL=index.full,
-            EVEN=layout.cols % layout.tile_size == 0,
+            EVEN=layout.rows % layout.tile_size == 0 and layout.cols % layout.tile_size == 0,
             MASKED=masked,
             PRECISION=dot_precision(dtype),
         )

@@ -103,8 +103,7 @@ def dense_places(weight, row, column, columns, channels, positions):
 def full_places(weight, pattern, tile, row, column, columns, inside, C):
     """Pointers to the positions (row, column) of tiles that are active wherever they lie inside the matrix.
 
-    No bit is read. Where no tile is cut off at the last column (`EVEN`), the place of a value follows from
-    the index of its tile.
+    No bit is read. Where no tile is cut off (`EVEN`), the place of a value follows from the index of its tile.
     """
     in_row = row % C.TILE
     in_column = column % C.TILE

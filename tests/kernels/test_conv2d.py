@@ -66,8 +66,8 @@ CASES = {
     "octets-in-larger-tiles": Case((1, 24, 4, 4), 40, (3, 1), 64, padding=(1, 0)),
     "2-groups-straddling": Case((1, 40, 4, 5), 24, (3, 3), 16, padding=1, groups=2),
     "2-groups-aligned": Case((1, 32, 4, 4), 64, (3, 3), 16, padding=1, groups=2),
-    "depthwise": Case((2, 12, 4, 5), 12, (3, 3), 8, padding=1, groups=12),
-    "depthwise-3-each-stride-2": Case((1, 6, 5, 4), 18, (3, 2), 8, stride=2, padding=1, groups=6),
+    "depthwise": Case((2, 6, 4, 5), 6, (3, 3), 8, padding=1, groups=6),
+    "depthwise-3-each-stride-2": Case((1, 3, 5, 4), 9, (3, 2), 8, stride=2, padding=1, groups=3),
 }
 
 
@@ -143,8 +143,10 @@ def test_geometries(interpreter, name, memory_format):
     Problem(case, pattern_of(case), memory_format=FORMATS[memory_format]).check(interpreter)
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("name", ["3x3-aligned", "5x5-of-3-channels"])
+@pytest.mark.parametrize(
+    ("name", "storage"),
+    [("3x3-aligned", "compact"), ("5x5-of-3-channels", "compact"), ("3x3-aligned", "masked")],
+)
 def test_masks_of_every_kind(interpreter, mask_of, name, storage):
     case = CASES[name]
     pattern = sk.Pattern.from_mask(mask_of(case.shape), tile_size=case.tile)
@@ -284,7 +286,7 @@ def test_nan_of_another_group_stays_outside(interpreter):
     found = problem.found(interpreter)
     rows = torch.arange(case.outputs)
     assert torch.equal(found["conv2d"].isnan().any((0, 2, 3)), rows // 3 == 1)
-    assert torch.equal(found["conv2d_grad_input"].isnan().any((0, 2, 3)), torch.arange(6) == 1)
+    assert torch.equal(found["conv2d_grad_input"].isnan().any((0, 2, 3)), torch.arange(3) == 1)
     grad = problem.pattern.unpack(found["conv2d_grad_values"])
     assert torch.equal(grad.isnan().any((1, 2, 3)), rows // 3 == 1)
 
