@@ -22,6 +22,7 @@ from sparsekern.kernels.configs import Config, Problem, padded, product_configs
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
 from sparsekern.kernels.linear import column_of, row_octets
 from sparsekern.kernels.pixels import (
+    Grid,
     Strides,
     Window,
     channel_run,
@@ -74,13 +75,13 @@ class WeightSizes(NamedTuple):
 
 
 @triton.jit
-def rows_of_program(program, tiles_each, sizes, C):
+def rows_of_program(program, each, sizes, C):
     """(group, tile row, row, valid): the rows of one group of the convolution that a program owns.
 
     Each group has as many programs as the one that lies in most rows of tiles needs, so some own nothing.
     """
-    group = program // tiles_each
-    tile_row = group * sizes.group_rows // C.TILE + program % tiles_each * C.GROUP
+    group = program // each
+    tile_row = group * sizes.group_rows // C.TILE + program % each * C.GROUP
     place = tl.arange(0, C.ROWS)
     row = tile_row * C.TILE + place
     valid = (place < C.GROUP * C.TILE) & (row >= group * sizes.group_rows)
@@ -88,14 +89,24 @@ def rows_of_program(program, tiles_each, sizes, C):
 
 
 @triton.jit
-def conv2d_kernel(
-    x, weight, bias, y, pattern, sizes, window, x_strides, y_strides, part, blocks, programs, tiles_each, C
-):
-    split, block, program = place_of_program(blocks, programs)
-    group, tile_row, row, valid = rows_of_program(program, tiles_each, sizes, C)
-    image, pixel = first_pixel(block, window, C.SAMPLES)
-    image, pixel_row, pixel_column = pixels_from(image, pixel, window, C.SAMPLES)
-    place, tap_row, tap_column = first_taps(image, pixel_row, pixel_column, window, x_strides, C)
+def load_step(weight, pattern, octets, start, tile, row, valid, first_column, sizes, C):
+    """The weights (ROWS, COLUMNS) of a step, 0 where not active."""
+    column = first_column + tl.arange(0, C.COLUMNS)
+    inside = valid[:, None] & ((column < sizes.columns) & (column < first_column + C.TILE))[None, :]
+    row, column, columns = row[:, None], column[None, :], sizes.columns
+    channels, positions = sizes.channels, sizes.positions
+    return load_weights(
+        weight, pattern, octets, start, tile, row, column, columns, channels, positions, inside, C
+    )
+
+
+@triton.jit
+def conv2d_kernel(x, weight, bias, y, pattern, sizes, window, x_strides, y_strides, part, grid, C):
+    split, block, program = place_of_program(grid.blocks, grid.programs)
+    group, tile_row, row, valid = rows_of_program(program, grid.each, sizes, C)
+    image, place = first_pixel(block, window, C.SAMPLES)
+    pixels = pixels_from(image, place, window, C.SAMPLES)
+    taps = first_taps(pixels, window, x_strides, C)
 
     in_tile = tl.arange(0, C.ROWS)
     owned = tile_row * C.TILE < (group + 1) * sizes.group_rows
@@ -111,42 +122,15 @@ def conv2d_kernel(
         octets, start = row_octets(pattern, tile, in_tile, begin + 1, end, valid, C)
     for i in tl.range(0, end - begin):
         step = begin + i
-        first_column = column_of(pattern, first, step, C)
+        column = column_of(pattern, first, step, C)
         if C.PREFETCH:
             weights = fetched
             fetched = decode_octets(weight, octets, start, C.ROWS, C.COLUMNS)
         else:
             at = tile[:, None] + step // C.PARTS
-            column = first_column + tl.arange(0, C.COLUMNS)
-            inside = valid[:, None] & ((column < sizes.columns) & (column < first_column + C.TILE))[None, :]
-            weights = load_weights(
-                weight,
-                pattern,
-                octets,
-                start,
-                at,
-                row[:, None],
-                column[None, :],
-                sizes.columns,
-                sizes.channels,
-                sizes.positions,
-                inside,
-                C,
-            )
+            weights = load_step(weight, pattern, octets, start, at, row, valid, column, sizes, C)
         octets, start = row_octets(pattern, tile, in_tile, step + 1 + C.PREFETCH, end, valid, C)
-        x_block = load_columns(
-            x,
-            place,
-            tap_row,
-            tap_column,
-            first_column,
-            C.TILE,
-            group * sizes.channels,
-            sizes,
-            window,
-            x_strides,
-            C,
-        )
+        x_block = load_columns(x, taps, column, C.TILE, group * sizes.channels, sizes, window, x_strides, C)
         if C.NARROW:
             acc = multiply(weights, x_block, acc, C.PRECISION)
         else:
@@ -155,8 +139,7 @@ def conv2d_kernel(
     if C.HAS_BIAS:
         bias_block = tl.load(bias + row, mask=valid, other=0).to(tl.float32)
         acc += bias_block[:, None] if C.NARROW else bias_block[None, :]
-    y += split.to(tl.int64) * part
-    store_pixels(y, acc, image, window.images, pixel_row, pixel_column, row, valid, y_strides, C)
+    store_pixels(y + split.to(tl.int64) * part, acc, pixels, window.images, row, valid, y_strides, C)
 
 
 def plan(
@@ -172,8 +155,8 @@ def plan(
     sizes = WeightSizes.of(index.layout, geometry[6])
     window = Window.of_output(x, index.layout.shape, geometry)
     tile_size = index.layout.tile_size
-    tiles_each = triton.cdiv(tiles_in_group(sizes.group_rows, tile_size), config.group)
-    blocks, programs = triton.cdiv(window.pixels, config.samples), tiles_each * geometry[6]
+    each = triton.cdiv(tiles_in_group(sizes.group_rows, tile_size), config.group)
+    grid = Grid(triton.cdiv(window.pixels, config.samples), each * geometry[6], each)
     part, y_strides = (y.stride(0), y.stride()[1:]) if config.splits > 1 else (0, y.stride())
     config = replace(config, depth=depth_for(sizes.channels, config.depth))
     depth = min(tile_size, config.depth)
@@ -198,11 +181,9 @@ def plan(
         Strides(*x.stride()),
         Strides(*y_strides),
         part,
-        blocks,
-        programs,
-        tiles_each,
+        grid,
     )
-    launched = blocks * programs * config.splits
+    launched = grid.blocks * grid.programs * config.splits
     return Launch(conv2d_kernel, launched, arguments, constants, config.warps, config.stages)
 
 

@@ -19,6 +19,9 @@ from sparsekern.kernels.configs import Config, Problem, padded, product_configs
 from sparsekern.kernels.conv2d import WeightSizes, new_images
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
 from sparsekern.kernels.pixels import (
+    FirstTaps,
+    Grid,
+    Pixels,
     Strides,
     Window,
     first_pixel,
@@ -39,178 +42,112 @@ from sparsekern.kernels.tuning import choose
 
 
 @triton.jit
-def rows_of_step(at, step, end, first_row, end_row, C):
-    """(place in the tile, row, valid) of the rows of one step."""
-    in_tile = step % C.PARTS * C.ROWS + tl.arange(0, C.ROWS)
-    row = at.tile_row * C.TILE + in_tile
-    valid = (row < end_row) & (step < end)
-    if C.SEARCH > 0:
-        valid &= row >= first_row
-    if C.TILE < C.ROWS:
-        valid &= in_tile < C.TILE
-    return in_tile, row, valid
-
-
-@triton.jit
-def tile_octets(pattern, at, in_tile, valid, C):
+def tile_octets(pattern, at, C):
     """The octets of a step: of rows of a tile, or of two side by side, from the step's column on."""
     octet = tl.arange(0, C.COLUMNS // 8)
-    inside = valid[:, None] & (octet < C.WIDTH // 8)[None, :]
+    inside = at.valid[:, None] & (octet < C.WIDTH // 8)[None, :]
     octet += at.column % C.TILE // 8
     tile = at.tile + (octet // (C.TILE // 8))[None, :]
-    return load_octets(pattern, tile, in_tile[:, None], (octet % (C.TILE // 8))[None, :], inside, C.TILE)
+    return load_octets(pattern, tile, at.in_tile[:, None], (octet % (C.TILE // 8))[None, :], inside, C.TILE)
 
 
 @triton.jit
-def load_scattered(weight, pattern, at, in_tile, row, column, inside, sizes, C):
+def load_scattered(weight, pattern, at, column, inside, sizes, C):
     """The weights at any columns of a step's tile, each found on its own; 0 where not active or `inside`."""
     octet = (column % C.TILE // 8)[None, :]
     tile = at.tile + tl.zeros_like(octet)
-    octets, start = load_octets(pattern, tile, in_tile[:, None], octet, inside, C.TILE)
+    octets, start = load_octets(pattern, tile, at.in_tile[:, None], octet, inside, C.TILE)
     bit = (column % 8)[None, :]
     if C.MASKED:
-        place = dense_places(
-            weight, row[:, None], column[None, :], sizes.columns, sizes.channels, sizes.positions
-        )
+        row, column = at.row[:, None], column[None, :]
+        place = dense_places(weight, row, column, sizes.columns, sizes.channels, sizes.positions)
     else:
         place = weight + start + popcount(octets & ((1 << bit) - 1))
     return tl.load(place, mask=((octets >> bit) & 1) != 0, other=0)
 
 
 @triton.jit
-def load_step(weight, pattern, at, octets, start, in_tile, row, valid, channels, sizes, C):
+def load_step(weight, pattern, at, octets, start, channels, sizes, C):
     """The weights (ROWS, COLUMNS) of a step, 0 where not active; `channels` are those left from the first."""
     in_block = tl.arange(0, C.COLUMNS)
     column = at.column + in_block
     if C.ALIGNED:
-        inside = valid[:, None] & (in_block < C.WIDTH)[None, :]
+        inside = at.valid[:, None] & (in_block < C.WIDTH)[None, :]
         tile = at.tile + ((at.column % C.TILE + in_block) // C.TILE)[None, :]
+        row, column, columns = at.row[:, None], column[None, :], sizes.columns
+        channels, positions = sizes.channels, sizes.positions
         return load_weights(
-            weight,
-            pattern,
-            octets,
-            start,
-            tile,
-            row[:, None],
-            column[None, :],
-            sizes.columns,
-            sizes.channels,
-            sizes.positions,
-            inside,
-            C,
+            weight, pattern, octets, start, tile, row, column, columns, channels, positions, inside, C
         )
     else:
         own = (in_block < tl.minimum(channels, C.WIDTH)) & (column // C.TILE == at.tile_col)
-        inside = valid[:, None] & own[None, :]
-        return load_scattered(weight, pattern, at, in_tile, row, column, inside, sizes, C)
+        inside = at.valid[:, None] & own[None, :]
+        return load_scattered(weight, pattern, at, column, inside, sizes, C)
 
 
 @triton.jit
-def pixels_of_program(block, taps, window, rows, columns, strides, C):
-    """(image, row, column) of a program's pixels among those of their class, and the (place, row, column) of
-    the pixels of grad_y that the first taps of the class take them to."""
-    image, pixel = first_pixel(block, window, C.SAMPLES)
-    image, row, column = pixels_from(image, pixel, window, C.SAMPLES)
-    out_row = tl.where(image < window.images, row + rows.origin, -(1 << 30))
-    out_column = column + columns.origin
-    place = places_of_pixels(image, out_row, out_column, strides, C)
-    return image, row * taps.rows.stride, column * taps.columns.stride, place, out_row, out_column
+def pixels_of_class(block, rows, columns, window, strides, C):
+    """The `Pixels` of a block, counted among those of their class, and what the first taps of the class take
+    them to: `FirstTaps`."""
+    image, place = first_pixel(block, window, C.SAMPLES)
+    pixels = pixels_from(image, place, window, C.SAMPLES)
+    row = tl.where(pixels.image < window.images, pixels.row + rows.origin, -(1 << 30))
+    column = pixels.column + columns.origin
+    return pixels, FirstTaps(places_of_pixels(pixels.image, row, column, strides, C), row, column)
+
+
+@triton.jit
+def pixels_of_input(pixels, rows, columns, taps, images):
+    """The input's pixels; those that only larger classes have are put beyond the last image."""
+    row = pixels.row * taps.rows.stride + rows.residue
+    column = pixels.column * taps.columns.stride + columns.residue
+    inside = (row < taps.rows.size) & (column < taps.columns.size)
+    return Pixels(tl.where(inside, pixels.image, images), row, column)
 
 
 @triton.jit
 def conv2d_grad_input_kernel(
-    grad_y,
-    weight,
-    grad_x,
-    pattern,
-    sizes,
-    window,
-    taps,
-    height,
-    width,
-    grad_y_strides,
-    grad_x_strides,
-    part,
-    blocks,
-    programs,
-    channel_blocks,
-    C,
+    grad_y, weight, grad_x, pattern, sizes, window, taps, grad_y_strides, grad_x_strides, part, grid, C
 ):
-    split, block, program = place_of_program(blocks, programs)
-    classes = taps.rows.stride * taps.columns.stride
-    row_class = block % classes // taps.columns.stride
-    column_class = block % classes % taps.columns.stride
-    rows = taps_of_class(row_class, taps.rows)
-    columns = taps_of_class(column_class, taps.columns)
-    image, pixel_row, pixel_column, place, out_row, out_column = pixels_of_program(
-        block // classes, taps, window, rows, columns, grad_y_strides, C
-    )
+    split, block, program = place_of_program(grid.blocks, grid.programs)
+    rows = taps_of_class(block % taps.rows.stride, taps.rows)
+    block = block // taps.rows.stride
+    columns = taps_of_class(block % taps.columns.stride, taps.columns)
+    block = block // taps.columns.stride
+    pixels, first = pixels_of_class(block, rows, columns, window, grad_y_strides, C)
 
-    group = program // channel_blocks
-    first_channel = program % channel_blocks * C.WIDTH
-    first_row = group * sizes.group_rows
-    end_row = first_row + sizes.group_rows
-    walk = walk_of_class(pattern, rows, columns, first_channel, first_row, sizes, C)
+    group = program // grid.each
+    first_channel = program % grid.each * C.WIDTH
+    walk = walk_of_class(pattern, rows, columns, first_channel, group * sizes.group_rows, sizes, C)
     begin, end = split_range(walk.total * C.PARTS, split, C.SPLITS)
 
     acc = tl.zeros((C.COLUMNS, C.SAMPLES) if C.NARROW else (C.SAMPLES, C.COLUMNS), tl.float32)
-    at = step_of_walk(pattern, walk, begin, end, rows, columns, first_channel, sizes, C)
-    in_tile, row, valid = rows_of_step(at, begin, end, first_row, end_row, C)
-    octets, start = row, row
+    octets, start = begin, begin
     if C.ALIGNED:
-        octets, start = tile_octets(pattern, at, in_tile, valid, C)
+        octets, start = tile_octets(pattern, step_of_walk(pattern, walk, begin, end, sizes, C), C)
     for i in tl.range(0, end - begin):
-        step = begin + i
-        at = step_of_walk(pattern, walk, step, end, rows, columns, first_channel, sizes, C)
-        in_tile, row, valid = rows_of_step(at, step, end, first_row, end_row, C)
-        weights = load_step(
-            weight,
-            pattern,
-            at,
-            octets,
-            start,
-            in_tile,
-            row,
-            valid,
-            sizes.channels - first_channel,
-            sizes,
-            C,
-        )
+        at = step_of_walk(pattern, walk, begin + i, end, sizes, C)
+        weights = load_step(weight, pattern, at, octets, start, sizes.channels - first_channel, sizes, C)
         if grad_y.dtype.element_ty == tl.float32:
             # Changes nothing, but Triton fails to lay out float32 operands that come straight from a decode.
-            weights = tl.where(valid[:, None], weights, 0)
-        block_y = load_tap(
-            grad_y,
-            place,
-            out_row,
-            out_column,
-            at.tap_row,
-            at.tap_column,
-            row,
-            valid,
-            window,
-            grad_y_strides,
-            C,
+            weights = tl.where(at.valid[:, None], weights, 0)
+        y_block = load_tap(
+            grad_y, first, at.tap_row, at.tap_column, at.row, at.valid, window, grad_y_strides, C
         )
         if C.ALIGNED:
-            after = step_of_walk(pattern, walk, step + 1, end, rows, columns, first_channel, sizes, C)
-            in_tile, row, valid = rows_of_step(after, step + 1, end, first_row, end_row, C)
-            octets, start = tile_octets(pattern, after, in_tile, valid, C)
+            after = step_of_walk(pattern, walk, begin + i + 1, end, sizes, C)
+            octets, start = tile_octets(pattern, after, C)
         if C.NARROW:
-            acc = multiply(tl.trans(weights), block_y, acc, C.PRECISION)
+            acc = multiply(tl.trans(weights), y_block, acc, C.PRECISION)
         else:
-            acc = multiply(block_y, weights, acc, C.PRECISION)
+            acc = multiply(y_block, weights, acc, C.PRECISION)
 
-    pixel_row += row_class
-    pixel_column += column_class
-    image = tl.where((pixel_row < height) & (pixel_column < width), image, window.images)
+    pixels = pixels_of_input(pixels, rows, columns, taps, window.images)
     channel = first_channel + tl.arange(0, C.COLUMNS)
     valid = (channel < sizes.channels) & (channel < first_channel + C.WIDTH)
-    grad_x += split.to(tl.int64) * part
     channel += group * sizes.channels
-    store_pixels(
-        grad_x, acc, image, window.images, pixel_row, pixel_column, channel, valid, grad_x_strides, C
-    )
+    grad_x += split.to(tl.int64) * part
+    store_pixels(grad_x, acc, pixels, window.images, channel, valid, grad_x_strides, C)
 
 
 def plan(
@@ -220,7 +157,7 @@ def plan(
     layout = index.layout
     sizes = WeightSizes.of(layout, geometry[6])
     part, result = (grad_x.stride(0), grad_x[0]) if config.splits > 1 else (0, grad_x)
-    taps = Taps.of(layout.shape, geometry)
+    taps = Taps.of(result.shape, layout.shape, geometry)
     window = Window.of_classes(grad_y, result, taps)
     width, aligned = channel_block(sizes.channels, layout.tile_size, config.group)
     # Channels that begin anywhere in a tile straddle one column of tiles more than those that begin one.
@@ -238,8 +175,8 @@ def plan(
         WIDE=is_wide(grad_y, result),
     )
     blocks = triton.cdiv(window.pixels, config.samples) * taps.classes
-    channel_blocks = triton.cdiv(sizes.channels, width)
-    programs = channel_blocks * geometry[6]
+    each = triton.cdiv(sizes.channels, width)
+    grid = Grid(blocks, each * geometry[6], each)
     arguments = (
         grad_y,
         weight,
@@ -248,15 +185,12 @@ def plan(
         sizes,
         window,
         taps,
-        *result.shape[2:],
         Strides(*grad_y.stride()),
         Strides(*result.stride()),
         part,
-        blocks,
-        programs,
-        channel_blocks,
+        grid,
     )
-    launched = blocks * programs * config.splits
+    launched = grid.blocks * grid.programs * config.splits
     return Launch(conv2d_grad_input_kernel, launched, arguments, constants, config.warps, config.stages)
 
 
@@ -311,7 +245,7 @@ def grad_input_configs(
     """Configs, and the problem that they are for."""
     layout = index.layout
     channels, tile_size = layout.shape[1], layout.tile_size
-    taps = Taps.of(layout.shape, geometry)
+    taps = Taps.of(grad_x.shape, layout.shape, geometry)
     pixels = Window.of_classes(grad_y, grad_x, taps).pixels * taps.classes
     outputs = triton.cdiv(channels, channel_block(channels, tile_size, 1)[0]) * geometry[6]
     steps = layout.tile_rows * taps.rows.most_taps * taps.columns.most_taps

@@ -18,6 +18,7 @@ from sparsekern.kernels.configs import Config, Problem, padded, sum_configs
 from sparsekern.kernels.conv2d import WeightSizes
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
 from sparsekern.kernels.pixels import (
+    Grid,
     Strides,
     Window,
     channel_run,
@@ -48,64 +49,43 @@ def tile_of_program(pattern, tile, sizes, C):
 
 @triton.jit
 def conv2d_grad_values_kernel(
-    grad_y, x, grad, pattern, sizes, window, grad_y_strides, x_strides, part, blocks, programs, groups_each, C
+    grad_y, x, grad, pattern, sizes, window, grad_y_strides, x_strides, part, grid, C
 ):
-    split = tl.program_id(0) // programs
-    program = tl.program_id(0) % programs
-    tile = program // groups_each
+    split = tl.program_id(0) // grid.programs
+    program = tl.program_id(0) % grid.programs
+    tile = program // grid.each
     tile_row, tile_col, owned = tile_of_program(pattern, tile, sizes, C)
     # Rows of one group of the convolution, of those in this row of tiles: another group reads other channels.
-    group = tile_row * C.TILE // sizes.group_rows + program % groups_each
+    group = tile_row * C.TILE // sizes.group_rows + program % grid.each
     first_row = group * sizes.group_rows
     end_row = tl.minimum(first_row + sizes.group_rows, sizes.rows)
     in_block = tl.arange(0, C.ROWS)
     row = tile_row * C.TILE + in_block
     valid = owned & (in_block < C.GROUP * C.TILE) & (row >= first_row) & (row < end_row)
 
-    begin, end = split_range(blocks, split, C.SPLITS)
+    begin, end = split_range(grid.blocks, split, C.SPLITS)
     empty = (first_row >= sizes.rows) | (first_row >= (tile_row + C.GROUP) * C.TILE)
     end = tl.where(owned & (empty == 0), end, begin)
     image, place = first_pixel(begin, window, C.SAMPLES)
+    column, width, offset = tile_col * C.TILE, C.GROUP * C.TILE, group * sizes.channels
     acc = tl.zeros((C.ROWS, C.COLUMNS), tl.float32)
     for _ in tl.range(0, end - begin):
-        images, pixel_row, pixel_column = pixels_from(image, place, window, C.SAMPLES)
-        grad_block = load_pixels(
-            grad_y, images, window.images, pixel_row, pixel_column, row, valid, grad_y_strides, C
-        )
-        first, tap_row, tap_column = first_taps(images, pixel_row, pixel_column, window, x_strides, C)
-        x_block = load_columns(
-            x,
-            first,
-            tap_row,
-            tap_column,
-            tile_col * C.TILE,
-            C.GROUP * C.TILE,
-            group * sizes.channels,
-            sizes,
-            window,
-            x_strides,
-            C,
-        )
+        pixels = pixels_from(image, place, window, C.SAMPLES)
+        grad_block = load_pixels(grad_y, pixels, window.images, row, valid, grad_y_strides, C)
+        taps = first_taps(pixels, window, x_strides, C)
+        x_block = load_columns(x, taps, column, width, offset, sizes, window, x_strides, C)
         if C.NARROW:
             acc = multiply(grad_block, tl.trans(x_block), acc, C.PRECISION)
         else:
             acc = multiply(tl.trans(grad_block), x_block, acc, C.PRECISION)
         image, place = next_pixel(image, place, window, C.SAMPLES)
+
+    rows, columns, channels, positions = sizes.rows, sizes.columns, sizes.channels, sizes.positions
+    row = tl.where(valid, row, rows)
+    column += tl.arange(0, C.COLUMNS)
     grad += split.to(tl.int64) * part
     store_gradients(
-        grad,
-        acc,
-        pattern,
-        tile,
-        tile_row,
-        tile_col,
-        tl.where(valid, row, sizes.rows),
-        sizes.rows,
-        tile_col * C.TILE + tl.arange(0, C.COLUMNS),
-        sizes.columns,
-        sizes.channels,
-        sizes.positions,
-        C,
+        grad, acc, pattern, tile, tile_row, tile_col, row, rows, column, columns, channels, positions, C
     )
 
 
@@ -127,7 +107,8 @@ def plan(
         RUN=channel_run(sizes.channels),
         WIDE=is_wide(grad_y, x),
     )
-    programs = layout.tiles * groups_each
+    blocks = triton.cdiv(window.pixels, config.samples)
+    grid = Grid(blocks, layout.tiles * groups_each, groups_each)
     arguments = (
         grad_y,
         x,
@@ -138,11 +119,9 @@ def plan(
         Strides(*grad_y.stride()),
         Strides(*x.stride()),
         part,
-        triton.cdiv(window.pixels, config.samples),
-        programs,
-        groups_each,
+        grid,
     )
-    launched = programs * config.splits
+    launched = grid.programs * config.splits
     return Launch(conv2d_grad_values_kernel, launched, arguments, constants, config.warps, config.stages)
 
 

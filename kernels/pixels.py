@@ -15,11 +15,15 @@ from torch import Tensor
 
 __all__ = [
     "Divisor",
+    "FirstTaps",
+    "Grid",
+    "Pixels",
     "Strides",
     "Window",
     "channel_run",
     "groups_in_tile",
     "is_channels_last",
+    "is_wide",
     "tiles_in_group",
 ]
 
@@ -113,7 +117,7 @@ class Window(NamedTuple):
     def of_classes(cls, grad_y: Tensor, grad_x: Tensor, taps: Any) -> Window:
         """The pixels of the largest class of a convolution's input, which read the output's gradient: each of
         its `Taps` further up and to the left. The first ones' places differ from class to class."""
-        height, width = taps.rows.pixels(grad_x.shape[2]), taps.columns.pixels(grad_x.shape[3])
+        height, width = taps.rows.most_pixels, taps.columns.most_pixels
         return cls(
             grad_x.shape[0],
             plane_divisor(height, width),
@@ -132,6 +136,40 @@ class Window(NamedTuple):
     def pixels(self) -> int:
         """Those of all images."""
         return self.images * self.plane.value
+
+
+class Grid(NamedTuple):
+    """How the programs of a product divide it.
+
+    Attributes
+    ----------
+    blocks : int
+        Of pixels.
+    programs : int
+        For each block.
+    each : int
+        Of those, for each group of the convolution.
+    """
+
+    blocks: int
+    programs: int
+    each: int
+
+
+class Pixels(NamedTuple):
+    """A block of pixels: the image (int64; it may be beyond the last), row and column of each."""
+
+    image: Any
+    row: Any
+    column: Any
+
+
+class FirstTaps(NamedTuple):
+    """What the first taps of a block of pixels read: place in memory, row and column of each."""
+
+    place: Any
+    row: Any
+    column: Any
 
 
 def plane_divisor(height: int, width: int) -> Divisor:
@@ -204,12 +242,12 @@ def next_pixel(image, place, window, SAMPLES: tl.constexpr):
 
 @triton.jit
 def pixels_from(image, place, window, SAMPLES: tl.constexpr):
-    """(image, row, column) of each pixel of a block that begins at a place; images may be beyond the last."""
+    """The `Pixels` of a block that begins at a place of an image."""
     place += tl.arange(0, SAMPLES)
     images = divide(place, window.plane)
     place -= images * window.plane.value
     row = divide(place, window.width)
-    return image + images, row, place - row * window.width.value
+    return Pixels(image + images, row, place - row * window.width.value)
 
 
 @triton.jit
@@ -229,27 +267,25 @@ def places_of_pixels(image, row, column, strides, C):
 
 
 @triton.jit
-def first_taps(image, row, column, window, strides, C):
-    """(place, row, column) of the source's pixels that the first taps of some pixels read.
-
-    Those of pixels beyond the last image lie outside of any.
-    """
-    row = tl.where(image < window.images, row * window.stride_row - window.pad_row, -(1 << 30))
-    column = column * window.stride_column - window.pad_column
-    return places_of_pixels(image, row, column, strides, C), row, column
+def first_taps(pixels, window, strides, C):
+    """The `FirstTaps` of pixels; those of pixels beyond the last image lie outside of any."""
+    row = pixels.row * window.stride_row - window.pad_row
+    row = tl.where(pixels.image < window.images, row, -(1 << 30))
+    column = pixels.column * window.stride_column - window.pad_column
+    return FirstTaps(places_of_pixels(pixels.image, row, column, strides, C), row, column)
 
 
 @triton.jit
-def load_tap(source, place, row, column, tap_row, tap_column, channel, valid, window, strides, C):
+def load_tap(source, first, tap_row, tap_column, channel, valid, window, strides, C):
     """A block (pixel, channel) of what one tap reads, 0 outside; (channel, pixel) if `C.NARROW`.
 
-    `place`, `row` and `column` are those of the pixels' first taps, and the tap is a scalar. `channel` is
-    that of the tensor, and `valid` its mask.
+    `first` are the pixels' first taps, and the tap is a scalar. `channel` is that of the tensor, and `valid`
+    its mask.
     """
-    row += tap_row * window.shift_row
-    column += tap_column * window.shift_column
+    row = first.row + tap_row * window.shift_row
+    column = first.column + tap_column * window.shift_column
     inside = (row >= 0) & (row < window.source_height) & (column >= 0) & (column < window.source_width)
-    place += as_offset(tap_row * window.shift_row, C) * strides.row
+    place = first.place + as_offset(tap_row * window.shift_row, C) * strides.row
     place += as_offset(tap_column * window.shift_column, C) * strides.column
     offset = as_offset(channel, C) * strides.channel
     if C.NARROW:
@@ -262,70 +298,58 @@ def load_tap(source, place, row, column, tap_row, tap_column, channel, valid, wi
 
 
 @triton.jit
-def load_taps(source, place, row, column, weight_column, first, channels, valid, window, strides, C):
+def load_taps(source, first, weight_column, offset, channels, valid, window, strides, C):
     """A block (pixel, column of the weight) of what the columns' taps read; otherwise as `load_tap`.
 
-    Each column has its own tap and channel; the first channel of the weight reads the tensor's `first`.
+    Each column has its own tap and channel; the first channel of the weight is the tensor's `offset`.
     """
     tap = weight_column // channels
     channel = tl.max_contiguous(tl.multiple_of(weight_column % channels, C.RUN), C.RUN)
     shift_row = tl.max_constancy(tap // window.taps_row * window.shift_row, C.RUN)
     shift_column = tl.max_constancy(tap % window.taps_row * window.shift_column, C.RUN)
     valid = tl.max_constancy(valid, C.RUN)
-    offset = as_offset(shift_row, C) * strides.row + as_offset(shift_column, C) * strides.column
-    offset = tl.max_constancy(offset, C.RUN) + as_offset(first + channel, C) * strides.channel
+    shift = as_offset(shift_row, C) * strides.row + as_offset(shift_column, C) * strides.column
+    shift = tl.max_constancy(shift, C.RUN) + as_offset(offset + channel, C) * strides.channel
     if C.NARROW:
-        row = row[None, :] + shift_row[:, None]
-        column = column[None, :] + shift_column[:, None]
-        place = place[None, :] + offset[:, None]
+        row = first.row[None, :] + shift_row[:, None]
+        column = first.column[None, :] + shift_column[:, None]
+        place = first.place[None, :] + shift[:, None]
         valid = valid[:, None]
     else:
-        row = row[:, None] + shift_row[None, :]
-        column = column[:, None] + shift_column[None, :]
-        place = place[:, None] + offset[None, :]
+        row = first.row[:, None] + shift_row[None, :]
+        column = first.column[:, None] + shift_column[None, :]
+        place = first.place[:, None] + shift[None, :]
         valid = valid[None, :]
     inside = (row >= 0) & (row < window.source_height) & (column >= 0) & (column < window.source_width)
     return tl.load(source + place, mask=inside & valid, other=0)
 
 
 @triton.jit
-def load_columns(source, place, row, column, first_column, width, first, sizes, window, strides, C):
+def load_columns(source, first, first_column, width, offset, sizes, window, strides, C):
     """What the columns [first_column, first_column + width) of the weight read: `load_taps`, or `load_tap`
     where the tap of all is the same. A block may be wider; the rest is 0, and not read."""
     in_block = tl.arange(0, C.COLUMNS)
+    valid = in_block < width
     if C.ALIGNED:
         tap = first_column // sizes.channels
         tap_row = tap // window.taps_row
+        tap_column = tap - tap_row * window.taps_row
         # The compiler does not follow the division.
-        channel = tl.multiple_of(first + first_column % sizes.channels, C.RUN) + in_block
-        return load_tap(
-            source,
-            place,
-            row,
-            column,
-            tap_row,
-            tap - tap_row * window.taps_row,
-            channel,
-            in_block < width,
-            window,
-            strides,
-            C,
-        )
+        channel = tl.multiple_of(offset + first_column % sizes.channels, C.RUN) + in_block
+        return load_tap(source, first, tap_row, tap_column, channel, valid, window, strides, C)
     else:
-        weight_column = first_column + in_block
-        valid = (in_block < width) & (weight_column < sizes.columns)
-        return load_taps(
-            source, place, row, column, weight_column, first, sizes.channels, valid, window, strides, C
-        )
+        column = first_column + in_block
+        valid &= column < sizes.columns
+        return load_taps(source, first, column, offset, sizes.channels, valid, window, strides, C)
 
 
 @triton.jit
-def pixel_block(tensor, image, images, row, column, channel, valid, strides, C):
-    """Pointers to a block (pixel, channel), or (channel, pixel) if `C.NARROW`, which to be used where
-    the image is one of `images`, and the channel is `valid`."""
-    place = places_of_pixels(image, row, column, strides, C)
+def pixel_block(tensor, pixels, images, channel, valid, strides, C):
+    """Pointers to a block (pixel, channel), or (channel, pixel) if `C.NARROW`, and which to use: those in one
+    of `images` whose channel is `valid`."""
+    place = places_of_pixels(pixels.image, pixels.row, pixels.column, strides, C)
     offset = as_offset(channel, C) * strides.channel
-    inside = image < images
+    inside = pixels.image < images
     if C.NARROW:
         place = place[None, :] + offset[:, None]
         inside = inside[None, :] & valid[:, None]
@@ -336,14 +360,14 @@ def pixel_block(tensor, image, images, row, column, channel, valid, strides, C):
 
 
 @triton.jit
-def load_pixels(tensor, image, images, row, column, channel, valid, strides, C):
+def load_pixels(tensor, pixels, images, channel, valid, strides, C):
     """A `pixel_block` of a tensor, 0 where there is none."""
-    place, inside = pixel_block(tensor, image, images, row, column, channel, valid, strides, C)
+    place, inside = pixel_block(tensor, pixels, images, channel, valid, strides, C)
     return tl.load(place, mask=inside, other=0)
 
 
 @triton.jit
-def store_pixels(tensor, block, image, images, row, column, channel, valid, strides, C):
+def store_pixels(tensor, block, pixels, images, channel, valid, strides, C):
     """Writes a `pixel_block` of a tensor."""
-    place, inside = pixel_block(tensor, image, images, row, column, channel, valid, strides, C)
+    place, inside = pixel_block(tensor, pixels, images, channel, valid, strides, C)
     tl.store(place, block.to(tensor.dtype.element_ty), mask=inside)

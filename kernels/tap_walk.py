@@ -21,6 +21,8 @@ class Axis(NamedTuple):
 
     Attributes
     ----------
+    size : int
+        Of the input.
     taps, stride, pad, dilation : int
     common : int
         Greatest common divisor of stride and dilation.
@@ -30,6 +32,7 @@ class Axis(NamedTuple):
         Of dilation / common, modulo `step`.
     """
 
+    size: int
     taps: int
     stride: int
     pad: int
@@ -39,19 +42,20 @@ class Axis(NamedTuple):
     inverse: int
 
     @classmethod
-    def of(cls, taps: int, stride: int, pad: int, dilation: int) -> Axis:
+    def of(cls, size: int, taps: int, stride: int, pad: int, dilation: int) -> Axis:
         common = math.gcd(stride, dilation)
         step = stride // common
-        return cls(taps, stride, pad, dilation, common, step, pow(dilation // common, -1, step))
+        return cls(size, taps, stride, pad, dilation, common, step, pow(dilation // common, -1, step))
 
     @property
     def most_taps(self) -> int:
         """Taps of a class, at most."""
         return -(-self.taps // self.step)
 
-    def pixels(self, size: int) -> int:
-        """Pixels of a class, at most, of `size` pixels."""
-        return -(-size // self.stride)
+    @property
+    def most_pixels(self) -> int:
+        """Pixels of a class, at most."""
+        return -(-self.size // self.stride)
 
 
 class Taps(NamedTuple):
@@ -61,9 +65,9 @@ class Taps(NamedTuple):
     columns: Axis
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], geometry: tuple[int, ...]) -> Taps:
+    def of(cls, input_size: tuple[int, ...], shape: tuple[int, ...], geometry: tuple[int, ...]) -> Taps:
         """Of a convolution with a weight of `shape`."""
-        return cls(*(Axis.of(shape[2 + i], *geometry[i:6:2]) for i in (0, 1)))
+        return cls(*(Axis.of(input_size[2 + i], shape[2 + i], *geometry[i:6:2]) for i in (0, 1)))
 
     @property
     def classes(self) -> int:
@@ -71,11 +75,13 @@ class Taps(NamedTuple):
 
 
 class ClassTaps(NamedTuple):
-    """The taps of a class along one axis: `count` of them, from `first` on in steps of `step`, of `taps`.
+    """The taps of a class along an axis: `count` of them, from `first` on in steps of `step`, of `taps`.
 
-    Pixel number q of the class is taken by the first of them to the output pixel q + origin.
+    Pixel number q of the class is the input's pixel q * stride + residue, and the first of the taps takes it
+    to the output's pixel q + origin.
     """
 
+    residue: Any
     first: Any
     count: Any
     origin: Any
@@ -84,17 +90,40 @@ class ClassTaps(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Runs of tiles, one after another: the index (in column order) of the first tile of each run, less the
-    number of tiles before it; the number of tiles up to its end; and that of all."""
+    """Runs of tiles, one after another, for the channels of a program.
 
+    Attributes
+    ----------
+    rows, columns : ClassTaps
+    first_channel, first_row : int
+        Of the program, and of its group of the convolution.
+    offsets, ends, total :
+        Of each run, the index (in column order) of its first tile less the number of tiles before it, and the
+        number of tiles up to its end; and that of all.
+    """
+
+    rows: Any
+    columns: Any
+    first_channel: Any
+    first_row: Any
     offsets: Any
     ends: Any
     total: Any
 
 
 class Step(NamedTuple):
-    """Where one step of a walk is: a tile, its row of tiles, the tap (counted among those of its class), and
-    the column of the weight that the program's first channel has at it."""
+    """Where a step of a walk is.
+
+    Attributes
+    ----------
+    tile, tile_row, tile_col : int
+    tap_row, tap_column : int
+        The tap, counted among those of its class.
+    column : int
+        Of the weight: the program's first channel at that tap.
+    in_tile, row, valid :
+        Rows within the tile, rows of the weight, and their mask.
+    """
 
     tile: Any
     tile_row: Any
@@ -102,6 +131,9 @@ class Step(NamedTuple):
     tap_row: Any
     tap_column: Any
     column: Any
+    in_tile: Any
+    row: Any
+    valid: Any
 
 
 @triton.jit
@@ -115,7 +147,7 @@ def taps_of_class(residue, axis):
     count = tl.where(wanted % axis.common == 0, (axis.taps - first + axis.step - 1) // axis.step, 0)
     # The division is exact wherever there is such a tap, so its rounding does not matter.
     origin = (residue + axis.pad - first * axis.dilation) // axis.stride
-    return ClassTaps(first, tl.maximum(count, 0), origin, axis.step, axis.taps)
+    return ClassTaps(residue, first, tl.maximum(count, 0), origin, axis.step, axis.taps)
 
 
 @triton.jit
@@ -164,16 +196,17 @@ def walk_of_class(pattern, rows, columns, first_channel, first_row, sizes, C):
         end = lower_bound(pattern, first, end, last_tile_row + 1, C)
         begin = first
     ends = tl.cumsum(end - begin, 0)
-    return Walk(end - ends, ends, tl.sum(end - begin, 0))
+    total = tl.sum(end - begin, 0)
+    return Walk(rows, columns, first_channel, first_row, end - ends, ends, total)
 
 
 @triton.jit
-def step_of_walk(pattern, walk, step, end, rows, columns, first_channel, sizes, C):
-    """The `Step` at a number of steps into a walk; that of a number from `end` on is not to be used."""
+def step_of_walk(pattern, walk, step, end, sizes, C):
+    """The `Step` at a number of steps into a walk; from `end` on, none of its rows is valid."""
     number = step // C.PARTS
     run = tl.sum((walk.ends <= number).to(tl.int32), 0)
     offset = tl.sum(tl.where(tl.arange(0, C.RUNS) == run, walk.offsets, 0), 0)
-    tap_row, tap_column, column = tap_of_run(run, rows, columns, first_channel, sizes, C)
+    tap_row, tap_column, column = tap_of_run(run, walk.rows, walk.columns, walk.first_channel, sizes, C)
     tile_col = column // C.TILE + run % C.SPAN
     if C.COMPLETE:
         # Nothing has to be read first, so that what lies there can be fetched early.
@@ -182,4 +215,11 @@ def step_of_walk(pattern, walk, step, end, rows, columns, first_channel, sizes, 
     else:
         tile = tl.load(pattern.tile_order_t + number + offset, mask=step < end, other=0)
         tile_row = tl.load(pattern.tile_row + tile, mask=step < end, other=0)
-    return Step(tile.to(tl.int64), tile_row, tile_col, tap_row, tap_column, column)
+    in_tile = step % C.PARTS * C.ROWS + tl.arange(0, C.ROWS)
+    row = tile_row * C.TILE + in_tile
+    valid = (row < walk.first_row + sizes.group_rows) & (step < end)
+    if C.SEARCH > 0:
+        valid &= row >= walk.first_row
+    if C.TILE < C.ROWS:
+        valid &= in_tile < C.TILE
+    return Step(tile.to(tl.int64), tile_row, tile_col, tap_row, tap_column, column, in_tile, row, valid)
