@@ -238,7 +238,26 @@ def conv2d_configs(
     alone = group_rows <= layout.tile_size
     if alone or (geometry[6] > 1 and group_rows % (2 * layout.tile_size)):
         problem = replace(problem, paired=False)
-    return product_configs(problem), problem
+    channels = layout.shape[1]
+    aligned = channels % min(layout.tile_size, depth_for(channels, 64)) == 0
+    return lean(product_configs(problem), problem, aligned=aligned, vectors=x.stride(1) == 1), problem
+
+
+def lean(
+    configs: tuple[Config, ...], problem: Problem, *, aligned: bool, vectors: bool
+) -> tuple[Config, ...]:
+    """Those of `configs` that leave registers for the addresses of pixels.
+
+    They are many where each column has a tap of its own (not `aligned`), and where pixels are not read in
+    `vectors` of channels: 16-bit elements are then too small to be copied past the registers.
+    """
+    old, sums = problem.capability < 90, problem.steps == 0
+    most = 256
+    if (old and sums) or (not aligned and problem.element_size == 4):
+        most = 64
+    elif not aligned or (not vectors and (old or sums)):
+        most = 128
+    return tuple(config for config in configs if config.samples * config.group <= most)
 
 
 def new_images(like: Tensor, size: tuple[int, ...]) -> Tensor:

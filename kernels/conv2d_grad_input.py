@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsekern.kernels.blocks import multiply, place_of_program, split_range
 from sparsekern.kernels.configs import Config, Problem, padded, product_configs
-from sparsekern.kernels.conv2d import WeightSizes, new_images
+from sparsekern.kernels.conv2d import WeightSizes, lean, new_images
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
 from sparsekern.kernels.pixels import (
     FirstTaps,
@@ -253,4 +253,4 @@ def grad_input_configs(
     # Two columns of tiles of one program must lie at one tap.
     if channels % (2 * tile_size):
         problem = replace(problem, paired=False)
-    return product_configs(problem), problem
+    return lean(product_configs(problem), problem, aligned=True, vectors=grad_y.stride(1) == 1), problem

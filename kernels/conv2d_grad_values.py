@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsekern.kernels.blocks import multiply, split_range
 from sparsekern.kernels.configs import Config, Problem, padded, sum_configs
-from sparsekern.kernels.conv2d import WeightSizes
+from sparsekern.kernels.conv2d import WeightSizes, lean
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, split_parts
 from sparsekern.kernels.pixels import (
     Grid,
@@ -172,4 +172,5 @@ def grad_values_configs(
     # The rows of a group of tiles must lie in one group of the convolution.
     if geometry[6] > 1 and group_rows % (2 * layout.tile_size):
         problem = replace(problem, paired=False)
-    return sum_configs(problem), problem
+    aligned = layout.shape[1] % layout.tile_size == 0
+    return lean(sum_configs(problem), problem, aligned=aligned, vectors=x.stride(1) == 1), problem
