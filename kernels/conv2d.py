@@ -252,6 +252,9 @@ def lean(
     `vectors` of channels: 16-bit elements are then too small to be copied past the registers.
     """
     old, sums = problem.capability < 90, problem.steps == 0
+    if sums and not aligned and not vectors:
+        # More threads hold fewer addresses each.
+        return tuple(replace(config, warps=8) for config in configs if config.samples * config.group <= 64)
     most = 256
     if (old and sums) or (not aligned and problem.element_size == 4):
         most = 64
