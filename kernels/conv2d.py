@@ -260,6 +260,9 @@ def lean(
         most = 64
     elif not aligned or (not vectors and (old or sums)):
         most = 128
+    if problem.capability >= 100 and not sums:
+        # There the compiler holds two rows of tiles and few pixels to 128 registers, which do not suffice.
+        configs = tuple(config for config in configs if config.group == 1 or config.samples > 64)
     return tuple(config for config in configs if config.samples * config.group <= most)
 
 

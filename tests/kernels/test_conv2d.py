@@ -62,7 +62,7 @@ CASES = {
     "3x2-dilated": Case((1, 64, 6, 5), 70, (3, 2), 64, padding=1, dilation=2),
     "taps-of-one-class-alone": Case((1, 8, 7, 6), 8, (3, 3), 16, stride=2, padding=2, dilation=2),
     "stride-3-dilation-2": Case((1, 8, 9, 8), 8, (3, 3), 8, stride=3, padding=1, dilation=2),
-    "70-channels-straddling": Case((2, 70, 4, 3), 66, (3, 3), 64, padding=1),
+    "70-channels-straddling": Case((2, 70, 4, 3), 66, (1, 2), 64),
     "octets-in-larger-tiles": Case((1, 24, 4, 4), 40, (3, 1), 64, padding=(1, 0)),
     "2-groups-straddling": Case((1, 40, 4, 5), 24, (1, 3), 16, padding=(0, 1), groups=2),
     "2-groups-aligned": Case((1, 32, 4, 4), 64, (2, 1), 16, padding=1, groups=2),
@@ -145,7 +145,8 @@ def test_geometries(interpreter, name, memory_format):
 
 @pytest.mark.parametrize(
     ("name", "storage"),
-    [("3x3-aligned", "compact"), ("5x5-of-3-channels", "compact"), ("3x3-aligned", "masked")],
+    [("3x3-aligned", "compact"), ("5x5-of-3-channels", "masked")],
+    ids=["aligned", "masked"],
 )
 def test_masks_of_every_kind(interpreter, mask_of, name, storage):
     case = CASES[name]
@@ -172,9 +173,15 @@ def test_grids_with_few_tiles(interpreter, name):
     Problem(case, pattern).check(interpreter)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("channels", [64, 40], ids=["even", "cut-off"])
+@pytest.mark.parametrize(
+    ("channels", "storage", "memory_format"),
+    [
+        (64, "compact", "nchw"),
+        (64, "masked", "channels-last"),
+        (40, "compact", "channels-last"),
+        (40, "masked", "nchw"),
+    ],
+)
 def test_block_patterns(interpreter, channels, storage, memory_format):
     case = Case((1, channels, 4, 3), 72, (1, 2), 16, padding=(0, 1))
     generator = torch.Generator().manual_seed(0)
@@ -293,7 +300,7 @@ def test_nan_of_another_group_stays_outside(interpreter):
 
 def test_the_same_bits_every_time(interpreter):
     """Sums that are cut into parts are added in order."""
-    case = Case((1, 64, 4, 4), 16, (3, 3), 16, padding=1)
+    case = Case((1, 32, 3, 3), 16, (3, 3), 16, padding=1)
     problem = Problem(case, pattern_of(case))
     first, second = problem.found(interpreter), problem.found(interpreter)
     assert all(torch.equal(first[name], second[name]) for name in OPS)
