@@ -62,12 +62,22 @@ class Constants(NamedTuple):
     COMPLETE, FULL : bool
         As in `TileIndex`.
     EVEN : bool
-        No tile is cut off at the last column.
+        No tile is cut off at the last row or column.
     MASKED : bool
         The weight is dense, and the bits apply to it.
     HAS_BIAS : bool
     PRECISION : str
         See `dot_precision`.
+    ALIGNED : bool
+        Of a convolution: the columns of one step share a tap.
+    RUN : int
+        Of a convolution: so many columns side by side, from a multiple of it on, share a tap.
+    WIDE : bool
+        Of a convolution: offsets into images take 64 bits.
+    WIDTH, SPAN, RUNS, SEARCH : int
+        Of the gradient of a convolution's input: channels that a program owns; columns of tiles, at most,
+        that they lie in at one tap; those of all taps, or the next power of two; halvings that find a row of
+        tiles in a column of them, 0 where there is one group and nothing has to be found.
     """
 
     TILE: int
@@ -85,6 +95,13 @@ class Constants(NamedTuple):
     ROWS: int = 16
     COLUMNS: int = 16
     HAS_BIAS: bool = False
+    ALIGNED: bool = True
+    RUN: int = 1
+    WIDE: bool = False
+    WIDTH: int = 16
+    SPAN: int = 1
+    RUNS: int = 1
+    SEARCH: int = 0
 
     @classmethod
     def of(cls, index: Any, weight: Tensor, dtype: torch.dtype, config: Any) -> Constants:
@@ -101,7 +118,7 @@ class Constants(NamedTuple):
             PREFETCH=config.prefetch and not masked and not index.full,
             COMPLETE=index.complete,
             FULL=index.full,
-            EVEN=layout.cols % layout.tile_size == 0,
+            EVEN=layout.rows % layout.tile_size == 0 and layout.cols % layout.tile_size == 0,
             MASKED=masked,
             PRECISION=dot_precision(dtype),
         )

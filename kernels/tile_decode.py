@@ -117,16 +117,16 @@ def dense_places(weight, row, column, columns, channels, positions):
 def full_places(weight, pattern, tile, row, column, columns, inside, C):
     """Pointers to the positions (row, column) of tiles that are active wherever they lie inside the matrix.
 
-    No bit is read. Where no tile is cut off at the last column (`EVEN`), the place of a value follows from
-    the index of its tile.
+    No bit is read. Where no tile is cut off (`EVEN`), the place of a value follows from its tile's index.
     """
     in_row = row % C.TILE
     in_column = column % C.TILE
     if C.EVEN:
         return weight + tile * (C.TILE * C.TILE) + (in_row * C.TILE + in_column)
-    width = tl.minimum(columns - column // C.TILE * C.TILE, C.TILE)
-    first = tl.load(pattern.tile_start + tile, mask=inside, other=0)
-    return weight + first + (in_row * width + in_column)
+    else:
+        width = tl.minimum(columns - column // C.TILE * C.TILE, C.TILE)
+        first = tl.load(pattern.tile_start + tile, mask=inside, other=0)
+        return weight + first + (in_row * width + in_column)
 
 
 @triton.jit

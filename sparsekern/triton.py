@@ -15,7 +15,17 @@ from sparsekern.candidates import largest
 from sparsekern.formats.known import index_of
 from sparsekern.geometry import Sizes
 
-__all__ = ["grow_candidates", "linear", "linear_grad_input", "linear_grad_values", "pack", "unpack"]
+__all__ = [
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_values",
+    "grow_candidates",
+    "linear",
+    "linear_grad_input",
+    "linear_grad_values",
+    "pack",
+    "unpack",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Ops whose kernels move values and compute nothing, and so take any floating-point dtype.
@@ -55,6 +65,32 @@ def linear_grad_values(
 
     matrices = _matrix(grad_y, shape[0]), _matrix(x, shape[1])
     return linear_grad_values(*matrices, index_of(pattern), masked=len(values_shape) > 1)
+
+
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: Sizes, geometry: Sizes
+) -> Tensor:
+    from sparsekern.kernels.conv2d import conv2d
+
+    return conv2d(x.resolve_neg(), _plain(values), _plain(bias), index_of(pattern), tuple(geometry))
+
+
+def conv2d_grad_input(
+    grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, geometry: Sizes
+) -> Tensor:
+    from sparsekern.kernels.conv2d_grad_input import conv2d_grad_input
+
+    grad_y, size = grad_y.resolve_neg(), tuple(input_size)
+    return conv2d_grad_input(grad_y, _plain(values), index_of(pattern), size, tuple(geometry))
+
+
+def conv2d_grad_values(
+    grad_y: Tensor, x: Tensor, pattern: Tensor, shape: Sizes, values_shape: Sizes, geometry: Sizes
+) -> Tensor:
+    from sparsekern.kernels.conv2d_grad_values import conv2d_grad_values
+
+    grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
+    return conv2d_grad_values(grad_y, x, index_of(pattern), tuple(values_shape), tuple(geometry))
 
 
 def pack(dense: Tensor, pattern: Tensor, nnz: int) -> Tensor:
