@@ -255,8 +255,9 @@ def lean(
     """
     old, sums = problem.capability < 90, problem.steps == 0
     if sums and not aligned and not vectors:
-        # More threads hold fewer addresses each.
-        return tuple(replace(config, warps=8) for config in configs if config.samples * config.group <= 64)
+        # More threads hold fewer addresses each; products of IEEE float32 hold their operands too.
+        most = 16 if problem.precision == "ieee" else 64
+        return tuple(replace(config, warps=8) for config in configs if config.samples * config.group <= most)
     most = 256
     if (old and sums) or (not aligned and problem.element_size == 4):
         most = 64
