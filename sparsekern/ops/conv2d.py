@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsekern.formats.pattern import Pattern
@@ -25,6 +26,14 @@ from sparsekern.ops.operator import Operator
 __all__ = ["check_conv2d_gradient", "conv2d", "conv2d_grad_input", "conv2d_grad_values"]
 
 
+def _images(like: Tensor, size: Sizes, backend: str) -> Tensor:
+    """An unwritten result in the memory format that kernels give it: on GPUs, that of the first argument."""
+    keeps_format = like.device.type == "cuda" or backend == "triton"
+    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    memory_format = torch.channels_last if keeps_format and last else torch.contiguous_format
+    return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
 def _conv2d_fake(
     x: Tensor,
     values: Tensor,
@@ -34,7 +43,7 @@ def _conv2d_fake(
     geometry: Sizes,
     backend: str,
 ) -> Tensor:
-    return x.new_empty(conv2d_output_size(x.shape, shape, geometry))
+    return _images(x, conv2d_output_size(x.shape, shape, geometry), backend)
 
 
 def _conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -57,7 +66,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _grad_input_fake(
     grad_y: Tensor, values: Tensor, pattern: Tensor, shape: Sizes, input_size: Sizes, *options: Any
 ) -> Tensor:
-    return grad_y.new_empty(tuple(input_size))
+    return _images(grad_y, input_size, options[-1])
 
 
 def _grad_input_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -161,7 +170,7 @@ def conv2d(
     Parameters
     ----------
     x : Tensor
-        ``(batch, groups * cin, height, width)``, in any memory format; float32, float64 or bfloat16.
+        ``(batch, groups * cin, height, width)``, in any memory format; dtypes as in `linear`.
     values : Tensor
         ``(nnz,)``, the active weights in the pattern's order; or ``(cout, cin, kh, kw)``, a dense weight
         whose inactive positions are read as 0.
@@ -174,13 +183,14 @@ def conv2d(
     groups : int
         A divisor of cout.
     backend : str, optional
-        ``"cpp"`` or ``"reference"``; by default the first that can run the inputs (never the reference).
+        ``"cpp"``, ``"triton"`` or ``"reference"``; by default the first that can run the inputs, never the
+        reference.
 
     Returns
     -------
     Tensor
-        ``(batch, cout, out_height, out_width)``, contiguous. Sums are in float32 for bfloat16, and have the
-        same bits for any number of threads.
+        ``(batch, cout, out_height, out_width)``; contiguous on CPUs, in x's memory format on GPUs. Sums are
+        in float32 for 16-bit dtypes, and have the same bits every time and for any number of threads.
 
     Raises
     ------
