@@ -18,7 +18,7 @@ from sparsekern import native
 
 CAPABILITIES = (80, 90, 100)
 ARITHMETICS = ("bf16", "fp16", "tf32", "ieee")
-# Matrix instructions of Hopper, Blackwell and Ampere; then multiply-adds of ordinary units, of pairs and single.
+# Matrix instructions of Hopper, Blackwell and Ampere; then the ordinary units' multiply-adds.
 INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "FFMA2", "FFMA")
 COUNTED = (*INSTRUCTIONS, "POPC", "LDGSTS", "STL", "LDL")
 

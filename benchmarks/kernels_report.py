@@ -1,7 +1,7 @@
-"""``python -m benchmarks.kernels_report``: what every kernel takes of a GPU, as the compilers say, without one.
+"""``python -m benchmarks.kernels_report``: what every kernel takes of a GPU, as compilers say, without one.
 
-Each launch config that can be chosen is compiled for each kind of GPU. All of them take a quarter of an hour on
-two cores; what was compiled before comes from Triton's cache.
+Each launch config that can be chosen is compiled for each kind of GPU. All of them take a quarter of an hour
+on two cores; what was compiled before comes from Triton's cache.
 """
 
 from __future__ import annotations

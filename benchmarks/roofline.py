@@ -1,7 +1,7 @@
 """``python -m benchmarks.roofline``: the least time that ops can take on an H200. Computed, not measured.
 
-The time for the bytes that have to move at the memory's bandwidth, or for the operations at the rate of the units
-that do them, whichever is longer. No kernel is faster than that, and none of these figures says how fast one is.
+The time for the bytes that have to move at the memory's bandwidth, or for the operations at the rate of the
+units that do them, whichever is longer. No kernel is faster, and no figure here says how fast one is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Limits:
     flops: dict[str, float]
 
 
-# Bandwidth is NVIDIA's data sheet's. Matrix products do not reach the data sheet's 989 TFLOP/s in bfloat16; large
-# ones of cuBLAS reach about 790 within the card's power. Float32 on the ordinary units: 57 to 67 TFLOP/s.
+# Bandwidth is NVIDIA's data sheet's, which has 989 TFLOP/s for bfloat16 too: of those, large products of cuBLAS
+# reach about 790 within the card's power. Float32 on the ordinary units has 57 to 67 TFLOP/s.
 H200 = Limits("H200", 4.8e12, {"float32": 60e12, "bfloat16": 790e12, "float16": 790e12})
 
 
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A weight on a pattern, as far as bytes and operations go: rows, columns, tiles of `tile_size`, values."""
+    """A weight on a pattern, as far as bytes and operations go."""
 
     rows: int
     columns: int
@@ -87,8 +87,8 @@ class Sizes:
 
     @property
     def pattern_bytes(self) -> int:
-        """Bits, an int16 for each row of a tile, an int64 start and two int32 indices for each tile, two int32
-        for each row and column of tiles; without the header.
+        """Without the header: bits and an int16 for each row of a tile; an int64 and two int32 for each tile;
+        an int32 for each row and each column of tiles.
         """
         tile = self.tile_size**2 // 8 + 2 * self.tile_size + 16
         return self.tiles * tile + 4 * (-(-self.rows // self.tile_size) + -(-self.columns // self.tile_size))
@@ -111,7 +111,7 @@ def dense_work(layer: Layer, dtype: str) -> Work:
 
 
 def unpack_work(sizes: Sizes, dtype: str) -> Work:
-    """Of the dense weight from values, which is written whole; `pack` reads it, where active, at worst whole."""
+    """Of writing the dense weight from values; `pack`, the other way round, reads it whole at worst."""
     return Work((sizes.rows * sizes.columns + sizes.nnz) * BYTES[dtype] + sizes.pattern_bytes)
 
 
@@ -121,12 +121,12 @@ def transfer_work(sizes: Sizes, dtype: str) -> Work:
 
 
 def update_work(sizes: Sizes, dtype: str) -> Work:
-    """Of one update of a topology from dense scores: they and the values are read, a pattern read and written."""
+    """Of one update from dense scores: they and the values are read, a pattern is read and one written."""
     return Work((sizes.rows * sizes.columns + sizes.nnz) * BYTES[dtype] + 2 * sizes.pattern_bytes)
 
 
 def grow_work(layer: Layer, sizes: Sizes, count: int, dtype: str) -> Work:
-    """Of the `count` largest gradients outside the pattern: all of them are computed, twice since none is kept."""
+    """Of the `count` largest gradients outside the pattern: all are computed, twice, since none is kept."""
     read = (prod(layer.input_shape) + prod(layer.output_shape)) * BYTES[dtype]
     operations = 4 * layer.samples * sizes.rows * sizes.columns
     return Work(2 * (read + sizes.pattern_bytes) + 12 * count, operations, operations)
@@ -193,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), action="append", help="only this")
     options = parser.parse_args(arguments)
     print(
-        f"Computed, not measured, from an H200's limits: {H200.bandwidth / 1e12} TB/s, "
-        f"{H200.flops['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16, {H200.flops['float32'] / 1e12:.0f} in float32.\n"
+        f"Computed, not measured, from an H200's limits: {H200.bandwidth / 1e12} TB/s; TFLOP/s: "
+        f"{H200.flops['bfloat16'] / 1e12:.0f} in bfloat16, {H200.flops['float32'] / 1e12:.0f} in float32.\n"
     )
     for network in options.network or NETWORKS:
         for dtype in options.dtype or ("bfloat16", "float32"):

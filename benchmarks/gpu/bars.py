@@ -25,8 +25,8 @@ class Bar:
     name : str
         What it is about, the same for all records that answer to it.
     measure : str
-        "speed-up" over dense PyTorch; "roofline", the least time for the bytes over the time taken; "microseconds"
-        or "passes", of which fewer are better; "memory", dense bytes over sparse ones.
+        "speed-up" over dense PyTorch; "roofline", the least time for the bytes over the time taken;
+        "microseconds" or "passes", of which fewer are better; "memory", dense bytes over sparse ones.
     wanted : float
     """
 
