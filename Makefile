@@ -1,4 +1,4 @@
-# make demo | test | test-all | bench | lint | format | clean
+# make demo | test | test-all | bench | kernels-report | lint | format | clean
 # Each makes a virtual environment in .venv first, if there is none, and rebuilds what changed under csrc/.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' -o -name '*.inl')
 CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-all bench lint format clean
+.PHONY: demo test test-all bench kernels-report lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparsekern train lenet5-digits --overwrite
@@ -21,6 +21,9 @@ test-all: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
+
+kernels-report: $(VENV)/installed
+	$(BIN)/python -m benchmarks.kernels_report
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check --quiet .

@@ -214,10 +214,11 @@ def _narrow(problem: Problem) -> Iterator[Config]:
 
 def _wide(problem: Problem) -> Iterator[Config]:
     blocks = _by_precision(problem, HALF_BLOCKS, TF32_BLOCKS, IEEE_BLOCKS)
-    # Where the place of a tile has to be read first, its inputs come two stages later.
-    wait = 0 if problem.complete else 2
-    blocks = [replace(config, stages=config.stages + wait) for config in blocks]
-    configs = [config for config in blocks if _fits(config, problem)]
+    # Where the place of a tile has to be read first, its inputs come two stages later, if there is room.
+    for wait in (0,) if problem.complete else (2, 0):
+        later = [replace(config, stages=config.stages + wait) for config in blocks]
+        if configs := [config for config in later if _fits(config, problem)]:
+            break
     enough = [config for config in configs if _programs(config, problem) >= problem.processors]
     if enough:
         yield enough[0]
