@@ -14,10 +14,10 @@ demo: $(VENV)/installed
 	$(BIN)/sparsekern train lenet5-digits --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow'
 
 test-all: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
