@@ -74,14 +74,17 @@ class Resources:
 @functools.cache
 def _entries(capability: int, arithmetic: str) -> list[Any]:
     from sparsekern.formats.known import index_of
-    from sparsekern.kernels import catalog
+    from sparsekern.kernels import catalog, catalog_conv2d
 
     generator = torch.Generator().manual_seed(0)
     tiles = sk.Pattern.random((256, 512), 0.9, tile_size=64, generator=generator)
     blocks = sk.Pattern.random((512, 512), 0.5, block_size=128, generator=generator)
-    return list(
-        catalog.entries(capability, index_of(tiles.data), index_of(blocks.data), arithmetics=(arithmetic,))
-    )
+    taps = sk.Pattern.random((256, 256, 3, 3), 0.9, tile_size=64, generator=generator)
+    indices = index_of(tiles.data), index_of(blocks.data)
+    return [
+        *catalog.entries(capability, *indices, arithmetics=(arithmetic,)),
+        *catalog_conv2d.conv2d_entries(capability, index_of(taps.data), arithmetic),
+    ]
 
 
 def listed(

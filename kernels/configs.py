@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from sparsekern.kernels.launch import dot_precision
 
-__all__ = ["Config", "Problem", "dense_configs", "padded", "product_configs", "sum_configs"]
+__all__ = ["Config", "Problem", "assumed_limits", "dense_configs", "padded", "product_configs", "sum_configs"]
 
 MAX_CONFIGS = 8
 # Up to this many samples, reading the weight takes longer than the arithmetic.
@@ -116,9 +118,26 @@ class Problem:
         )
 
 
-@functools.cache
+_assumed: ContextVar[tuple[int, int] | None] = ContextVar("sparsekern_limits", default=None)
+
+
+@contextmanager
+def assumed_limits(capability: int, processors: int) -> Iterator[None]:
+    """Choose configs inside the block as for another GPU, which need not be there."""
+    token = _assumed.set((capability, processors))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
 def device_limits(device: torch.device) -> tuple[int, int]:
     """Compute capability and number of multiprocessors of a device."""
+    return _assumed.get() or _limits(device)
+
+
+@functools.cache
+def _limits(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return INTERPRETED
     properties = torch.cuda.get_device_properties(device)

@@ -71,9 +71,9 @@ def arithmetic(request):
 
 
 @pytest.fixture
-def capability(request, monkeypatch):
-    monkeypatch.setattr(configs, "device_limits", lambda device: (request.param, 132))
-    return request.param
+def capability(request):
+    with configs.assumed_limits(request.param, 132):
+        yield request.param
 
 
 def check(found, capability, arithmetic):
