@@ -54,7 +54,7 @@ class Layer(NamedTuple):
 
 
 def check(found, exact, dense) -> None:
-    """By norm, no result is farther from float64 than twice the dense op of the same dtype, or its rounding."""
+    """By norm, no result is farther from float64 than twice the dense op of its dtype, or its rounding."""
     for result, right, same in zip(found, exact, dense, strict=True):
         rounding = torch.finfo(result.dtype).eps * right.norm()
         assert (result.double() - right).norm() <= 2 * (same.double() - right).norm() + rounding
