@@ -226,6 +226,10 @@ def _fill(programs: int, steps: int, wanted: int) -> int:
 def _fits(config: Config, problem: Problem) -> bool:
     if config.group == 2 and not problem.paired:
         return False
+    # Triton computes blocks of 64 samples in TF32 on data-centre Blackwell, whatever precision is asked for.
+    wide = problem.steps > 0 and not config.narrow and config.samples >= 64
+    if problem.precision == "ieee" and problem.capability // 10 in (10, 11) and wide:
+        return False
     # Older chips take operands from registers, of which the accumulators of a large block leave too few.
     if problem.capability < 90 and config.samples * config.group > _largest(problem):
         return False
