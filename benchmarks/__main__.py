@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import gpu, lenet, machine, memory, overhead, speed, store, topology
+from benchmarks import lenet, machine, memory, overhead, speed, store, topology
 from benchmarks.cases import SPARSITIES
 from benchmarks.contenders import SPARSE
+from benchmarks.gpu import sections as gpu
+from benchmarks.gpu.tables import bar_table, missing
 from benchmarks.markdown import document
 from benchmarks.plot import draw
 from benchmarks.report import tables
@@ -31,11 +34,13 @@ SECTIONS: Sections = {
     "overhead": ("the cost of a call", overhead.measure),
 }
 CUDA_SECTIONS: Sections = {
-    "gpu": ("ops on a GPU (with --device cuda)", gpu.measure),
+    "gpu-memory": ("memory of training a transformer (with --device cuda)", gpu.training),
+    "gpu": ("ops on a GPU (with --device cuda)", gpu.ops),
 }
 QUICK_SECONDS = 0.005
+SECONDS = {"cpu": 0.5, "cuda": 0.05}
 # The contenders that are this project's: a wrong result of theirs fails the run.
-OURS = (SPARSE, "triton")
+OURS = (SPARSE, "sparsekern masked", "sparsekern channels-last")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     offered = CUDA_SECTIONS if options.device == "cuda" else SECTIONS
     chosen = list(offered) if options.sections in ([], ["all"]) else options.sections
+    if options.quick:
+        # On tensors of the CPU, so that every line runs where no GPU is.
+        offered = {**offered, **CUDA_SECTIONS}
     unknown = [name for name in chosen if name not in offered and chosen != ["report"]]
     if unknown:
         names = ", ".join([*offered, "all", "report"])
@@ -64,21 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(
         options.quick,
         options.sparsity,
-        QUICK_SECONDS if options.quick else options.seconds,
+        QUICK_SECONDS if options.quick else options.seconds or SECONDS[options.device],
+        options.device,
+        time.monotonic() + options.seconds_total,
+        options.tuned,
     )
     command = " ".join(["python -m benchmarks", *chosen, *(["--quick"] if options.quick else [])])
     run = machine.provenance(command, machine.load())
     if run["load_at_start"] > machine.IDLE_LOAD:
         print(f"note: the machine is busy (load {run['load_at_start']})", file=sys.stderr)
-    wrong = False
+    found: dict[str, list[dict[str, Any]]] = {}
     try:
         for section in chosen:
-            wrong |= _measure(section, offered[section][1], settings, run, path, options.device)
+            records = found[section] = []
+            _measure(section, offered[section][1], settings, run, path, records)
     except KeyboardInterrupt:
         settings.done()
         print("stopped; the sections above are complete", file=sys.stderr)
         return 130
-    return int(wrong)
+    if set(chosen) & set(CUDA_SECTIONS):
+        print(bar_table(found).text())
+        print("\n".join(["Not measured:", *missing(found)] if missing(found) else []))
+    return int(_is_wrong(found))
 
 
 def _measure(
@@ -87,19 +102,27 @@ def _measure(
     settings: Settings,
     run: dict[str, Any],
     path: Path | None,
-    device: str,
-) -> bool:
-    """Measure one section, print its tables and save it; whether a result of sparsekern's was wrong."""
-    records = list(measure(settings))
-    settings.done()
-    about = machine.describe(device)
-    merged = store.merge(None, about, run, section, records, quick=settings.quick)
-    for table in tables(merged, section):
-        print(table.text())
-    if path is not None:
-        save(path, store.merge(store.load(path), about, run, section, records, quick=settings.quick))
-    times = [record.get("times", {}) for record in records]
-    return any("wrong" in found.get(name, {}) for found in times for name in OURS)
+    records: list[dict[str, Any]],
+) -> None:
+    """Measure one section into `records`, print its tables and save it."""
+    try:
+        records.extend(measure(settings))
+    finally:
+        settings.done()
+        # On a GPU, where a section is a list by importance, what was measured before a stop is worth keeping.
+        if records and (section in CUDA_SECTIONS or sys.exc_info()[0] is None):
+            about = machine.describe(settings.device)
+            merged = store.merge(None, about, run, section, records, quick=settings.quick)
+            for table in tables(merged, section):
+                print(table.text())
+            if path is not None:
+                save(path, store.merge(store.load(path), about, run, section, records, quick=settings.quick))
+
+
+def _is_wrong(found: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether a result of sparsekern's is wrong."""
+    times = [record.get("times", {}) for records in found.values() for record in records]
+    return any("wrong" in time.get(name, {}) for time in times for name in OURS)
 
 
 def save(path: Path, results: store.Results) -> None:
@@ -169,10 +192,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=0.5,
         metavar="T",
-        help="for each contender of a comparison (default: 0.5)",
+        help="for each contender of a comparison (default: 0.5, on a GPU 0.05)",
     )
+    parser.add_argument(
+        "--seconds-total",
+        type=float,
+        default=float("inf"),
+        metavar="T",
+        help="for all sections on a GPU, which leave out what matters least (default: no limit)",
+    )
+    parser.add_argument("--tuned", action="store_true", help="on a GPU: take the fastest launch config")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the results files (default: benchmarks/results)"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import bars
 from benchmarks.contenders import DENSE, SPARSE
+from benchmarks.gpu.tables import bar_table, missing
 from benchmarks.machine import IDLE_LOAD
 from benchmarks.report import KINDS, break_even_text, sweeps, tables
 from benchmarks.speed import break_even, speedup
@@ -21,7 +22,8 @@ HEADINGS = {
     "memory": "Memory",
     "topology": "Dropping and growing",
     "overhead": "Cost of a call",
-    "gpu": "Ops on the GPU",
+    "gpu-memory": "Memory of a training step",
+    "gpu": "Ops",
 }
 METHOD = """\
 Float32, random patterns, inputs and outputs in PyTorch's own layouts (batch-major, NCHW), any transposing
@@ -47,20 +49,40 @@ first compared with float64 dense PyTorch, and only right ones are timed.
 - **LeNet-5**: the models take turns every ten steps; a figure is the median of the means of ten.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """
+GPU_SECTIONS = {"gpu", "gpu-memory"}
+GPU_METHOD = """\
+Random patterns and numbers. All contenders of a row run in one process and take turns in random order; a
+figure is the median of times between CUDA events around one call, each after a buffer of 1 GiB was written:
+nothing is in the L2 cache, and the call is queued before the GPU comes to it. Each result is first compared with
+dense PyTorch in float64 (convolutions: float32), and only right ones are timed. Float32 is IEEE float32
+for all. Speed-ups are of the faster memory format, dense and sparse.
+
+- **dense**, **channels-last**: cuBLAS and cuDNN, which may try its ways first.
+- **sparsekern**: `(nnz,)` values; **sparsekern masked**: a dense weight, read as 0 at inactive positions.
+- **masked-dense**: the weight, or its gradient, is multiplied with a mask in each call.
+- **unpack + dense**, **dense + pack**: `sparsekern.ops.unpack` and `pack` around the dense op.
+- **torch CSR**, **torch BSR**: `torch.sparse`; BSR has the pattern's own blocks.
+- **update_topology**: 30 % of the positions; **topk** is two `torch.topk`; **copy** moves the scores once.
+- **grow_candidates**: as many; **dense gradient** is that alone, **dense + topk** selects from it.
+- **Memory**: blocks of GPT-2 without embeddings, one sequence; what the allocator counts.
+- **bar**: what sparsekern is meant to reach on an H200 (`benchmarks/gpu/bars.py`).
+"""
 
 
 def document(results: Results, title: str, picture: str | None) -> str:
     parts = [f"# {title}\n"]
     if results["quick"]:
         parts.append("**A quick run on tiny shapes: these figures say nothing about speed.**\n")
-    parts += [*_machine(results), "## Does sparse pay here?\n", *_summary(results)]
+    parts += [*_machine(results), "## Does sparse pay here?\n"]
+    parts += [*(_gpu_summary(results) if results["machine"]["gpu"] else _summary(results))]
     if picture:
         parts.append(f"![Speed-up over dense PyTorch by sparsity, one panel a shape]({picture})\n")
     for section, heading in HEADINGS.items():
         if found := tables(results, section):
             parts.append(f"## {heading}\n")
             parts += [table.markdown() for table in found]
-    parts += ["## How it was measured\n", METHOD, *_runs(results)]
+    method = GPU_METHOD if set(results["sections"]) <= GPU_SECTIONS else METHOD
+    parts += ["## How it was measured\n", method, *_runs(results)]
     return "\n".join(parts)
 
 
@@ -70,6 +92,13 @@ def _machine(results: Results) -> Iterator[str]:
     yield f"- memory: {machine['memory_gib']} GiB"
     if machine["gpu"]:
         yield f"- GPU: {machine['gpu']}"
+    yield ""
+
+
+def _gpu_summary(results: Results) -> Iterator[str]:
+    table = bar_table(results["sections"])
+    yield table.markdown() if table.rows else "No bar could be judged.\n"
+    yield from (f"- {line}" for line in missing(results["sections"]))
     yield ""
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks import bars
 from benchmarks.cases import DIRECTIONS
 from benchmarks.contenders import DENSE, SPARSE
+from benchmarks.gpu.tables import memory_table as memory_of_training
+from benchmarks.gpu.tables import op_tables
 from benchmarks.overhead import MODES
 from benchmarks.speed import break_even, speedup
 from benchmarks.store import Results
@@ -190,26 +192,6 @@ def overhead_table(records: list[Record]) -> Table:
     return table
 
 
-def gpu_tables(records: list[Record]) -> list[Table]:
-    """For each op, every way in microseconds, and the bytes that it takes at least."""
-    tables = []
-    for op in dict.fromkeys(record["op"] for record in records):
-        chosen = [record for record in records if record["op"] == op]
-        ways = list(chosen[0]["times"])
-        table = Table(
-            f"{op} on the GPU: microseconds", ["case", "sparsity", "dtype", *ways, "least MB"], left=1
-        )
-        for record in chosen:
-            times = [record["times"][way] for way in ways]
-            cells = [f"{1e3 * t['median_ms']:.1f}" if "median_ms" in t else milliseconds(t) for t in times]
-            row = [record["case"], f"{record['sparsity']:.0%}", record["dtype"], *cells]
-            table.add(*row, f"{record['bytes'] / 1e6:.1f}")
-            _explain(table, record)
-        table.note("least MB: what any way has to read and write; fill and copy do less than the op does.")
-        tables.append(table)
-    return tables
-
-
 TABLES: dict[str, Callable[[list[Record]], list[Table]]] = {
     "linear": lambda records: layer_tables("linear", records),
     "conv": lambda records: layer_tables("conv", records),
@@ -218,7 +200,8 @@ TABLES: dict[str, Callable[[list[Record]], list[Table]]] = {
     "lenet": lenet_tables,
     "topology": lambda records: [topology_table(records)],
     "overhead": lambda records: [overhead_table(records)],
-    "gpu": gpu_tables,
+    "gpu-memory": lambda records: [memory_of_training(records)],
+    "gpu": op_tables,
 }
 
 

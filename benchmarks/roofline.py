@@ -31,8 +31,8 @@ class Limits:
     flops: dict[str, float]
 
 
-# Bandwidth is from NVIDIA's data sheet. It has 989 TFLOP/s for bfloat16 too, of which large products reach
-# about 790 within the card's power. Float32 on the ordinary units has 57 to 67 TFLOP/s.
+# Bandwidth is NVIDIA's data sheet's. Of its 989 TFLOP/s in bfloat16, large products of cuBLAS
+# reach about 790 within the card's power. Float32 on the ordinary units has 57 to 67 TFLOP/s.
 H200 = Limits("H200", 4.8e12, {"float32": 60e12, "bfloat16": 790e12, "float16": 790e12})
 
 

@@ -19,11 +19,20 @@ class Settings:
     sparsities : tuple of float
     seconds : float
         Time for each contender of a comparison, in seconds.
+    device : str
+        "cpu" or "cuda".
+    deadline : float
+        When sections on a GPU begin nothing more, as `time.monotonic`.
+    tuned : bool
+        Try the launch configs of each problem first, and measure the fastest.
     """
 
     quick: bool = False
     sparsities: tuple[float, ...] = SPARSITIES
     seconds: float = 0.5
+    device: str = "cpu"
+    deadline: float = float("inf")
+    tuned: bool = False
 
     def progress(self, text: str) -> None:
         """What is measured now, on standard error; overwritten on a terminal."""

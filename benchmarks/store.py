@@ -16,7 +16,8 @@ KEYS = {
     "lenet": ("sparsity", "batch"),
     "topology": ("case",),
     "overhead": ("call",),
-    "gpu": ("op", "case", "sparsity", "dtype"),
+    "gpu-memory": ("model", "autocast"),
+    "gpu": ("op", "case", "pattern", "sparsity", "dtype"),
 }
 Results = dict[str, Any]
 

@@ -54,8 +54,9 @@ class CudaClock:
     """Time on the GPU alone, its L2 cache flushed before each sample."""
 
     def __init__(self) -> None:
-        # Several times the largest L2 cache there is.
-        self._flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+        # Many times the largest L2 cache there is. Writing it takes longer than the host takes to queue the
+        # calls behind it, so that what is timed does not wait for the host.
+        self._flush = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
 
     def __call__(self, function: Callable[[], Any], calls: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

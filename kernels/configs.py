@@ -207,7 +207,9 @@ def dense_configs(problem: Problem) -> tuple[Config, ...]:
     """
     problem = replace(problem, tile_size=64, paired=True)
     configs = _by_precision(problem, HALF_DENSE, TF32_DENSE, IEEE_DENSE)
-    configs = [config for config in configs if _fits(config, problem)]
+    # Older chips hold the operands in registers too, which do not suffice for four tiles.
+    largest = 1 if problem.capability < 90 else 2
+    configs = [config for config in configs if _fits(config, problem) and config.group <= largest]
     enough = [config for config in configs if problem.outputs >= config.group**2 * problem.processors]
     return _few(iter([*enough, *reversed(configs)]), problem)
 
@@ -267,6 +269,10 @@ def _fill(programs: int, steps: int, wanted: int) -> int:
 
 def _fits(config: Config, problem: Problem) -> bool:
     if config.group == 2 and not problem.paired:
+        return False
+    # Triton computes blocks of 64 samples in TF32 on data-centre Blackwell, whatever precision is asked for.
+    wide = problem.steps > 0 and not config.narrow and config.samples >= 64
+    if problem.precision == "ieee" and problem.capability // 10 in (10, 11) and wide:
         return False
     # Older chips take operands from registers, of which the accumulators of a large block leave too few.
     if problem.capability < 90 and config.samples * config.group > _largest(problem):

@@ -126,11 +126,15 @@ REFUSED = {
     "value_cols": ("value_cols", (*WORDS, COUNTS_AT, 299, 1), "out must hold 300 elements, got 299"),
     "mask_elements": (
         "mask_builder",
-        (DENSE_AT, 599, (20, 30), 8, 1),
+        (DENSE_AT, 599, (20, 30), 8, False, 1),
         "mask must hold 600 elements, got 599",
     ),
-    "mask_tile_size": ("mask_builder", (DENSE_AT, 600, (20, 30), 24, 1), "tile_size must be 8, 16, 32 or 64"),
-    "mask_shape": ("mask_builder", (DENSE_AT, 600, (20, 30, 1), 8, 1), "2 or 4 dimensions, got 3"),
+    "mask_tile_size": (
+        "mask_builder",
+        (DENSE_AT, 600, (20, 30), 24, False, 1),
+        "tile_size must be 8, 16, 32 or 64",
+    ),
+    "mask_shape": ("mask_builder", (DENSE_AT, 600, (20, 30, 1), 8, False, 1), "2 or 4 dimensions, got 3"),
     "random_count": (
         "random_builder",
         ((20, 30), 601, 1, 0, 8, 1),

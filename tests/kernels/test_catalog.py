@@ -19,10 +19,11 @@ MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
 def best_guesses(entries):
-    """The first config of each kernel in each form; other types than bfloat16 have compact values alone."""
+    """The first config of each kernel in each form; most types have compact values alone, as loads differ."""
     first = {}
     for entry in entries:
-        if entry.storage == "compact" or entry.arithmetic == "bf16":
+        on_blackwell = (entry.capability, entry.arithmetic) == (100, "ieee")
+        if entry.storage == "compact" or entry.arithmetic == "bf16" or on_blackwell:
             key = (entry.capability, entry.arithmetic, entry.name, entry.storage, entry.config.narrow)
             first.setdefault(key, entry)
     return list(first.values())

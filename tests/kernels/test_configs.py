@@ -154,6 +154,12 @@ def test_older_chips_leave_registers_for_operands():
             assert all(c.narrow or c.samples * c.group <= largest for c in product_configs(problem)), problem
 
 
+def test_ieee_float32_has_no_block_that_triton_computes_in_tf32_on_blackwell():
+    blackwell = replace(LARGE, element_size=4, precision="ieee", capability=100)
+    assert max(config.samples for config in product_configs(blackwell)) == 32
+    assert product_configs(replace(blackwell, capability=90))[0].samples == 64
+
+
 @pytest.mark.parametrize(("size", "least"), [(1, 16), (8, 16), (16, 16), (17, 17), (64, 64)])
 def test_padded(size, least):
     assert padded(size) == least
