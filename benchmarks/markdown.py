@@ -53,8 +53,8 @@ GPU_SECTIONS = {"gpu", "gpu-memory"}
 GPU_METHOD = """\
 Random patterns and numbers. All contenders of a row run in one process and take turns in random order; a
 figure is the median of times between CUDA events around one call, each after a buffer of 1 GiB was written:
-nothing is in the L2 cache, and the call is queued before the GPU comes to it. Each result is first compared with
-dense PyTorch in float64 (convolutions: float32), and only right ones are timed. Float32 is IEEE float32
+nothing is in the L2 cache, and the call is queued before the GPU comes to it. Each result is first compared
+with dense PyTorch in float64 (convolutions: float32), and only right ones are timed. Float32 is IEEE float32
 for all. Speed-ups are of the faster memory format, dense and sparse.
 
 - **dense**, **channels-last**: cuBLAS and cuDNN, which may try its ways first.
