@@ -39,6 +39,8 @@ CUDA_SECTIONS: Sections = {
 }
 QUICK_SECONDS = 0.005
 SECONDS = {"cpu": 0.5, "cuda": 0.05}
+# Of what did not run, as many lines are printed.
+MOST_LINES = 20
 # The contenders that are this project's: a wrong result of theirs fails the run.
 OURS = (SPARSE, "sparsekern masked", "sparsekern channels-last")
 
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         # On tensors of the CPU, so that every line runs where no GPU is.
         offered = {**offered, **CUDA_SECTIONS}
-    unknown = [name for name in chosen if name not in offered and chosen != ["report"]]
+    unknown = [name for name in chosen if name not in offered and chosen not in (["report"], ["bars"])]
     if unknown:
-        names = ", ".join([*offered, "all", "report"])
+        names = ", ".join([*offered, "all", "report", "bars"])
         parser.error(f"unknown section {unknown[0]!r}; on {options.device} there are {names}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that PyTorch can use; `sparsekern env` says what it finds")
@@ -65,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = machine.file_name(options.device) + ("-quick" if options.quick else "")
     path = None if folder is None else folder / f"{name}.json"
     old = _load(parser, path)
-    if chosen == ["report"]:
-        return _report(parser, path, old)
+    if chosen in (["report"], ["bars"]):
+        return _report(parser, path, old, only_bars=chosen == ["bars"])
     if old is not None and not store.belongs(old, machine.describe(options.device)):
         print(f"note: {path} is of another machine and will be replaced", file=sys.stderr)
     settings = Settings(
@@ -91,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the sections above are complete", file=sys.stderr)
         return 130
     if set(chosen) & set(CUDA_SECTIONS):
-        print(bar_table(found).text())
-        print("\n".join(["Not measured:", *missing(found)] if missing(found) else []))
+        _print_bars(found)
     return int(_is_wrong(found))
 
 
@@ -106,7 +107,8 @@ def _measure(
 ) -> None:
     """Measure one section into `records`, print its tables and save it."""
     try:
-        records.extend(measure(settings))
+        for record in measure(settings):
+            records.append(record)
     finally:
         settings.done()
         # On a GPU, where a section is a list by importance, what was measured before a stop is worth keeping.
@@ -151,9 +153,22 @@ def _load(parser: argparse.ArgumentParser, path: Path | None) -> store.Results |
         parser.error(f"--output: {path} cannot be read as a results file: {error}")
 
 
-def _report(parser: argparse.ArgumentParser, path: Path | None, results: store.Results | None) -> int:
+def _print_bars(found: dict[str, list[dict[str, Any]]]) -> None:
+    """What a GPU reaches of what it is meant to, and what of sparsekern's did not run."""
+    table = bar_table(found)
+    print(table.text() if table.rows else "No bar could be judged.\n")
+    lines = missing(found)
+    print("\n".join(["Not measured:", *lines[:MOST_LINES]]) if lines else "All of sparsekern's ops ran.")
+
+
+def _report(
+    parser: argparse.ArgumentParser, path: Path | None, results: store.Results | None, *, only_bars: bool
+) -> int:
     if results is None:
         parser.error(f"there are no results to report on in {path or 'a quick run without --output'}")
+    if only_bars:
+        _print_bars(results["sections"])
+        return 0
     for section in results["sections"]:
         for table in tables(results, section):
             print(table.text())
@@ -169,9 +184,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="\n".join(
             [
                 "sections:",
-                *(f"  {name:<11}{about}" for name, (about, _) in every.items()),
-                "  all        every section of the device (the default)",
-                "  report     writes tables and picture anew from the results file",
+                *(f"  {name:<12} {about}" for name, (about, _) in every.items()),
+                "  all          every section of the device (the default)",
+                "  report       writes tables and picture anew from the results file",
+                "  bars         prints which bars the GPU's last results meet",
                 "",
                 "A section replaces its own figures in the machine's results file and leaves the others.",
             ]
