@@ -1,4 +1,4 @@
-"""Every kernel once on small tensors at odd sizes: what a memory checker, under which all is slow, looks at."""
+"""Every kernel once on small tensors at odd sizes, for a memory checker, under which everything is slow."""
 
 from __future__ import annotations
 
