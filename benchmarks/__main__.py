@@ -158,7 +158,8 @@ def _print_bars(found: dict[str, list[dict[str, Any]]]) -> None:
     table = bar_table(found)
     print(table.text() if table.rows else "No bar could be judged.\n")
     lines = missing(found)
-    print("\n".join(["Not measured:", *lines[:MOST_LINES]]) if lines else "All of sparsekern's ops ran.")
+    everything = "All of sparsekern's ops ran." if any(found.values()) else "Nothing was measured."
+    print("\n".join(["Not measured:", *lines[:MOST_LINES]]) if lines else everything)
 
 
 def _report(

@@ -66,11 +66,14 @@ if [ "$device" = cuda ]; then
     step "build for sm_$arch" 150 env SPARSEKERN_CUDA=1 SPARSEKERN_CUDA_ARCHS="$arch" $pip ||
         step "build without CUDA" 120 env SPARSEKERN_CUDA=0 $pip
     step "environment" 30 "$python" -m sparsekern env
-    step "tests" 120 "$python" -m pytest -q -m gpu --maxfail=20
+    # Compiling takes most of the time, and goes on in several processes where there is pytest-xdist.
+    workers=
+    "$python" -c 'import xdist' 2>/dev/null && workers="-n 8"
+    step "tests" 150 "$python" -m pytest -q -m gpu --maxfail=20 $workers
     if command -v compute-sanitizer >/dev/null; then
         # Each tensor has memory of its own, so that its end is noticed.
-        step "memcheck" 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
-            "$python" -m pytest -q -m gpu tests/gpu/test_small.py
+        step "memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+            --error-exitcode 9 --target-processes all "$python" -m pytest -q -m gpu tests/gpu/test_small.py
     else
         say "-- memcheck: compute-sanitizer is not here"
     fi

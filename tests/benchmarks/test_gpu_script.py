@@ -74,7 +74,7 @@ def test_a_step_that_fails_keeps_no_other_from_running(stubbed, failing):
     assert result.returncode == 1
     assert "it failed" in result.stdout
     assert "status 3" in result.stdout
-    assert "-m pytest -q -m gpu" in calls
+    assert "-m pytest -q -m gpu --maxfail=20" in calls
     assert "-m benchmarks bars" in calls
 
 
