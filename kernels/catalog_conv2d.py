@@ -38,8 +38,8 @@ def conv2d_entries(capability: int, index: Any, arithmetic: str) -> Iterator[Ent
     with assumed_limits(capability, PROCESSORS):
         for layout, memory_format in FORMATS.items():
             for name, config, launch in _launches(index, DTYPES[arithmetic], memory_format, arithmetic):
-                precision = arithmetic if arithmetic in ("tf32", "ieee") else "half"
-                launch = replace(launch, constants=launch.constants._replace(PRECISION=precision))
+                if arithmetic == "tf32":
+                    launch = replace(launch, constants=launch.constants._replace(PRECISION="tf32"))
                 yield Entry(f"{name}_{layout}", "compact", arithmetic, config, launch)
 
 

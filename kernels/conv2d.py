@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.blocks import multiply, place_of_program, split_range
-from sparsekern.kernels.configs import Config, Problem, padded, product_configs
+from sparsekern.kernels.configs import Config, Problem, padded, product_configs, settled_precision
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, at_least_one, split_parts
 from sparsekern.kernels.linear import column_of, row_octets
 from sparsekern.kernels.pixels import (
@@ -163,7 +163,9 @@ def plan(
     config = replace(config, depth=depth_for(sizes.channels, config.depth))
     depth = min(tile_size, config.depth)
     bias = bias if config.splits == 1 else None
-    constants = Constants.of(index, weight, x.dtype, config)._replace(
+    constants = Constants.of(index, weight, x.dtype, config)
+    constants = constants._replace(
+        PRECISION=settled_precision(constants.PRECISION, x.device),
         NARROW=config.narrow or x.stride(1) != 1,
         ROWS=padded(tile_size * config.group),
         COLUMNS=padded(depth),

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.blocks import multiply, place_of_program, split_range
-from sparsekern.kernels.configs import Config, Problem, padded, product_configs
+from sparsekern.kernels.configs import Config, Problem, padded, product_configs, settled_precision
 from sparsekern.kernels.conv2d import WeightSizes, lean, new_images
 from sparsekern.kernels.launch import Constants, Launch, Sections, add_parts, at_least_one, split_parts
 from sparsekern.kernels.pixels import (
@@ -162,7 +162,9 @@ def plan(
     width, aligned = channel_block(sizes.channels, layout.tile_size, config.group)
     # Channels that begin anywhere in a tile straddle one column of tiles more than those that begin one.
     span = 1 if aligned else (width + layout.tile_size - 2) // layout.tile_size + 1
-    constants = Constants.of(index, weight, grad_y.dtype, config)._replace(
+    constants = Constants.of(index, weight, grad_y.dtype, config)
+    constants = constants._replace(
+        PRECISION=settled_precision(constants.PRECISION, grad_y.device),
         NARROW=config.narrow or grad_y.stride(1) != 1,
         PREFETCH=False,
         ROWS=padded(min(layout.tile_size, config.depth)),

@@ -158,7 +158,7 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """Compiler options; whether multiplies and adds may fuse is stated because its default changes."""
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        if self.constants.PRECISION in ("ieee", "tf32"):
+        if self.constants.PRECISION in ("ieee", "tf32", "tf32x3"):
             # The compiler would rather spill some of float32's many registers than run fewer blocks.
             options["maxnreg"] = 255
         return options

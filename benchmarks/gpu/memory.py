@@ -89,6 +89,8 @@ class MemoryJob:
         x = torch.randn(1, size["tokens"], size["width"], device=self.device)
         building = peak(self.device)
         for _ in range(SETTLING_STEPS):
+            # Building takes long, and so does compiling in the first step.
+            tell(self.model)
             self._step(network, optimizer, x)
         found = {f"{name}_bytes": value for name, value in held(network, optimizer).items()}
         forget_peak(self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -168,3 +169,11 @@ def test_padded(size, least):
 def test_configs_are_names_of_problems_and_can_be_kept_by_them():
     assert len({LARGE: 1, replace(LARGE): 2, replace(LARGE, samples=1): 3}) == 2
     assert Config(64, 1, 4, 3) == Config(64, 1, 4, 3, splits=1)
+
+
+@pytest.mark.parametrize(("capability", "found"), [(80, "ieee"), (90, "ieee"), (100, "tf32x3")])
+def test_convolutions_in_ieee_float32_are_not_left_to_tf32(capability, found):
+    with configs.assumed_limits(capability, 132):
+        assert configs.settled_precision("ieee", torch.device("cpu")) == found
+        assert configs.settled_precision("tf32", torch.device("cpu")) == "tf32"
+        assert configs.settled_precision("half", torch.device("cpu")) == "half"
