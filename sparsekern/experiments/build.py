@@ -5,7 +5,7 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.seeds import generator
+from sparsekern.seeds import generator
 from sparsekern.nn import SparseLayer, SparsifyReport
 
 
