@@ -5,8 +5,8 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.seeds import generator
 from sparsekern.nn import SparseLayer, SparsifyReport
+from sparsekern.seeds import generator
 
 
 def build_model(recipe: Recipe) -> tuple[nn.Module, SparsifyReport | None]:
