@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.formats.layout import Layout
+from sparsekern.formats.layout import Layout, tile_coordinates
 
 __all__ = ["are_active"]
 
@@ -35,9 +35,7 @@ def are_active(data: Tensor, layout: Layout, positions: Tensor) -> Tensor:
     if layout.tiles == layout.tile_rows * layout.tile_cols:
         tiles, stored = tile_keys, True
     else:
-        row_ptr = layout.section(data, layout.tile_row_ptr, layout.tile_rows + 1, torch.int32).long()
-        tile_row = torch.repeat_interleave(row_ptr.diff(), output_size=layout.tiles)
-        tile_col = layout.section(data, layout.tile_col, layout.tiles, torch.int32)
+        tile_row, tile_col = tile_coordinates(data, layout)
         stored_keys = tile_row * layout.tile_cols + tile_col
         tiles = torch.searchsorted(stored_keys, tile_keys).clamp_(max=layout.tiles - 1)
         stored = stored_keys[tiles] == tile_keys
