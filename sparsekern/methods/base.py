@@ -321,9 +321,7 @@ class DynamicMethod:
                 options.stop_at,
                 layer.learning_rate_ratio(self.optimizer),
             )
-        pattern = layer.pattern
-        count = int(pattern.nnz * self._fractions[layer.name])
-        return count if self.options.regrow_dropped else min(count, pattern.numel - pattern.nnz)
+        return layer.count(self._fractions[layer.name], self.options.regrow_dropped)
 
     def _watch_holdout(self) -> dict[str, Tensor]:
         if not self.reads_gradient or self._holdout is None:

@@ -172,7 +172,7 @@ def test_block_patterns_stay_whole_and_follow_block_sums(exchange):
         layer = SparseLinear(224, 160, bias=False, pattern=pattern)
         layer.write_dense(whole_numbers((160, 224), 3, generator, torch.float32))
         optimizer = torch.optim.SGD(layer.parameters(), 0.0)
-        sk.RigL(nn.Sequential(layer), optimizer, update_every=1, drop_fraction=0.5)
+        method = sk.RigL(nn.Sequential(layer), optimizer, update_every=1, drop_fraction=0.5)
         before, mask = layer.to_dense().detach(), layer.mask
         x = whole_numbers((3, 224), 2, generator, torch.float32)
         grad_y = whole_numbers((3, 160), 2, generator, torch.float32)
@@ -185,3 +185,5 @@ def test_block_patterns_stay_whole_and_follow_block_sums(exchange):
         blocks = exchange(sums(before), sums(mask.float()) > 0, sums(grad_y.T @ x), 0.5)
         assert torch.equal(layer.mask, blocks.repeat_interleave(32, 0).repeat_interleave(32, 1))
         assert torch.equal(layer.to_dense(), torch.where(layer.mask, before, 0))
+        assert method.last_update.dropped == int(mask.sum()) // 32**2 // 2 * 32**2
+        assert method.last_update.grown == int((layer.mask & ~mask).sum())
