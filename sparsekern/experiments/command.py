@@ -4,6 +4,7 @@ import argparse
 import difflib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.parser import Parser
-from sparsekern.experiments.recipe import Recipe, load_recipe, recipe_keys, recipe_names
+from sparsekern.experiments.recipe import Recipe, load_recipe, recipe_groups, recipe_keys, recipe_names
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
 
@@ -53,7 +54,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=_PROG,
         usage=f"{_PROG} RECIPE [--data-dir DIR] [--output DIR] [--resume] [--KEY VALUE ...]",
-        description="Train a recipe; any of its keys can be overridden.",
+        description="Train a recipe. It holds a value for each of its keys, and each can be overridden.",
         epilog="\n".join(
             ["recipes:", *(f"  {name:<20}{load_recipe(name).description}" for name in recipe_names())]
         ),
@@ -76,11 +77,17 @@ def build_parser() -> Parser:
     parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    group = parser.add_argument_group("keys of the recipe, which holds their values unless one is given here")
-    for name, key in recipe_keys().items():
-        metavar = "|".join(key.choices) if key.choices else {int: "N", float: "X"}[key.kind]
-        group.add_argument(_option(name), dest=f"key_{name}", metavar=metavar, help=key.about)
+    add_keys(parser)
     return parser
+
+
+def add_keys(parser: Parser, without: Sequence[str] = ()) -> None:
+    """One option for every key of a recipe, in the groups that the keys have."""
+    for title, keys in recipe_groups().items():
+        group = parser.add_argument_group(f"keys of the recipe: {title}")
+        for name, key in keys.items():
+            if name not in without:
+                group.add_argument(_option(name), dest=f"key_{name}", metavar=key.metavar, help=key.about)
 
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:

@@ -69,7 +69,7 @@ def run(recipe: Recipe, options: RunOptions, say: Callable[[str], None] = print)
     write_atomically(folder.recipe, recipe.to_yaml().encode())
     _train(trainer, folder, options, resumed.metrics if resumed else "")
     result = _finish(trainer, folder)
-    if recipe.benchmark_steps and recipe.sparsity:
+    if recipe.benchmark_steps and recipe.is_sparse:
         say(f"\n{compare_with_dense(recipe, dataset, device)}")
     say(f"\n{result}; saved in {folder.path}")
     return result
@@ -105,6 +105,8 @@ def _loop(
         trainer.train_step()
         display.advance()
         step, last = trainer.step, trainer.step == recipe.steps
+        if update := trainer.update_record():
+            write(update)
         for kind in kinds_at(recipe, step):
             write(measure[kind]())
         if last or step % recipe.checkpoint_every == 0 or signals.received:
@@ -156,12 +158,15 @@ def _report_finished(recipe: Recipe, folder: RunFolder, say: Callable[[str], Non
 
 
 def _headline(recipe: Recipe) -> str:
-    if recipe.sparsity:
+    if recipe.is_sparse:
         percent = 100 * recipe.sparsity
-        kind = f"{percent:.4g} % sparse ({recipe.distribution}, {recipe.storage}, {recipe.init} init)"
+        source = f"masks of {recipe.masks}" if recipe.masks else recipe.distribution
+        kind = f"{percent:.4g} % sparse ({source}, {recipe.storage}, {recipe.init} init), {recipe.method}"
+        if recipe.updates_masks:
+            kind += f" every {recipe.update_every:,}"
     else:
         kind = "dense"
     return (
-        f"{recipe.name}: {recipe.model} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
+        f"{recipe.name}: {recipe.network} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
         f"{recipe.steps:,} steps of {recipe.batch_size}, seed {recipe.seed}"
     )
