@@ -1,11 +1,24 @@
 """What a person watching a run sees: a bar on a terminal, and a line for every evaluation anywhere."""
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 _BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+
+
+class Watcher(Protocol):
+    """What follows a run: it hears of every step and every record of the metrics."""
+
+    def advance(self) -> None:
+        """One more step is done."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A record was written."""
+
+    def close(self) -> None:
+        """The run ends here."""
 
 
 class Display:

@@ -40,7 +40,7 @@ class Masks:
     sparsity: float = number("fraction of zero weights; 0 trains the dense network", 0.0, below=1)
     distribution: str = choice("how sparsity is spread over the layers", ("uniform", "er", "erk"), "uniform")
     masks: str | None = path(
-        "start from the masks in this file (a run's checkpoint.pt, .safetensors or .pt) in place of random ones"
+        "file of masks to start from, not random ones: a run's checkpoint.pt, .safetensors or .pt"
     )
     storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
     init: str = choice(

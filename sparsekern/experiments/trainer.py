@@ -46,7 +46,7 @@ class Trainer:
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
         self.step = 0
         self.seconds = 0.0
-        # The training steps that came with a mask update, and the metrics of the last one until they are read.
+        # Training steps that came with a mask update, and the metrics of the last one until they are read.
         self.update_steps: list[int] = []
         self._update: dict[str, Any] | None = None
         self._window = _Window(device)
