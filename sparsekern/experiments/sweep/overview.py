@@ -110,7 +110,9 @@ class Overview:
         text = f"{self._name}: {self._ended} of {self._total} runs done"
         if self._failed:
             text += f", {self._failed} failed"
-        text += f", {len(self._running)} running, {_clock(elapsed)}"
+        if self._running:
+            text += f", {len(self._running)} running"
+        text += f", {_clock(elapsed)}"
         if self._steps_done:
             text += f", about {_clock(elapsed * self._steps_left / self._steps_done)} left"
         return text
@@ -139,7 +141,8 @@ class Overview:
     def _write(self, block: list[str], above: str = "") -> None:
         text = above
         if self._live:
-            width = shutil.get_terminal_size().columns
+            width, height = shutil.get_terminal_size()
+            block = block[: height - 1]
             # Back to the first live line, and clear from there.
             back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
             text = back + above + "".join(line[: width - 1] + "\n" for line in block)

@@ -57,11 +57,12 @@ CAPTION = "test accuracy in %: mean ± standard deviation (number of runs)"
 
 def summary_text(recipe: Recipe, overrides: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     """The content of ``summary.md``."""
-    changed = "".join(f", {name} {value}" for name, value in overrides.items())
+    changed = ", ".join(f"`{name}` {value}" for name, value in overrides.items())
     lines = [
         f"# Sweep of {recipe.name}",
         "",
-        f"{recipe.description}{changed}. {recipe.steps:,} steps, {CAPTION}.",
+        f"Recipe `{recipe.name}`{' with ' if changed else ''}{changed}; {recipe.steps:,} steps a run.",
+        f"{CAPTION.capitalize()}.",
         "",
         table(outcomes),
         "",
