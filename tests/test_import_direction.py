@@ -20,7 +20,7 @@ PACKAGE = ROOT / "sparsekern"
 LAYERS = [
     {"_version"},
     {"native", "kernels", "_C"},
-    {"formats", "geometry", "candidates", "backends", "cpp", "cuda", "triton", "reference"},
+    {"formats", "seeds", "geometry", "candidates", "backends", "cpp", "cuda", "triton", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},

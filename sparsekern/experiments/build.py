@@ -6,7 +6,7 @@ import sparsekern as sk
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.seeds import generator
+from sparsekern.seeds import generator
 from sparsekern.nn import SparseLayer, SparsifyReport
 
 # How far the sparsity of given masks may be from the recipe's: counts of layers are rounded.

@@ -21,6 +21,7 @@ __all__ = [
     "check_generator",
     "check_integer",
     "check_mask",
+    "check_positions",
     "check_positive",
     "check_shape",
     "check_sparsity",
@@ -109,6 +110,23 @@ def check_mask(mask: Any, name: str = "mask", shape: tuple[int, ...] | None = No
     if shape is not None and tuple(mask.shape) != shape:
         raise ValueError(f"{name} must have the weight's shape {shape}, got {tuple(mask.shape)}")
     return check_strided(mask, name)
+
+
+def check_positions(positions: Any, numel: int, device: torch.device) -> Tensor:
+    """Return `positions` when it is an int64 tensor on `device` of indices below `numel`."""
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+        raise TypeError(f"positions must be an int64 tensor, got {describe(positions)}")
+    check_strided(positions, "positions")
+    if positions.device != device:
+        raise ValueError(f"positions must be on the pattern's device {device}, got {positions.device}")
+    if positions.numel():
+        least, largest = (int(end) for end in positions.aminmax())
+        if least < 0 or largest >= numel:
+            raise ValueError(
+                f"positions must be at least 0 and below the {numel} positions of the weight, "
+                f"got {least if least < 0 else largest}"
+            )
+    return positions
 
 
 def check_sparsity(value: float, name: str = "sparsity") -> float:

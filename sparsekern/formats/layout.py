@@ -21,6 +21,8 @@ __all__ = [
     "check_block_size",
     "check_tile_size",
     "default_tile_size",
+    "tile_coordinates",
+    "tile_extents",
     "value_positions",
 ]
 
@@ -120,6 +122,10 @@ class Layout:
             tuple(shape), tile_size, _ceil_div(rows, tile_size) * _ceil_div(cols, tile_size), nnz
         )
 
+    def with_tiles(self, tiles: int, nnz: int) -> Layout:
+        """The layout of a pattern with the same shape and tile size that stores other tiles."""
+        return self._of_sizes(self.shape, self.tile_size, tiles, nnz)
+
     @classmethod
     def _of_sizes(cls, shape: tuple[int, ...], tile_size: int, tiles: int, nnz: int) -> Layout:
         rows, cols = shape[0], math.prod(shape[1:])
@@ -156,6 +162,20 @@ class Layout:
         return data[first_word : first_word + words].view(dtype)
 
 
+def tile_coordinates(data: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Tile row and tile column of every stored tile: int64, each ``(tiles,)``, on the device of `data`."""
+    row_ptr = layout.section(data, layout.tile_row_ptr, layout.tile_rows + 1, torch.int32).long()
+    tile_row = torch.repeat_interleave(row_ptr.diff(), output_size=layout.tiles)
+    return tile_row, layout.section(data, layout.tile_col, layout.tiles, torch.int32).long()
+
+
+def tile_extents(tile_row: Tensor, tile_col: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the matrix that lie in each of some tiles: the tile size, less at the edges."""
+    size = layout.tile_size
+    heights = (layout.rows - tile_row * size).clamp(max=size)
+    return heights, (layout.cols - tile_col * size).clamp(max=size)
+
+
 def value_positions(data: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Matrix row and column of every value, by tensor operations on whichever device `data` is.
 
@@ -178,7 +198,5 @@ def value_positions(data: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
     active = ((bytes_.unsqueeze(1) >> shifts) & 1).view(layout.tiles, t, t)
     tile, row, col = active.nonzero(as_tuple=True)
-    row_ptr = layout.section(data, layout.tile_row_ptr, layout.tile_rows + 1, torch.int32).long()
-    tile_row = torch.repeat_interleave(row_ptr.diff(), output_size=layout.tiles)
-    tile_col = layout.section(data, layout.tile_col, layout.tiles, torch.int32).long()
+    tile_row, tile_col = tile_coordinates(data, layout)
     return tile_row[tile] * t + row, tile_col[tile] * t + col

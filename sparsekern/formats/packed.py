@@ -159,6 +159,10 @@ class PackedPattern:
         data = self._host_data if device.type == "cpu" else self.data.to(device)
         return self if data is self.data else self._from_valid(data, self._layout, self._host_copy)
 
+    def copy(self: Self) -> Self:
+        """The same pattern in memory of its own."""
+        return self._from_valid(self.data.clone(), self._layout, self._host_copy)
+
     def _words(self) -> tuple[int, int]:
         return self._host_data.data_ptr(), self._host_data.numel()
 

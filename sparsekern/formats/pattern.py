@@ -24,6 +24,7 @@ from sparsekern.formats.checks import (
     check_generator,
     check_integer,
     check_mask,
+    check_positions,
     check_shape,
     check_sparsity,
     check_strided,
@@ -38,6 +39,7 @@ from sparsekern.formats.layout import (
     default_tile_size,
     value_positions,
 )
+from sparsekern.formats.membership import are_active
 from sparsekern.formats.packed import PackedPattern
 
 __all__ = ["Pattern"]
@@ -311,6 +313,23 @@ class Pattern(PackedPattern):
         if self.device.type != "cpu":
             return value_positions(self.data, self._layout)[1]
         return self._counted(_pattern.value_cols, self.nnz)
+
+    def is_active(self, positions: Tensor) -> Tensor:
+        """Whether each of some positions is active: bool, of the shape of `positions`.
+
+        Parameters
+        ----------
+        positions : Tensor
+            int64, on the pattern's device: indices ``n * K + k`` of the weight matrix, in any order, also
+            repeated. Their range is checked, which waits for a GPU.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When `positions` is not such a tensor, or names a position outside the matrix.
+        """
+        check_positions(positions, self.numel, self.device)
+        return are_active(self.data, self._layout, positions)
 
     def _counted(self, function: Callable[..., None], count: int, *arguments: int) -> Tensor:
         out = torch.empty(count, dtype=torch.int64, device="cpu")

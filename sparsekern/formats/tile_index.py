@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsekern.formats.layout import Layout
+from sparsekern.formats.layout import Layout, tile_extents
 
 __all__ = ["TileIndex"]
 
@@ -87,9 +87,7 @@ def _sections(data: Tensor, layout: Layout) -> dict[str, Tensor]:
 
 
 def _is_full(host: dict[str, Tensor], tile_row: Tensor, layout: Layout) -> bool:
-    size = layout.tile_size
-    heights = (layout.rows - tile_row * size).clamp(max=size)
-    widths = (layout.cols - host["tile_col"].long() * size).clamp(max=size)
+    heights, widths = tile_extents(tile_row, host["tile_col"].long(), layout)
     return torch.equal(host["tile_start"].diff(), heights * widths)
 
 

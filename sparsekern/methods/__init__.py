@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
+from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
 
-__all__ = ["layer_sparsities"]
+__all__ = [
+    "SET",
+    "SNFS",
+    "DynamicMethod",
+    "LayerUpdate",
+    "RigL",
+    "RigLInverted",
+    "Static",
+    "UpdateStatistics",
+    "layer_sparsities",
+]

@@ -83,6 +83,19 @@ def survey(
     return found
 
 
+def excluded_names(model: nn.Module, exclude: Iterable[str]) -> set[str]:
+    """The names of all modules that `exclude` matches, or that lie inside one it matches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no list of names and glob patterns, and for a pattern that matches nothing.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    patterns = _check_exclude(exclude, names)
+    return {name for name in names if _excluded([name], patterns)}
+
+
 def why_dense(module: nn.Module) -> str | None:
     """Why this module cannot become a sparse layer, None if it can."""
     kind = type(module)

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sparsekern.formats.pattern import Pattern
+from sparsekern.ops.observers import Observer, observe, stop_observing
 
 
 class Topology:
-    """Holds the pattern that a weight is stored in.
+    """Holds the pattern that a weight is stored in, and who observes the weight's gradient.
 
     Layers that share one weight share one of these, so that moving the weight to another pattern through any
-    of them moves them all. `copy.deepcopy` and pickle keep the sharing, as they do for the Parameter itself.
+    of them moves them all. `copy.deepcopy` and pickle keep the sharing, as they do for the Parameter itself;
+    a copy is not observed.
     """
 
     def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
+        self._pattern = pattern
+        self._observer: Observer | None = None
+
+    @property
+    def pattern(self) -> Pattern:
+        return self._pattern
+
+    @pattern.setter
+    def pattern(self, pattern: Pattern) -> None:
+        observer = self._observer
+        self.observe(None)
+        self._pattern = pattern
+        self.observe(observer)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Let `observer` see every contribution to the weight's gradient, on any later pattern too; None ends
+        it."""
+        if self._observer is not None:
+            stop_observing(self._pattern)
+        self._observer = observer
+        if observer is not None:
+            # A copy of its own: another weight may use the same pattern.
+            self._pattern = self._pattern.copy()
+            observe(self._pattern, observer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        observed = self._observer is not None
+        return {"_pattern": self._pattern.copy() if observed else self._pattern, "_observer": None}
 
 
 def on_device_of(pattern: Pattern, device: torch.device) -> Pattern:

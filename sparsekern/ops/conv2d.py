@@ -21,6 +21,7 @@ from sparsekern.ops.arguments import (
     check_tensor,
     check_values,
 )
+from sparsekern.ops.observers import tell
 from sparsekern.ops.operator import Operator
 
 __all__ = ["check_conv2d_gradient", "conv2d", "conv2d_grad_input", "conv2d_grad_values"]
@@ -105,6 +106,11 @@ def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad_y, grad_x, None, None, None, None, None
 
 
+def _grad_values_ran(arguments: tuple[Any, ...], result: Tensor) -> None:
+    grad_y, x, pattern, _, _, geometry, _ = arguments
+    tell(pattern, grad_y, x, result, geometry)
+
+
 _conv2d = Operator(
     "conv2d(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt[] shape, SymInt[] geometry, "
     "str backend) -> Tensor",
@@ -125,6 +131,7 @@ _grad_values = Operator(
     fake=_grad_values_fake,
     save=_grad_values_save,
     backward=_grad_values_backward,
+    ran=_grad_values_ran,
 )
 
 

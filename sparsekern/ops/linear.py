@@ -19,6 +19,7 @@ from sparsekern.ops.arguments import (
     check_tensor,
     check_values,
 )
+from sparsekern.ops.observers import tell
 from sparsekern.ops.operator import Operator
 
 __all__ = ["check_linear_gradient", "linear", "linear_grad_input", "linear_grad_values"]
@@ -94,6 +95,11 @@ def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad_y, grad_x, None, None, None, None
 
 
+def _grad_values_ran(arguments: tuple[Any, ...], result: Tensor) -> None:
+    grad_y, x, pattern, *_ = arguments
+    tell(pattern, grad_y, x, result)
+
+
 _linear = Operator(
     "linear(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt[] shape, str backend) -> Tensor",
     fake=_linear_fake,
@@ -112,6 +118,7 @@ _grad_values = Operator(
     fake=_grad_values_fake,
     save=_grad_values_save,
     backward=_grad_values_backward,
+    ran=_grad_values_ran,
 )
 
 

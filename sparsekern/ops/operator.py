@@ -58,6 +58,8 @@ class Operator:
         ``save(ctx, inputs, output)``: keeps what the gradient needs.
     backward : callable
         ``backward(ctx, grad)``, with a grad for each result: one gradient (or None) for each argument.
+    ran : callable, optional
+        ``ran(arguments, result)``: called after every run on real tensors, in whatever way it was called.
     """
 
     def __init__(
@@ -67,13 +69,17 @@ class Operator:
         fake: Callable[..., Tensor | tuple[Tensor, ...]],
         save: Callable[[Any, tuple[Any, ...], Any], None],
         backward: Callable[..., tuple[Tensor | None, ...]],
+        ran: Callable[[tuple[Any, ...], Any], None] | None = None,
     ) -> None:
         name = schema.partition("(")[0]
         self.name = name
 
         def kernel(*arguments: Any) -> Any:
             first = arguments[0]
-            return select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
+            result = select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
+            if ran is not None:
+                ran(arguments, result)
+            return result
 
         self._kernel = kernel
         declared = schema.partition("(")[2].partition(") ->")[0].split(", ")

@@ -3,7 +3,7 @@
 import torch
 
 from sparsekern.experiments.errors import RecipeError
-from sparsekern.experiments.seeds import generator
+from sparsekern.seeds import generator
 
 
 class BatchOrder:

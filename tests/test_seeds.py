@@ -3,12 +3,12 @@ import sys
 
 import torch
 
-from sparsekern.experiments.seeds import derive_seed, generator
+from sparsekern.seeds import derive_seed, generator
 
 
 def test_seeds_are_the_same_in_every_process_and_version():
     # Python's hash() of a text differs from process to process; a run's seeds must not.
-    program = "from sparsekern.experiments.seeds import derive_seed; print(derive_seed(0, 'init'))"
+    program = "from sparsekern.seeds import derive_seed; print(derive_seed(0, 'init'))"
     printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout

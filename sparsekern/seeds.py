@@ -18,8 +18,8 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
     seed : int
         The run's seed.
     purpose : str
-        What the numbers are for. A run uses ``"init"`` (initial weights), ``"mask"`` (which weights are
-        active) and ``"data"`` (the order of the examples).
+        What the numbers are for. A run of an experiment uses ``"init"`` (initial weights), ``"mask"`` (which
+        weights are active) and ``"data"`` (the order of the examples).
     index : int
         Tells the generators of one purpose apart, as the epoch does for ``"data"``.
     """

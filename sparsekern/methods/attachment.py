@@ -1,0 +1,151 @@
+"""How a method hangs on an optimizer: hooks around its step and in its state dict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from sparsekern.formats.checks import describe
+
+__all__ = ["Attachment", "Withheld", "check_arguments", "unwrapped"]
+
+# Where a method's state lies in its optimizer's state dict.
+KEY = "sparsekern"
+Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
+    """Raise TypeError for what is no model, optimizer or callback."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+    if on_update is not None and not callable(on_update):
+        raise TypeError(f"on_update must be a function of the update's statistics, got {describe(on_update)}")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DDP and of `torch.compile`, so that layers have the same names with and without."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+class Withheld:
+    """Takes all gradients away from an optimizer for one step, which then does nothing, and gives them back."""
+
+    def __init__(self) -> None:
+        self._grads: list[tuple[Tensor, Tensor]] = []
+
+    def arguments(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What ``step`` is to be called with, for a step pre-hook. A closure still computes the gradients."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._take(optimizer)
+            return None
+
+        def without_gradients() -> Any:
+            loss = closure()
+            self._take(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": without_gradients}
+        return (args[0], without_gradients, *args[2:]), kwargs
+
+    def give_back(self) -> None:
+        """Put the gradients where they were."""
+        for parameter, grad in self._grads:
+            parameter.grad = grad
+        self._grads.clear()
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._grads.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+
+class Attachment:
+    """The hooks of one method on its optimizer.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    owner : str
+        The method's name, for messages.
+    parameters : dict of str to nn.Parameter
+        What the method moves, by layer name: no other optimizer may step it.
+    before, after : callable
+        Hooks of ``optimizer.step``.
+    state_dict, load_state_dict : callable
+        The method's own; its state travels inside the optimizer's.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        owner: str,
+        parameters: dict[str, nn.Parameter],
+        *,
+        before: Hook,
+        after: Hook,
+        state_dict: Callable[[], dict[str, Any]],
+        load_state_dict: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._optimizer = optimizer
+        self._owner = owner
+        self._parameters = parameters
+        self._state_dict = state_dict
+        self._load_state_dict = load_state_dict
+        self._handles = [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._load),
+            register_optimizer_step_pre_hook(self._refuse_another),
+        ]
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {**state_dict, KEY: [*state_dict.get(KEY, []), self._state_dict()]}
+
+    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        found = state_dict.get(KEY, [])
+        if not found:
+            warnings.warn(
+                f"the optimizer's state has none of {self._owner}, which goes on counting from where it is",
+                stacklevel=2,
+            )
+            return
+        mine = [state for state in found if set(state.get("layers", ())) == set(self._parameters)]
+        self._load_state_dict(mine[0] if mine else found[0])
+
+    def _refuse_another(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is self._optimizer:
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self._parameters.items():
+            if id(parameter) in held:
+                raise ValueError(
+                    f"optimizer must be the only one that steps the weight of layer {name!r}, which "
+                    f"{self._owner} moves with a {type(self._optimizer).__name__}; got a "
+                    f"{type(optimizer).__name__} that holds it too"
+                )

@@ -1,0 +1,121 @@
+"""The gradient of a weight at all positions, from the factors of its contributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from sparsekern import ops
+from sparsekern.backends import BackendError, select
+from sparsekern.formats.pattern import Pattern
+from sparsekern.ops.observers import WeightGradient
+
+__all__ = ["Held", "dense_gradient", "joined", "largest_inactive"]
+
+
+class Held:
+    """A contribution kept until the optimizer has taken its step, by reference.
+
+    Parameters
+    ----------
+    gradient : WeightGradient
+    """
+
+    def __init__(self, gradient: WeightGradient) -> None:
+        self._gradient = gradient
+        self._versions = self._current()
+
+    @property
+    def gradient(self) -> WeightGradient:
+        """The contribution.
+
+        Raises
+        ------
+        RuntimeError
+            When somebody has written to its tensors meanwhile.
+        """
+        if self._current() != self._versions:
+            raise RuntimeError(
+                "the input of a sparse layer was written to between its backward pass and the optimizer's "
+                "step, and the update of its pattern needs it: give every batch memory of its own"
+            )
+        return self._gradient
+
+    def _current(self) -> tuple[int, int]:
+        return self._gradient.grad_y._version, self._gradient.x._version
+
+
+def joined(gradients: Sequence[WeightGradient]) -> WeightGradient | None:
+    """One contribution that is the sum of all: of the samples one after another. None where images differ in
+    size or convolutions in geometry."""
+    first = gradients[0]
+    if len(gradients) == 1:
+        return first
+    at_active = torch.stack([g.at_active for g in gradients]).sum(0)
+    if first.geometry is None:
+        grad_y, x = (torch.cat([t.flatten(0, -2) for t in part]) for part in _factors(gradients))
+        return WeightGradient(grad_y, x, at_active, None)
+    same = {(tuple(g.geometry), g.x.shape[1:], g.grad_y.shape[1:]) for g in gradients}
+    if len(same) > 1:
+        return None
+    grad_y, x = (torch.cat(part) for part in _factors(gradients))
+    return WeightGradient(grad_y, x, at_active, first.geometry)
+
+
+def _factors(gradients: Sequence[WeightGradient]) -> tuple[list[Tensor], list[Tensor]]:
+    return [g.grad_y for g in gradients], [g.x for g in gradients]
+
+
+def largest_inactive(gradient: WeightGradient, pattern: Pattern, count: int) -> tuple[Tensor, Tensor]:
+    """`grow_candidates` of a contribution: the dense gradient is not stored, unless no kernel can do without."""
+    grad_y, x, _, geometry = gradient
+    if geometry is None:
+        grad_y, x = grad_y.flatten(0, -2), x.flatten(0, -2)
+        return ops.grow_candidates(grad_y, x, pattern, count, backend=_backend("grow_candidates", x))
+    stride, padding, dilation = (tuple(geometry[i : i + 2]) for i in (0, 2, 4))
+    return ops.grow_candidates_conv2d(
+        grad_y,
+        x,
+        pattern,
+        count,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=geometry[6],
+        backend=_backend("grow_candidates_conv2d", x),
+    )
+
+
+def _backend(op: str, x: Tensor) -> str | None:
+    """None, or ``"reference"``, which stores this one layer's dense gradient, where no kernel runs the op."""
+    try:
+        select(op, x.dtype, x.device)
+    except BackendError:
+        return "reference"
+    return None
+
+
+def dense_gradient(gradients: Sequence[WeightGradient], pattern: Pattern, dtype: torch.dtype) -> Tensor:
+    """The sum of all contributions, of the weight's shape; zeros where there is none.
+
+    Parameters
+    ----------
+    gradients : sequence of WeightGradient
+    pattern : Pattern
+        Of the weight.
+    dtype : torch.dtype
+        Of the weight: the sum is float64 for float64 and float32 for all others.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    total = torch.zeros(pattern.shape, dtype=dtype, device=pattern.device)
+    for grad_y, x, _, geometry in gradients:
+        grad_y, x = grad_y.to(dtype), x.to(dtype)
+        if geometry is None:
+            total.addmm_(grad_y.flatten(0, -2).T, x.flatten(0, -2))
+        else:
+            stride, padding, dilation = (tuple(geometry[i : i + 2]) for i in (0, 2, 4))
+            total += conv2d_weight(x, pattern.shape, grad_y, stride, padding, dilation, geometry[6])
+    return total

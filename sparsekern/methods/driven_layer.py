@@ -1,0 +1,204 @@
+"""`DrivenLayer`: one sparse weight that a method moves, with all that has to move along."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern import ops
+from sparsekern.formats.pattern import Pattern
+from sparsekern.init import per_neuron_
+from sparsekern.methods.blocks import block_size_of
+from sparsekern.methods.gradient_watch import GradientWatch
+from sparsekern.methods.optimizer_state import states_of
+from sparsekern.methods.ranks import full, write_full
+from sparsekern.methods.statistics import Explored
+from sparsekern.nn import SparseLayer
+
+__all__ = ["DrivenLayer", "driven_layers"]
+
+_drivers: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+class DrivenLayer:
+    """A weight, its pattern, its gradient at all positions, and its optimizer's state.
+
+    Attributes
+    ----------
+    name : str
+        Of the first layer in the model that uses the weight.
+    layer : SparseLayer
+    parameter : nn.Parameter
+        As the optimizer holds it.
+    group : int
+        Index of the optimizer's parameter group that it is in.
+    initial_learning_rate : float
+        The group's, before any schedule.
+    block_size : int or None
+        Of a pattern of whole blocks, which updates keep whole.
+    watch : GradientWatch
+    explored : Explored
+    passes : int
+        Contributions to the gradient in the last step: 1, or more where it is accumulated; 0 if unknown.
+    memory : dict of str to Tensor
+        What a method keeps for the layer from one step to the next.
+    """
+
+    def __init__(
+        self, name: str, layer: SparseLayer, optimizer: torch.optim.Optimizer, group: int
+    ) -> None:
+        self.name = name
+        self.layer = layer
+        self.parameter = layer.stored_weight
+        self.group = group
+        settings = optimizer.param_groups[group]
+        self.initial_learning_rate = float(settings.get("initial_lr", settings["lr"]))
+        self.block_size = block_size_of(layer.pattern)
+        self.watch = GradientWatch(self.parameter)
+        self.explored = Explored(layer.pattern)
+        self.passes = 0
+        self.memory: dict[str, Tensor] = {}
+        self.is_watched = False
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.layer.pattern
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 has spread the Parameter over processes."""
+        return hasattr(self.parameter, "full_tensor")
+
+    def attach(self, driver: str) -> None:
+        """Claim the weight for a method."""
+        _drivers[self.layer._topology] = driver
+
+    def detach(self) -> None:
+        """Undo `attach`."""
+        self.watch_gradient(False)
+        self.watch.close()
+        _drivers.pop(self.layer._topology, None)
+
+    def watch_gradient(self, wanted: bool) -> None:
+        """Have the backward pass tell the watch of the gradient, or not."""
+        if wanted != self.is_watched:
+            self.layer._topology.observe(self.watch if wanted else None)
+            self.is_watched = wanted
+            self.watch.clear()
+
+    def end_step(self) -> None:
+        """What the last step's gradient was made of is no longer needed."""
+        self.passes = self.watch.count
+        self.watch.clear()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the layer's part of a method's state."""
+        self.initial_learning_rate = float(state["initial_learning_rate"])
+        self.passes = state["passes"]
+        self.explored.words.copy_(state["explored"])
+        for name, tensor in self.memory.items():
+            tensor.copy_(state[name])
+        self.watch.clear()
+
+    def check_attached(self) -> None:
+        """Raise if the layer has got another Parameter than the optimizer's."""
+        if self.layer.stored_weight is not self.parameter:
+            raise RuntimeError(
+                f"layer {self.name!r} has another Parameter than the one in the optimizer, as "
+                "load_state_dict(assign=True) makes it: make the optimizer and the method after that"
+            )
+
+    def learning_rate_ratio(self, optimizer: torch.optim.Optimizer) -> float:
+        """The group's learning rate over its initial one."""
+        # Looked up each time: loading an optimizer's state replaces its groups.
+        rate = float(optimizer.param_groups[self.group]["lr"])
+        return rate / self.initial_learning_rate if self.initial_learning_rate else 1.0
+
+    def values(self) -> Tensor:
+        """The active weights ``(nnz,)``."""
+        weight = full(self.parameter.detach())
+        return weight if self.layer.storage == "compact" else ops.pack(weight, self.pattern)
+
+    def at_active(self, gradient: Tensor) -> Tensor:
+        """The active positions of a gradient of the stored weight: ``(nnz,)``."""
+        return gradient if self.layer.storage == "compact" else ops.pack(gradient, self.pattern)
+
+    @torch.no_grad()
+    def move(self, target: Pattern, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Move weight, gradient and optimizer state to another pattern of the same size, in place.
+
+        Returns
+        -------
+        Tensor
+            ``(nnz,)``: 1 where the position was active before, 0 where it is new.
+        """
+        tensors = [self.parameter.detach(), *states_of(optimizer, self.parameter)]
+        if self.parameter.grad is not None:
+            tensors.append(self.parameter.grad)
+        source = self.pattern
+        whole = [full(tensor) for tensor in tensors]
+        if self.layer.storage == "masked":
+            whole = [ops.pack(tensor, source) for tensor in whole]
+        ones = torch.ones(source.nnz, dtype=whole[0].dtype, device=source.device)
+        *moved, kept = ops.transfer_all([*whole, ones], source, target)
+        if self.layer.storage == "masked":
+            moved = [ops.unpack(vector, target) for vector in moved]
+        for tensor, content in zip(tensors, moved):
+            write_full(tensor, content)
+        self.layer._topology.pattern = target
+        return kept
+
+    @torch.no_grad()
+    def draw_new(self, kept: Tensor, generator: torch.Generator) -> None:
+        """Give the weights at new positions (``kept`` is 0) the values of `sparsekern.init.per_neuron_`."""
+        before = self.values().clone()
+        per_neuron_(self.layer, generator=generator)
+        values = torch.where(kept != 0, before, self.values())
+        masked = self.layer.storage == "masked"
+        self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
+
+
+def driven_layers(model: nn.Module, optimizer: torch.optim.Optimizer, excluded: set[str]) -> list[DrivenLayer]:
+    """The sparse weights of a model that an optimizer trains.
+
+    Weights that need no gradient are passed over, and one that several layers share is listed once.
+
+    Raises
+    ------
+    ValueError
+        For a model with no such weight, one that is not in the optimizer, or that another method moves.
+    """
+    groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    found: list[tuple[str, SparseLayer, int]] = []
+    for name, layer in _sparse_weights(model):
+        weight = layer.stored_weight
+        if name in excluded or not weight.requires_grad:
+            continue
+        if id(weight) not in groups:
+            raise ValueError(
+                f"optimizer must hold the weights of all sparse layers, got a {type(optimizer).__name__} "
+                f"without that of {name!r}; make it from model.parameters() after sparsify_, or exclude the "
+                "layer"
+            )
+        if (driver := _drivers.get(layer._topology)) is not None:
+            raise ValueError(f"layer {name!r} must not be moved by two methods, got one that {driver} moves")
+        found.append((name, layer, groups[id(weight)]))
+    if not found:
+        raise ValueError(
+            f"model must have a sparse layer to move, got {type(model).__name__} with none; call sparsify_ "
+            "first"
+        )
+    return [DrivenLayer(name, layer, optimizer, group) for name, layer, group in found]
+
+
+def _sparse_weights(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
+    """Every sparse weight under the name of the first layer that uses it."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer) and id(module._topology) not in seen:
+            seen.add(id(module._topology))
+            yield name, module

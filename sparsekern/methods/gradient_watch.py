@@ -1,0 +1,101 @@
+"""The gradient of a weight at every position, of which a backward pass stores the active ones only.
+
+A `GradientWatch` observes one weight. Between updates it only counts what a step's backward passes contribute;
+for an update it keeps something of each contribution, as it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.ops.observers import WeightGradient
+
+__all__ = ["GradientWatch"]
+
+
+class GradientWatch:
+    """What belongs to the gradient that lies in ``parameter.grad``, or will at the end of the backward pass.
+
+    Contributions count once autograd adds to ``parameter.grad`` in the same backward pass, so a gradient that
+    is only asked for (`torch.autograd.grad`) leaves no trace; and they are forgotten when that gradient was
+    thrown away, as after a step that a GradScaler left out. Where another object than the Parameter receives
+    the gradient (FSDP2 shards it), every contribution counts.
+
+    Parameters
+    ----------
+    parameter : nn.Parameter
+        The weight in the optimizer.
+
+    Attributes
+    ----------
+    keep : callable or None
+        Makes what is kept of a contribution; None: it is only counted.
+    kept : list
+        That, of each contribution since the last `clear`.
+    count : int
+        Number of contributions since then.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.keep: Callable[[WeightGradient], Any] | None = None
+        self.kept: list[Any] = []
+        self.count = 0
+        self._parameter = parameter
+        self._pending: list[Any] = []
+        self._task = -1
+        self._version = -1
+        self._handle = None
+        if not hasattr(parameter, "full_tensor"):
+            self._handle = parameter.register_post_accumulate_grad_hook(self._accumulated)
+
+    def __call__(self, gradient: WeightGradient) -> None:
+        task = torch._C._current_graph_task_id()
+        if task < 0:
+            return  # called by hand, outside any backward pass
+        if task != self._task:
+            self._task = task
+            self._pending.clear()
+            if self.count and self._was_discarded():
+                self.clear()
+        with torch.no_grad():
+            self._pending.append(None if self.keep is None else self.keep(gradient))
+        if self._handle is None:
+            self._confirm()
+
+    def take_pending(self) -> list[Any]:
+        """What was kept of the last backward pass, which did not accumulate (`torch.autograd.grad`)."""
+        taken, self._pending = self._pending, []
+        return taken
+
+    def clear(self) -> None:
+        """Forget all contributions."""
+        self.kept.clear()
+        self.count = 0
+
+    def close(self) -> None:
+        """Stop watching the Parameter."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        if torch._C._current_graph_task_id() == self._task:
+            self._confirm()
+            self._version = parameter.grad._version
+
+    def _confirm(self) -> None:
+        self.count += len(self._pending)
+        if self.keep is not None:
+            self.kept += self._pending
+        self._pending.clear()
+
+    def _was_discarded(self) -> bool:
+        """Whether ``grad`` was set to None or to zeros since the last contribution was added to it."""
+        grad = self._parameter.grad
+        if grad is None:
+            return True
+        # Reading the gradient waits for a GPU, so only where something hangs on it.
+        return self.keep is not None and grad._version != self._version and not bool(grad.any())

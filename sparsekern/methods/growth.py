@@ -1,0 +1,155 @@
+"""`Growth`: what a method may base one layer's growth on, at one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsekern.methods.blocks import block_scores_of_gradient
+from sparsekern.methods.dense_gradient import Held, dense_gradient, joined, largest_inactive
+from sparsekern.methods.driven_layer import DrivenLayer
+from sparsekern.methods.random_growth import uniform_candidates
+from sparsekern.methods.ranks import Ranks
+from sparsekern.ops import Candidates
+from sparsekern.ops.observers import WeightGradient
+
+__all__ = ["Growth", "NotFiniteError", "Scores", "Selected", "dense_total", "hold", "select"]
+
+# Of some positions; or of all, in the weight's shape; or of all blocks of a pattern of blocks.
+Scores = Candidates | Tensor
+
+
+class NotFiniteError(Exception):
+    """The gradient that an update needs has an infinity or NaN in it."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A contribution of which only candidates were kept, while the backward pass went on."""
+
+    candidates: Candidates
+
+
+def select(layer: DrivenLayer, count: Callable[[], int]) -> Callable[[WeightGradient], Selected]:
+    """What a `GradientWatch` keeps where a step has one contribution: O(nnz), and no dense gradient."""
+    return lambda gradient: Selected(_candidates(layer, gradient, count()))
+
+
+def hold(layer: DrivenLayer) -> Callable[[WeightGradient], Held]:
+    """What a `GradientWatch` keeps where contributions have to be added up first: references to the factors,
+    until they are more bytes than the dense gradient, which then takes their place."""
+
+    def keep(gradient: WeightGradient) -> Held:
+        kept = layer.watch.kept
+        if sum(_bytes(entry) for entry in kept) > layer.pattern.numel * 4:
+            kept[:] = [_total(layer, kept)]
+        return Held(gradient)
+
+    return keep
+
+
+class Growth:
+    """One layer's growth: how many positions, and what their scores may come from.
+
+    Attributes
+    ----------
+    layer : DrivenLayer
+    count : int
+        Positions to grow.
+    at_active : Tensor or None
+        ``(nnz,)``: the gradient at active positions, where it has parts that no layer's op computes, such as
+        that of an L2 term.
+    """
+
+    def __init__(
+        self, layer: DrivenLayer, count: int, ranks: Ranks, draws: torch.Generator, at_active: Tensor | None
+    ) -> None:
+        self.layer = layer
+        self.count = count
+        self.at_active = at_active
+        self._ranks = ranks
+        self._draws = draws
+
+    def random_scores(self) -> Scores:
+        """Independent uniform numbers, the same in all processes."""
+        pattern, block = self.layer.pattern, self.layer.block_size
+        if block is None:
+            return uniform_candidates(pattern, self.count, self._draws)
+        rows, columns = (math.ceil(size / block) for size in pattern.matrix_shape)
+        return torch.rand(rows, columns, generator=self._draws, dtype=torch.float64).to(pattern.device)
+
+    def largest_gradients(self) -> Scores | None:
+        """The gradient's magnitude, at active positions and the largest others, without the dense gradient
+        where that is possible; None where no backward pass reached the layer."""
+        layer = self.layer
+        kept = layer.watch.kept
+        if self._ranks.size > 1 or layer.block_size is not None:
+            return self.gradient_magnitudes()
+        if not kept:
+            return None
+        if isinstance(kept[0], Selected):
+            return self._with_active(kept[0].candidates)
+        whole = None
+        if all(isinstance(entry, Held) for entry in kept):
+            whole = joined([entry.gradient for entry in kept])
+        if whole is None:
+            return self.gradient_magnitudes()
+        return self._with_active(_candidates(layer, whole, self.count))
+
+    def gradient(self) -> Tensor:
+        """The dense gradient, of the weight's shape, summed over all processes."""
+        layer = self.layer
+        total = dense_total(layer, self._ranks)
+        if self.at_active is not None:
+            at_active = self._ranks.sum_(self.at_active.to(total.dtype, copy=True))
+            total = torch.where(layer.pattern.to_mask(), layer.pattern.unpack(at_active), total)
+        return total
+
+    def gradient_magnitudes(self) -> Tensor | None:
+        """The dense gradient's magnitude, or its sum over each block; None as for `largest_gradients`."""
+        if self._ranks.size == 1 and not self.layer.watch.kept:
+            return None
+        return self.magnitudes(self.gradient())
+
+    def magnitudes(self, dense: Tensor) -> Tensor:
+        """The magnitude of a tensor of the weight's shape, or its sum over each block."""
+        if self.layer.block_size is None:
+            return dense.abs()
+        return block_scores_of_gradient(dense, self.layer.block_size)
+
+    def _with_active(self, candidates: Candidates) -> Candidates:
+        if self.at_active is None:
+            return candidates
+        return candidates._replace(active=self.at_active.abs().to(candidates.scores.dtype))
+
+
+def dense_total(layer: DrivenLayer, ranks: Ranks) -> Tensor:
+    """The dense gradient of the last step, of the weight's shape, summed over all processes."""
+    return ranks.sum_(_total(layer, layer.watch.kept))
+
+
+def _candidates(layer: DrivenLayer, gradient: WeightGradient, count: int) -> Candidates:
+    positions, scores = largest_inactive(gradient, layer.pattern, count)
+    active = layer.at_active(gradient.at_active).abs().to(scores.dtype)
+    return Candidates(active, positions, scores)
+
+
+def _total(layer: DrivenLayer, kept: Sequence[Held | Tensor]) -> Tensor:
+    """The dense gradient of all that was held."""
+    held = [entry.gradient for entry in kept if isinstance(entry, Held)]
+    total = dense_gradient(held, layer.pattern, layer.parameter.dtype)
+    for entry in kept:
+        if isinstance(entry, Tensor):
+            total += entry
+    return total
+
+
+def _bytes(entry: Held | Tensor) -> int:
+    if isinstance(entry, Tensor):
+        return 0
+    gradient = entry.gradient
+    return sum(t.numel() * t.element_size() for t in (gradient.grad_y, gradient.x))

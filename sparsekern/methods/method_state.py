@@ -1,0 +1,93 @@
+"""A method's state: what another process needs to go on, checked before anything is changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sparsekern.formats.checks import describe, is_integer
+
+if TYPE_CHECKING:
+    from sparsekern.methods.base import DynamicMethod
+    from sparsekern.methods.driven_layer import DrivenLayer
+
+__all__ = ["read_state", "state_of"]
+
+VERSION = 1
+NEVER = -1
+
+
+def state_of(method: DynamicMethod) -> dict[str, Any]:
+    """Integers, text and tensors, nested: what ``torch.load(weights_only=True)`` reads."""
+    return {
+        "method": type(method).__name__,
+        "version": VERSION,
+        "options": {**asdict(method.options), **method.own_options},
+        "steps": method.steps,
+        "updates": method.updates,
+        "next_update": NEVER if method.next_update is None else method.next_update,
+        "layers": {layer.name: _layer_state(layer) for layer in method.layers},
+    }
+
+
+def _layer_state(layer: DrivenLayer) -> dict[str, Any]:
+    return {
+        "shape": list(layer.pattern.shape),
+        "nnz": layer.pattern.nnz,
+        "initial_learning_rate": layer.initial_learning_rate,
+        "passes": layer.passes,
+        "explored": layer.explored.words.clone(),
+        **{name: tensor.clone() for name, tensor in layer.memory.items()},
+    }
+
+
+def read_state(method: DynamicMethod, state: Any) -> dict[str, Any]:
+    """The state, if it is one of the same method on the same model.
+
+    Raises
+    ------
+    ValueError
+        Names what is different.
+    """
+    expected = state_of(method)
+    if not isinstance(state, dict) or not {"method", "version", "layers"} <= state.keys():
+        raise ValueError(f"state must be that of a {expected['method']}, got {describe(state)}")
+    for key in ("method", "version"):
+        if state[key] != expected[key]:
+            raise ValueError(f"state must have {key} {expected[key]!r}, got {state[key]!r}")
+    if state.keys() != expected.keys() or not isinstance(state["layers"], dict):
+        raise ValueError(f"state must have the keys {', '.join(expected)}, got {', '.join(map(str, state))}")
+    _check_options(state["options"], expected["options"])
+    for key in ("steps", "updates", "next_update"):
+        if not is_integer(state[key]) or state[key] < NEVER:
+            raise ValueError(f"state[{key!r}] must be an integer, got {describe(state[key])}")
+    if state["layers"].keys() != expected["layers"].keys():
+        theirs, mine = (", ".join(s["layers"]) or "none" for s in (state, expected))
+        raise ValueError(f"state must be of a model with the sparse layers {mine}, got {theirs}")
+    for name, layer in expected["layers"].items():
+        _check_layer(name, state["layers"][name], layer)
+    return state
+
+
+def _check_options(found: Any, expected: dict[str, Any]) -> None:
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise ValueError(f"state['options'] must have the keys {', '.join(expected)}, got {describe(found)}")
+    differing = [f"{key}={found[key]!r}" for key in expected if found[key] != expected[key]]
+    if differing:
+        wanted = ", ".join(f"{key}={expected[key]!r}" for key in expected if found[key] != expected[key])
+        raise ValueError(f"state must be of a method with {wanted}, got {', '.join(differing)}")
+
+
+def _check_layer(name: str, found: Any, expected: dict[str, Any]) -> None:
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise ValueError(f"state of layer {name!r} must have {', '.join(expected)}, got {describe(found)}")
+    for key in ("shape", "nnz"):
+        if found[key] != expected[key]:
+            raise ValueError(f"state of layer {name!r} must have {key} {expected[key]}, got {found[key]}")
+    for key, value in expected.items():
+        mine = value.shape if isinstance(value, Tensor) else type(value)
+        other = found[key].shape if isinstance(found[key], Tensor) else type(found[key])
+        if mine != other:
+            raise ValueError(f"state of layer {name!r} must have {key} of {mine}, got {other}")

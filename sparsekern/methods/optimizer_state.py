@@ -1,0 +1,46 @@
+"""What an optimizer keeps for a weight, and whether it can move with the weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_states", "states_of"]
+
+
+def states_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list[Tensor]:
+    """The optimizer's tensors with an element for each one of the parameter's: momentum, second moments."""
+    state = optimizer.state.get(parameter, {})
+    return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0]
+
+
+def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str) -> None:
+    """Raise unless all of the optimizer's state for `parameter` is per element or independent of its elements.
+
+    Raises
+    ------
+    TypeError
+        For factored (Adafactor), quantized or listed (LBFGS) state: no element of it belongs to one weight.
+    """
+    kind = type(optimizer).__name__
+    if kind == "Adafactor" and parameter.dim() > 1:
+        raise TypeError(
+            f"optimizer must not be Adafactor for layer {name!r} with storage='masked', whose second moments "
+            "it factors into rows and columns; storage='compact' has them per weight"
+        )
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            raise TypeError(_cannot_move(kind, key, name, "a list of tensors"))
+        if not isinstance(value, Tensor) or value.numel() == 1 and parameter.numel() != 1:
+            continue
+        if value.dim() > 0 and value.shape != parameter.shape:
+            raise TypeError(_cannot_move(kind, key, name, f"shape {tuple(value.shape)}"))
+        if value.dim() > 0 and not value.is_floating_point():
+            raise TypeError(_cannot_move(kind, key, name, f"dtype {value.dtype}"))
+
+
+def _cannot_move(kind: str, key: str, name: str, found: str) -> str:
+    return (
+        f"optimizer must keep its state per weight, so that it can move with the weights of layer {name!r}; "
+        f"got {kind} with {key!r} of {found}"
+    )
