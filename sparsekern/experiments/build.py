@@ -6,8 +6,9 @@ import sparsekern as sk
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.seeds import generator
+from sparsekern.methods.masks import load_masks
 from sparsekern.nn import SparseLayer, SparsifyReport
+from sparsekern.seeds import generator
 
 # How far the sparsity of given masks may be from the recipe's: counts of layers are rounded.
 _TOLERANCE = 0.005
@@ -55,11 +56,11 @@ def _mask(model: nn.Module, recipe: Recipe) -> SparsifyReport:
             generator=generator(recipe.seed_of("mask"), "mask"),
         )
     try:
-        patterns = sk.methods.masks.load_masks(recipe.masks)
+        patterns = load_masks(recipe.masks)
     except OSError as error:
         raise ExperimentError(f"masks {recipe.masks}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ExperimentError(f"masks {recipe.masks}: {_line(error)}") from None
+    except (ValueError, ImportError) as error:
+        raise ExperimentError(f"masks {' '.join(str(error).split())}") from None  # it names the file
     layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     if patterns.keys() != layers:
         raise ExperimentError(
@@ -80,7 +81,3 @@ def _mask(model: nn.Module, recipe: Recipe) -> SparsifyReport:
             f"{report.sparsity:.4f}"
         )
     return report
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

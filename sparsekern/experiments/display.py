@@ -79,7 +79,7 @@ class Display:
             parts.append(f"loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}")
             parts.append(f"lr {train['learning_rate']:.3g}")
         if update := self._update:
-            parts.append(f"moved {update['dropped'] - update['regrown']:,}")
+            parts.append(f"moved {update['grown']:,}")
             parts.append(f"explored {update['exploration_rate']:.1%}")
         return ", ".join(parts)
 

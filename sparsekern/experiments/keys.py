@@ -70,6 +70,17 @@ def positive(about: str, default: Any = dataclasses.MISSING) -> Any:
     return key(about, float, default, expected="a number above 0", accepts=lambda value: value > 0)
 
 
+def fraction(about: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key that takes numbers above 0 and at most 1."""
+    return key(
+        about,
+        float,
+        default,
+        expected="a number above 0 and at most 1",
+        accepts=lambda value: 0 < value <= 1,
+    )
+
+
 def switch(about: str, default: Any = dataclasses.MISSING) -> Any:
     """A key that takes true or false."""
     return key(about, bool, default)

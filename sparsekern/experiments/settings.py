@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsekern.experiments.data import DATASETS
-from sparsekern.experiments.keys import choice, count, number, path, positive, switch, whole
+from sparsekern.experiments.keys import choice, count, fraction, number, path, positive, switch, whole
 from sparsekern.experiments.models import MODELS
 
 #: Methods that train a dense network, whatever the sparsity.
@@ -57,7 +57,7 @@ class Updates:
     title: ClassVar[str] = "the updates of the masks, for set, rigl, rigl_inverted and snfs"
 
     update_every: int = count("steps between updates", 100)
-    drop_fraction: float = number("fraction of a layer's active weights that an update moves", 0.3, below=1)
+    drop_fraction: float = fraction("fraction of a layer's active weights that an update drops", 0.3)
     drop_schedule: str = choice(
         "drop_fraction: cosine falls to 0 at stop_at, constant stays, lr follows the learning rate",
         ("cosine", "constant", "lr"),

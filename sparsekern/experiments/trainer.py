@@ -16,6 +16,7 @@ from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
 from sparsekern.experiments.updates import attach_method, update_record
 from sparsekern.formats import Pattern
+from sparsekern.methods import UpdateStatistics
 from sparsekern.nn import SparseLayer
 
 
@@ -72,7 +73,7 @@ class Trainer:
         self.step += 1
         self.seconds += time.perf_counter() - started
 
-    def _note_update(self, statistics: Any) -> None:
+    def _note_update(self, statistics: UpdateStatistics) -> None:
         self._update = update_record(statistics, self.step + 1)
         self.update_steps.append(self.step + 1)
 

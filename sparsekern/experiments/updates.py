@@ -11,9 +11,10 @@ import sparsekern as sk
 from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.seeds import derive_seed
 from sparsekern.experiments.settings import GRADIENT_METHODS
+from sparsekern.methods import DynamicMethod, UpdateStatistics
 from sparsekern.nn import SparseLayer
+from sparsekern.seeds import derive_seed
 
 _METHODS = {"set": sk.SET, "rigl": sk.RigL, "rigl_inverted": sk.RigLInverted, "snfs": sk.SNFS}
 
@@ -23,8 +24,8 @@ def attach_method(
     optimizer: torch.optim.Optimizer,
     dataset: Dataset,
     recipe: Recipe,
-    on_update: Callable[[Any], None],
-) -> Any:
+    on_update: Callable[[UpdateStatistics], None],
+) -> DynamicMethod | None:
     """The method that updates the masks of ``model`` as the steps of ``optimizer`` go by; None if none does.
 
     Its state travels in ``optimizer.state_dict()``.
@@ -86,14 +87,14 @@ def _active(layer: SparseLayer) -> Tensor:
     return layer.values if layer.storage == "compact" else layer.to_dense()
 
 
-def update_record(statistics: Any, step: int) -> dict[str, Any]:
+def update_record(statistics: UpdateStatistics, step: int) -> dict[str, Any]:
     """The metrics of a mask update that came with training step ``step``: counts over all layers."""
     return {
         "kind": "update",
         "step": step,
-        "drop_fraction": float(statistics.drop_fraction),
-        "dropped": int(statistics.dropped),
-        "grown": int(statistics.grown),
-        "regrown": int(statistics.regrown),
-        "exploration_rate": float(statistics.exploration_rate),
+        "drop_fraction": statistics.drop_fraction,
+        "dropped": statistics.dropped,
+        "grown": statistics.grown,
+        "regrown": statistics.regrown,
+        "exploration_rate": statistics.exploration_rate,
     }
