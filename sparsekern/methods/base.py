@@ -318,7 +318,10 @@ class DynamicMethod:
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:
-            names = ["the number of steps", *(f"the pattern of layer {layer.name!r}" for layer in self.layers)]
+            names = [
+                "the number of steps",
+                *(f"the pattern of layer {layer.name!r}" for layer in self.layers),
+            ]
             checksums = [self.steps, *(pattern.checksum() for pattern in patterns)]
             self._ranks.check_same(names, checksums, f"{type(self).__name__} {when}", patterns[0].device)
 

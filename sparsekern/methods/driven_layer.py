@@ -48,9 +48,7 @@ class DrivenLayer:
         What a method keeps for the layer from one step to the next.
     """
 
-    def __init__(
-        self, name: str, layer: SparseLayer, optimizer: torch.optim.Optimizer, group: int
-    ) -> None:
+    def __init__(self, name: str, layer: SparseLayer, optimizer: torch.optim.Optimizer, group: int) -> None:
         self.name = name
         self.layer = layer
         self.parameter = layer.stored_weight
@@ -162,7 +160,9 @@ class DrivenLayer:
         self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
 
 
-def driven_layers(model: nn.Module, optimizer: torch.optim.Optimizer, excluded: set[str]) -> list[DrivenLayer]:
+def driven_layers(
+    model: nn.Module, optimizer: torch.optim.Optimizer, excluded: set[str]
+) -> list[DrivenLayer]:
     """The sparse weights of a model that an optimizer trains.
 
     Weights that need no gradient are passed over, and one that several layers share is listed once.

@@ -75,7 +75,9 @@ class Update:
         patterns = self._exchange(together)
         return {**targets, **{layer.name: pattern for (layer, _), pattern in zip(together, patterns)}}
 
-    def apply(self, targets: Mapping[str, Pattern], optimizer: torch.optim.Optimizer) -> dict[str, LayerUpdate]:
+    def apply(
+        self, targets: Mapping[str, Pattern], optimizer: torch.optim.Optimizer
+    ) -> dict[str, LayerUpdate]:
         """Move all layers to their new patterns, and say what changed."""
         changes = {}
         for index, layer in enumerate(self.layers):
