@@ -17,7 +17,7 @@ __all__ = ["Held", "dense_gradient", "joined", "largest_inactive"]
 
 
 class Held:
-    """A contribution kept until the optimizer has taken its step, by reference.
+    """A contribution kept until the optimizer has taken its step; its two factors by reference.
 
     Parameters
     ----------
@@ -25,7 +25,8 @@ class Held:
     """
 
     def __init__(self, gradient: WeightGradient) -> None:
-        self._gradient = gradient
+        # A copy: the op's result becomes `grad`, to which the next contribution is added, and which is clipped.
+        self._gradient = gradient._replace(at_active=gradient.at_active.clone())
         self._versions = self._current()
 
     @property
