@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsekern as sk
+from sparsekern.methods.ranks import full, write_full
 from sparsekern.nn import SparseLayer, SparseLinear
 
 METHODS = {
@@ -37,7 +38,7 @@ EVERY, BATCH = 5, 16
 
 def network(seed=0, storage="compact"):
     """A convolution and two linear layers, none of whose sizes is a multiple of another's."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(2, 5, 3, padding=1),
         nn.Tanh(),
@@ -204,8 +205,9 @@ class Branches(nn.Module):
 
 def branches(rank, size, method="RigL"):
     """Only the first half of each batch goes through branch "first", and nothing through branch "none"."""
+    torch.manual_seed(0)
     model = Branches().double()
-    sk.sparsify_(model, sparsity=0.7, init="per_neuron", generator=torch.Generator().manual_seed(0))
+    sk.sparsify_(model, sparsity=0.7, init="per_neuron")
     used = DistributedDataParallel(model, find_unused_parameters=True) if size > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     dynamic = METHODS[method](model, optimizer, update_every=2)
@@ -218,6 +220,36 @@ def branches(rank, size, method="RigL"):
             (loss if size > 1 else loss / 2).backward()
         optimizer.step()
     return outcome(model, optimizer, dynamic)
+
+
+def refused_sharded(rank, size, option):
+    """The error of a method with an option that weights spread over processes do not allow."""
+    model = network()
+    shard(model, rank, size)
+    options = {
+        "grow_gradient": {"grow_gradient": "holdout", "holdout": lambda: model(batch(0)[0]).sum()},
+        "new_values": {"new_values": "per_neuron"},
+    }
+    try:
+        sk.RigL(model, torch.optim.SGD(model.parameters(), 0.1), **options[option])
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def write_parts(rank, size):
+    """Whether what `write_full` writes into a sharded tensor is what `full` then reads, by shape."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (size,))
+    equal = {}
+    for shape in [(1,), (2,), (7,), (7, 3), (1, 3)]:
+        sharded = distribute_tensor(torch.zeros(shape), mesh, [Shard(0)])
+        content = torch.arange(sharded.numel(), dtype=torch.float32).view(shape) + 1
+        write_full(sharded, content)
+        equal["x".join(map(str, shape))] = torch.equal(full(sharded), content)
+    return equal
 
 
 def run(job):
@@ -242,4 +274,4 @@ def run(job):
 
 
 if __name__ == "__rank__":
-    run(JOB)  # noqa: F821: what the fixture hands over
+    run(JOB)  # noqa: F821 (the fixture hands it over)
