@@ -1,7 +1,8 @@
-"""The command ``sparsekern``: train a recipe, describe the environment."""
+"""The command ``sparsekern``: train a recipe, or many runs of it; describe the environment."""
 
 import argparse
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,19 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
+    return _with_extra("train", "sparsekern.experiments.command", "train_command", arguments)
+
+
+def _sweep(arguments: list[str]) -> int:
+    return _with_extra("sweep", "sparsekern.experiments.sweep.command", "sweep_command", arguments)
+
+
+def _with_extra(command: str, module: str, function: str, arguments: list[str]) -> int:
     # Reading recipes and drawing bars need packages that sparsekern itself does not.
     try:
-        from sparsekern.experiments.command import train_command
+        run = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name not in ("yaml", "tqdm"):
             raise
         print(
-            f"sparsekern train: error: needs the package {error.name}, of the extra [train]: "
+            f"sparsekern {command}: error: needs the package {error.name}, of the extra [train]: "
             "pip install -e '.[train]'",
             file=sys.stderr,
         )
         return 2
-    return train_command(arguments)
+    return run(arguments)
 
 
 def _env(arguments: list[str]) -> int:
@@ -62,5 +71,6 @@ def _env(arguments: list[str]) -> int:
 #: name -> (one line about it, function of the arguments after it)
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train one of the recipes, sparse or dense", _train),
+    "sweep": ("train one with many methods, initializations and seeds, and tabulate", _sweep),
     "env": ("describe this machine and installation", _env),
 }

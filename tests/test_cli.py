@@ -54,8 +54,8 @@ def test_help_lists_the_commands(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown command 'trian'; did you mean train? (the commands are train, env)"),
-        (["x"], "unknown command 'x' (the commands are train, env)"),
+        (["trian"], "unknown command 'trian'; did you mean train? (the commands are train, sweep, env)"),
+        (["x"], "unknown command 'x' (the commands are train, sweep, env)"),
         ([], "the following arguments are required: COMMAND"),
         (["env", "--all"], "unrecognized arguments: --all"),
     ],

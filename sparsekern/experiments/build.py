@@ -3,34 +3,38 @@
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.seeds import generator
+from sparsekern.methods.masks import load_masks
 from sparsekern.nn import SparseLayer, SparsifyReport
+from sparsekern.seeds import generator
+
+# How far the sparsity of given masks may be from the recipe's: counts of layers are rounded.
+_TOLERANCE = 0.005
 
 
 def build_model(recipe: Recipe) -> tuple[nn.Module, SparsifyReport | None]:
     """The recipe's network on the CPU, and the report of what was made sparse (None for a dense one).
 
-    Dense Glorot weights first, then random masks with exact counts, then the sparse initialization
-    (``"dense"`` keeps the Glorot weights, masked). Every linear and convolutional weight is masked, first and
-    last included, as in the paper; biases are dense and start at zero. Initial weights come from
-    ``recipe.seed_of("init")`` and masks from ``recipe.seed_of("mask")``: either can be held while the other
-    changes. With ``sparsity`` 0 the network stays dense, where the three initializations are one.
+    Dense Glorot weights first, then masks (random with exact counts, or those of the file ``recipe.masks``),
+    then the sparse initialization (``"dense"`` keeps the Glorot weights, masked). Every linear and
+    convolutional weight is masked, first and last included, as in the paper; biases are dense and start at
+    zero. Initial weights come from ``recipe.seed_of("init")`` and random masks from
+    ``recipe.seed_of("mask")``: either can be held while the other changes. With ``sparsity`` 0 or a dense
+    method the network stays dense, where the three initializations are one.
+
+    Raises
+    ------
+    ExperimentError
+        If the masks cannot be read, are for another network, or have another sparsity than the recipe.
     """
     init_generator = generator(recipe.seed_of("init"), "init")
-    _, construct = MODELS[recipe.model]
+    _, construct = MODELS[recipe.network]
     model = construct(init_generator)
-    if recipe.sparsity == 0:
+    if not recipe.is_sparse:
         return model, None
-    report = sk.sparsify_(
-        model,
-        sparsity=recipe.sparsity,
-        distribution=recipe.distribution,
-        storage=recipe.storage,
-        init="keep",
-        generator=generator(recipe.seed_of("mask"), "mask"),
-    )
+    report = _mask(model, recipe)
     for layer in model.modules():
         if not isinstance(layer, SparseLayer):
             continue
@@ -39,3 +43,41 @@ def build_model(recipe: Recipe) -> tuple[nn.Module, SparsifyReport | None]:
         elif recipe.init == "per_neuron":
             sk.init.per_neuron_(layer, generator=init_generator)
     return model, report
+
+
+def _mask(model: nn.Module, recipe: Recipe) -> SparsifyReport:
+    if recipe.masks is None:
+        return sk.sparsify_(
+            model,
+            sparsity=recipe.sparsity,
+            distribution=recipe.distribution,
+            storage=recipe.storage,
+            init="keep",
+            generator=generator(recipe.seed_of("mask"), "mask"),
+        )
+    try:
+        patterns = load_masks(recipe.masks)
+    except OSError as error:
+        raise ExperimentError(f"masks {recipe.masks}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, ImportError) as error:
+        raise ExperimentError(f"masks {' '.join(str(error).split())}") from None  # it names the file
+    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    if patterns.keys() != layers:
+        raise ExperimentError(
+            f"masks {recipe.masks}: expected masks for the layers of {recipe.network} "
+            f"({', '.join(sorted(layers))}), found {', '.join(sorted(patterns)) or 'none'}"
+        )
+    for name, pattern in patterns.items():
+        expected = tuple(model.get_submodule(name).weight.shape)
+        if tuple(pattern.shape) != expected:
+            raise ExperimentError(
+                f"masks {recipe.masks}: expected shape {expected} for {name} of {recipe.network}, "
+                f"found {tuple(pattern.shape)}"
+            )
+    report = sk.sparsify_(model, masks=patterns, storage=recipe.storage, init="keep")
+    if abs(report.sparsity - recipe.sparsity) > _TOLERANCE:
+        raise ExperimentError(
+            f"masks {recipe.masks}: expected the recipe's sparsity, {recipe.sparsity:g}, found "
+            f"{report.sparsity:.4f}"
+        )
+    return report

@@ -13,7 +13,7 @@ from sparsekern.experiments.errors import CheckpointError
 from sparsekern.experiments.files import write_atomically
 
 MAGIC = "sparsekern checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,11 +1,24 @@
 """What a person watching a run sees: a bar on a terminal, and a line for every evaluation anywhere."""
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 _BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+
+
+class Watcher(Protocol):
+    """What follows a run: it hears of every step and every record of the metrics."""
+
+    def advance(self) -> None:
+        """One more step is done."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A record was written."""
+
+    def close(self) -> None:
+        """The run ends here."""
 
 
 class Display:
@@ -24,6 +37,7 @@ class Display:
     def __init__(self, name: str, first: int, steps: int, bar: bool | None = None) -> None:
         self._steps = steps
         self._train: dict[str, Any] = {}
+        self._update: dict[str, Any] = {}
         self._bar = tqdm(
             total=steps,
             initial=first,
@@ -40,13 +54,15 @@ class Display:
         self._bar.update()
 
     def record(self, record: dict[str, Any]) -> None:
-        """Training metrics go to the bar's end, an evaluation becomes a line."""
+        """Training metrics and the last mask update go to the bar's end, an evaluation becomes a line."""
+        if record["kind"] == "test":
+            self.line(self._evaluation(record))
+            return
         if record["kind"] == "train":
             self._train = record
-            metrics = f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
-            self._bar.set_postfix_str(f"{metrics}, lr {record['learning_rate']:.3g}", refresh=False)
         else:
-            self.line(self._evaluation(record))
+            self._update = record
+        self._bar.set_postfix_str(self._postfix(), refresh=False)
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
@@ -56,6 +72,16 @@ class Display:
     def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
+
+    def _postfix(self) -> str:
+        parts = []
+        if train := self._train:
+            parts.append(f"loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}")
+            parts.append(f"lr {train['learning_rate']:.3g}")
+        if update := self._update:
+            parts.append(f"moved {update['grown']:,}")
+            parts.append(f"explored {update['exploration_rate']:.1%}")
+        return ", ".join(parts)
 
     def _evaluation(self, record: dict[str, Any]) -> str:
         width = len(f"{self._steps:,}")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,26 @@ from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.recipe import Recipe
 
-#: kind of record -> its numbers, besides the step
-FIELDS = {
-    "train": ("epoch", "learning_rate", "loss", "accuracy", "seconds", "steps_per_second"),
-    "test": ("loss", "accuracy", "seconds"),
+#: kind of record -> its numbers, besides the step, and their types
+FIELDS: dict[str, dict[str, type]] = {
+    "update": {
+        "drop_fraction": float,
+        "dropped": int,
+        "grown": int,
+        "regrown": int,
+        "exploration_rate": float,
+    },
+    "train": dict.fromkeys(
+        ("epoch", "learning_rate", "loss", "accuracy", "seconds", "steps_per_second"), float
+    ),
+    "test": dict.fromkeys(("loss", "accuracy", "seconds"), float),
 }
 #: Fields that depend on the clock; all others of a resumed run equal those of a run that was never stopped.
 TIME_FIELDS = ("seconds", "steps_per_second")
 
 
 def kinds_at(recipe: Recipe, step: int) -> list[str]:
-    """The kinds of records that a run writes after ``step`` steps, in order."""
+    """The kinds of records that a run writes after ``step`` steps, in order, after that of a mask update."""
     last = step == recipe.steps
     every = {"train": recipe.log_every, "test": recipe.evaluate_every}
     return [kind for kind, steps in every.items() if last or step % steps == 0]
@@ -73,8 +83,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def lines_through(path: Path, recipe: Recipe, last_step: int) -> str:
-    """The lines that a run of ``recipe`` wrote in its first ``last_step`` steps.
+def lines_through(path: Path, recipe: Recipe, last_step: int, update_steps: Sequence[int] = ()) -> str:
+    """The lines that a run of ``recipe``, with mask updates at ``update_steps``, wrote in its first
+    ``last_step`` steps.
 
     What comes after them is left out, a line cut short by a crash included: a run that carries on from
     ``last_step`` writes it again.
@@ -90,7 +101,12 @@ def lines_through(path: Path, recipe: Recipe, last_step: int) -> str:
         raise CheckpointError(
             f"{path}: expected the metrics of the first {last_step:,} steps, found no such file"
         ) from None
-    due = [(kind, step) for step in range(1, last_step + 1) for kind in kinds_at(recipe, step)]
+    updated = set(update_steps)
+    due = [
+        (kind, step)
+        for step in range(1, last_step + 1)
+        for kind in ["update"] * (step in updated) + kinds_at(recipe, step)
+    ]
     for index, (kind, step) in enumerate(due):
         line = lines[index] if index < len(lines) else ""
         if not _is_record(line, kind, step):
@@ -111,7 +127,8 @@ def _is_record(line: str, kind: str, step: int) -> bool:
         and isinstance(record, dict)
         and record.keys() == {"kind", "step", *FIELDS[kind]}
         and (record["kind"], record["step"]) == (kind, step)
-        and all(type(record[field]) is float and math.isfinite(record[field]) for field in FIELDS[kind])
+        and all(type(record[field]) is form for field, form in FIELDS[kind].items())
+        and all(math.isfinite(record[field]) for field in FIELDS[kind])
     )
 
 

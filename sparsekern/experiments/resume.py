@@ -82,7 +82,7 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: RunFolder) -> Resume
         raise CheckpointError(
             f"{path}: expected a step from 1 to {trainer.recipe.steps:,}, found {trainer.step:,}"
         )
-    metrics = lines_through(folder.metrics, trainer.recipe, trainer.step)
+    metrics = lines_through(folder.metrics, trainer.recipe, trainer.step, trainer.update_steps)
     notes = [f"resumed after step {trainer.step:,}"]
     before, now = state["threads"], expected["threads"]
     if before != now:

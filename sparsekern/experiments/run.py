@@ -9,14 +9,14 @@ from typing import Any
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.checkpoint import save_checkpoint
 from sparsekern.experiments.data import load_dataset
-from sparsekern.experiments.display import Display
+from sparsekern.experiments.display import Display, Watcher
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.folder import Result, RunFolder
 from sparsekern.experiments.metrics import MetricsFile, TensorBoard, kinds_at, read_metrics, summary_writer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.resume import read_state, resume, run_state
-from sparsekern.experiments.runtime import Stopped, StopSignals, usable_device
+from sparsekern.experiments.runtime import Stopped, StopSignals, flushed_denormals, usable_device
 from sparsekern.experiments.summary import compare_with_dense
 from sparsekern.experiments.trainer import Trainer
 
@@ -34,8 +34,25 @@ class RunOptions:
     bar: bool | None = None
 
 
-def run(recipe: Recipe, options: RunOptions, say: Callable[[str], None] = print) -> Result:
+@flushed_denormals()
+def run(
+    recipe: Recipe,
+    options: RunOptions,
+    say: Callable[[str], None] = print,
+    watch: Callable[[Recipe, int], Watcher] | None = None,
+) -> Result:
     """Train ``recipe`` in ``options.output``, or carry on, or report that it is finished.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    options : RunOptions
+        Where and how.
+    say : callable
+        Takes what is printed before and after training.
+    watch : callable, optional
+        Makes, of the recipe and the steps done before, what follows the training; a :class:`Display` if None.
 
     Raises
     ------
@@ -67,18 +84,21 @@ def run(recipe: Recipe, options: RunOptions, say: Callable[[str], None] = print)
     elif options.resume:
         say(f"nothing to resume in {folder.path}: starting at the first step")
     write_atomically(folder.recipe, recipe.to_yaml().encode())
-    _train(trainer, folder, options, resumed.metrics if resumed else "")
+    display = (
+        watch(recipe, trainer.step)
+        if watch
+        else Display(recipe.name, trainer.step, recipe.steps, options.bar)
+    )
+    _train(trainer, folder, options, display, resumed.metrics if resumed else "")
     result = _finish(trainer, folder)
-    if recipe.benchmark_steps and recipe.sparsity:
+    if recipe.benchmark_steps and recipe.is_sparse:
         say(f"\n{compare_with_dense(recipe, dataset, device)}")
     say(f"\n{result}; saved in {folder.path}")
     return result
 
 
-def _train(trainer: Trainer, folder: RunFolder, options: RunOptions, metrics: str) -> None:
-    recipe = trainer.recipe
+def _train(trainer: Trainer, folder: RunFolder, options: RunOptions, display: Watcher, metrics: str) -> None:
     sinks: list[Any] = [MetricsFile(folder.metrics, metrics)]
-    display = Display(recipe.name, trainer.step, recipe.steps, options.bar)
     try:
         if options.tensorboard:
             sinks.append(TensorBoard(folder.tensorboard, trainer.step or None))
@@ -91,7 +111,7 @@ def _train(trainer: Trainer, folder: RunFolder, options: RunOptions, metrics: st
 
 
 def _loop(
-    trainer: Trainer, folder: RunFolder, sinks: list[Any], display: Display, signals: StopSignals
+    trainer: Trainer, folder: RunFolder, sinks: list[Any], display: Watcher, signals: StopSignals
 ) -> None:
     recipe = trainer.recipe
     measure = {"train": trainer.train_record, "test": trainer.test_record}
@@ -105,6 +125,8 @@ def _loop(
         trainer.train_step()
         display.advance()
         step, last = trainer.step, trainer.step == recipe.steps
+        if update := trainer.update_record():
+            write(update)
         for kind in kinds_at(recipe, step):
             write(measure[kind]())
         if last or step % recipe.checkpoint_every == 0 or signals.received:
@@ -156,12 +178,15 @@ def _report_finished(recipe: Recipe, folder: RunFolder, say: Callable[[str], Non
 
 
 def _headline(recipe: Recipe) -> str:
-    if recipe.sparsity:
+    if recipe.is_sparse:
         percent = 100 * recipe.sparsity
-        kind = f"{percent:.4g} % sparse ({recipe.distribution}, {recipe.storage}, {recipe.init} init)"
+        source = f"masks of {recipe.masks}" if recipe.masks else recipe.distribution
+        kind = f"{percent:.4g} % sparse ({source}, {recipe.storage}, {recipe.init} init), {recipe.method}"
+        if recipe.updates_masks:
+            kind += f" every {recipe.update_every:,}"
     else:
         kind = "dense"
     return (
-        f"{recipe.name}: {recipe.model} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
+        f"{recipe.name}: {recipe.network} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
         f"{recipe.steps:,} steps of {recipe.batch_size}, seed {recipe.seed}"
     )

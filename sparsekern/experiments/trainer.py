@@ -1,6 +1,5 @@
 """One training step after another, and the state that lets another process carry on at any of them."""
 
-import copy
 import time
 from typing import Any
 
@@ -15,10 +14,14 @@ from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
+from sparsekern.experiments.updates import attach_method, update_record
+from sparsekern.formats import Pattern
+from sparsekern.methods import UpdateStatistics
+from sparsekern.nn import SparseLayer
 
 
 class Trainer:
-    """A network, its optimizer, and its place in the run.
+    """A network, its optimizer, the method that updates its masks, and its place in the run.
 
     A step's batch and learning rate are functions of the step, so ``state_dict`` holds no random state: a run
     that is stopped after any step and loaded by another process ends with the same weights, bit for bit,
@@ -31,7 +34,7 @@ class Trainer:
     dataset : Dataset
         Moved to the network's device.
     recipe : Recipe
-        Optimizer, schedule, batch size and data seed.
+        Optimizer, schedule, method, batch size and data seed.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
@@ -40,9 +43,13 @@ class Trainer:
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
+        self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
         self.step = 0
         self.seconds = 0.0
+        # Training steps that came with a mask update, and the metrics of the last one until they are read.
+        self.update_steps: list[int] = []
+        self._update: dict[str, Any] | None = None
         self._window = _Window(device)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +72,15 @@ class Trainer:
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _note_update(self, statistics: UpdateStatistics) -> None:
+        self._update = update_record(statistics, self.step + 1)
+        self.update_steps.append(self.step + 1)
+
+    def update_record(self) -> dict[str, Any] | None:
+        """Metrics of the mask update that came with the last step; None if there was none."""
+        update, self._update = self._update, None
+        return update
 
     def train_record(self) -> dict[str, Any]:
         """Metrics of the steps since the last call: their mean loss and accuracy, and how fast they went."""
@@ -116,7 +132,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),  # with the method's
+            "update_steps": list(self.update_steps),
             "window": self._window.state_dict(),
         }
 
@@ -128,25 +145,53 @@ class Trainer:
         CheckpointError
             If ``state`` is not one of this network and optimizer; nothing is changed then.
         """
-        expected = self.state_dict()
-        if isinstance(state, dict) and state.get("step") != 0:
-            expected["optimizer"] = self._optimizer_state_after_a_step()
-        if wrong := misfit(state, expected, "the trainer's state"):
+        if wrong := misfit(state, self._expected_state(state), "the trainer's state"):
             raise CheckpointError(wrong)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.seconds = state["seconds"]
+        self.update_steps = list(state["update_steps"])
         self._window.load_state_dict(state["window"])
 
-    def _optimizer_state_after_a_step(self) -> dict[str, Any]:
+    def _expected_state(self, state: Any) -> dict[str, Any]:
+        """What ``state`` must have the form of, given how far its run is."""
+        expected = self.state_dict()
+        if not isinstance(state, dict):
+            return expected
+        if state.get("step") != 0:
+            expected["optimizer"]["state"] = self._optimizer_state_after_a_step()
+        steps = state.get("update_steps")
+        if isinstance(steps, list) and steps == sorted({step for step in steps if type(step) is int}):
+            expected["update_steps"] = steps
+        model = state.get("model")
+        for name, layer in self.model.named_modules():
+            key = f"{name}.pattern"
+            if isinstance(layer, SparseLayer) and isinstance(model, dict) and key in model:
+                expected["model"][key] = _other_form(model[key], layer.pattern)
+        return expected
+
+    def _optimizer_state_after_a_step(self) -> dict[int, Any]:
         """An optimizer holds nothing before its first step: the form is that of a twin which took one."""
-        twin = copy.deepcopy(self.model)
-        for parameter in twin.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer = build_optimizer(twin, self.recipe)
-        optimizer.step()
-        return optimizer.state_dict()
+        groups = [
+            {**group, "params": [torch.zeros_like(parameter) for parameter in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        twin = type(self.optimizer)(groups)
+        twin.step()
+        return twin.state_dict()["state"]
+
+
+def _other_form(data: Any, pattern: Pattern) -> torch.Tensor:
+    """``data`` if it is a pattern of the same weight, whose tiles may be others; else the pattern's own."""
+    try:
+        found = Pattern(data)
+    except (TypeError, ValueError, RuntimeError):
+        return pattern.data
+    return found.data if (found.shape, found.nnz) == (pattern.shape, pattern.nnz) else pattern.data
 
 
 class _Window:

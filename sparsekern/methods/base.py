@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, unwrapped
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
-from sparsekern.methods.growth import Growth, NotFiniteError, Scores, Selected, dense_total, hold, select
+from sparsekern.methods.growth import (
+    Growth,
+    NotFiniteError,
+    Scores,
+    Selected,
+    dense_total,
+    hold,
+    is_finite,
+    select,
+)
 from sparsekern.methods.holdout import watch_holdout
 from sparsekern.methods.method_state import NEVER, read_state, state_of
 from sparsekern.methods.optimizer_state import check_states
@@ -243,7 +252,14 @@ class DynamicMethod:
         if not self._checked:
             self._check_same("before its first step", [layer.pattern for layer in self.layers])
             self._checked = True
-        if self.options.update == "replaces_step" and self._timetable.is_next():
+        if not self._timetable.is_next():
+            return None
+        if self.options.nonfinite == "raise":
+            # Where a closure computes the gradient inside the step, it is looked at after it.
+            for layer in self.layers:
+                if not all(map(is_finite, layer.watch.kept)):
+                    self._report_nonfinite(NotFiniteError(layer.name), self.steps + 1)
+        if self.options.update == "replaces_step":
             return self._withheld.arguments(optimizer, args, kwargs)
         return None
 
@@ -283,7 +299,7 @@ class DynamicMethod:
             targets = update.targets(self.scores)
         except NotFiniteError as error:
             self._timetable.advance()
-            self._report_nonfinite(error)
+            self._report_nonfinite(error, self.steps)
             return
         new = [targets.get(layer.name, layer.pattern) for layer in self.layers]
         self._check_same(f"at the update after step {self.steps:,}", new)
@@ -305,9 +321,7 @@ class DynamicMethod:
                 options.stop_at,
                 layer.learning_rate_ratio(self.optimizer),
             )
-        pattern = layer.pattern
-        count = int(pattern.nnz * self._fractions[layer.name])
-        return count if self.options.regrow_dropped else min(count, pattern.numel - pattern.nnz)
+        return layer.count(self._fractions[layer.name], self.options.regrow_dropped)
 
     def _watch_holdout(self) -> dict[str, Tensor]:
         if not self.reads_gradient or self._holdout is None:
@@ -318,15 +332,13 @@ class DynamicMethod:
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:
-            names = [
-                "the number of steps",
-                *(f"the pattern of layer {layer.name!r}" for layer in self.layers),
-            ]
+            layers = [f"the pattern of layer {layer.name!r}" for layer in self.layers]
+            names = ["the number of steps", *layers]
             checksums = [self.steps, *(pattern.checksum() for pattern in patterns)]
             self._ranks.check_same(names, checksums, f"{type(self).__name__} {when}", patterns[0].device)
 
-    def _report_nonfinite(self, error: NotFiniteError) -> None:
-        message = f"{error} at the update after step {self.steps:,}"
+    def _report_nonfinite(self, error: NotFiniteError, step: int) -> None:
+        message = f"the gradient of layer {error.layer!r} is not finite at the update after step {step:,}"
         if self.options.nonfinite == "raise":
             raise FloatingPointError(message)
         if not self._warned:

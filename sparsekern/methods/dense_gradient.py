@@ -76,7 +76,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def largest_inactive(gradient: WeightGradient, pattern: Pattern, count: int) -> tuple[Tensor, Tensor]:
-    """`grow_candidates` of a contribution: the dense gradient is not stored, unless no kernel can do without."""
+    """`grow_candidates` of a contribution: no dense gradient is stored, unless no kernel can do without."""
     grad_y, x, _, geometry = gradient
     if geometry is None:
         grad_y, x = _rows(grad_y), _rows(x)

@@ -84,7 +84,8 @@ class SNFS(RigL):
 
     References
     ----------
-    Dettmers and Zettlemoyer, *Sparse Networks from Scratch: Faster Training without Losing Performance*, 2019.
+    Dettmers and Zettlemoyer, *Sparse Networks from Scratch: Faster Training without Losing Performance*,
+    2019.
     """
 
     selects_largest = False

@@ -134,4 +134,4 @@ class Update:
 def _check_finite(layer: DrivenLayer, scores: Scores) -> None:
     parts = (scores.active, scores.scores) if isinstance(scores, Candidates) else (scores,)
     if not all(bool(part.isfinite().all()) for part in parts):
-        raise NotFiniteError(f"the gradient of layer {layer.name!r} is not finite")
+        raise NotFiniteError(layer.name)

@@ -21,4 +21,7 @@ MODELS: dict[str, tuple[str, Callable[[torch.Generator | None], torch.nn.Module]
     ),
 }
 
-__all__ = ["MLP", "MODELS", "LeNet5"]
+#: model -> the dense one with about as many parameters as it has when sparse
+SMALL_DENSE = {"lenet5": "small-lenet5", "mlp": "small-mlp"}
+
+__all__ = ["MLP", "MODELS", "SMALL_DENSE", "LeNet5"]

@@ -1,0 +1,53 @@
+"""Keys of a recipe that are right one by one and wrong together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsekern.experiments.models import SMALL_DENSE
+
+if TYPE_CHECKING:
+    from sparsekern.experiments.recipe import Recipe
+
+
+def find_conflict(recipe: Recipe) -> str:
+    """One line about the first conflict, or nothing.
+
+    Keys that the recipe's method does not use are left alone, so that one recipe serves many methods.
+    """
+    if recipe.method == "small_dense" and recipe.model not in SMALL_DENSE:
+        return (
+            f"method small_dense needs a model with a Small-Dense twin ({', '.join(SMALL_DENSE)}), "
+            f"got model {recipe.model}"
+        )
+    if recipe.method == "static" and recipe.masks and not recipe.sparsity:
+        return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
+    return _conflict_of_updates(recipe) if recipe.updates_masks else ""
+
+
+def _conflict_of_updates(recipe: Recipe) -> str:
+    if not recipe.sparsity:
+        return (
+            f"method {recipe.method} needs a sparsity above 0, got 0 (sparsity 0 trains the dense network, "
+            "as method dense does)"
+        )
+    if recipe.update_every >= recipe.steps:
+        return (
+            f"update_every must be below steps, {recipe.steps:,}, for method {recipe.method} to update its "
+            f"masks, got {recipe.update_every:,}"
+        )
+    if recipe.stop_at is None:
+        if recipe.drop_schedule == "cosine":
+            return "stop_at must be given with drop_schedule cosine, which falls to 0 there, got none"
+        return ""
+    if recipe.stop_at <= recipe.update_every:
+        return (
+            f"stop_at must be above update_every, {recipe.update_every:,}, for method {recipe.method} to "
+            f"update its masks, got {recipe.stop_at:,}"
+        )
+    if recipe.drop_schedule == "cosine" and recipe.stop_at > recipe.steps:
+        return (
+            f"stop_at must be at most steps, {recipe.steps:,}, with drop_schedule cosine, "
+            f"got {recipe.stop_at:,}"
+        )
+    return ""

@@ -1,0 +1,146 @@
+"""Keys of a recipe: what one means, which values it takes, and text turned into them."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sparsekern.experiments.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a recipe key means and which values it takes; kept in the dataclass field's metadata."""
+
+    about: str
+    kind: type
+    choices: tuple[str, ...] = ()
+    expected: str = ""
+    accepts: Callable[[Any], bool] = lambda value: True
+    optional: bool = False
+
+    @property
+    def metavar(self) -> str:
+        """What stands for a value in the command's help."""
+        if self.choices:
+            return "|".join(self.choices)
+        return {int: "N", float: "X", bool: "true|false", str: "PATH"}[self.kind]
+
+
+def key(about: str, kind: type, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    """A dataclass field that is a recipe key; without a default the recipe must give it."""
+    return dataclasses.field(default=default, metadata={"key": Key(about, kind, **more)})
+
+
+def choice(about: str, choices: Iterable[str], default: Any = dataclasses.MISSING) -> Any:
+    """A key that takes one of a few words."""
+    return key(about, str, default, choices=tuple(choices))
+
+
+def count(about: str, default: Any = dataclasses.MISSING, least: int = 1, optional: bool = False) -> Any:
+    """A key that takes whole numbers from ``least`` on."""
+    return key(
+        about,
+        int,
+        default,
+        expected=f"at least {least}",
+        accepts=lambda value: value >= least,
+        optional=optional,
+    )
+
+
+def number(
+    about: str, default: Any = dataclasses.MISSING, *, least: float = 0, below: float = math.inf
+) -> Any:
+    """A key that takes numbers from ``least`` on, up to ``below``, which is left out."""
+    limit = "" if below == math.inf else f" and below {below:g}"
+    return key(
+        about,
+        float,
+        default,
+        expected=f"a number of at least {least:g}{limit}",
+        accepts=lambda value: least <= value < below,
+    )
+
+
+def positive(about: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key that takes numbers above 0."""
+    return key(about, float, default, expected="a number above 0", accepts=lambda value: value > 0)
+
+
+def fraction(about: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key that takes numbers above 0 and at most 1."""
+    return key(
+        about,
+        float,
+        default,
+        expected="a number above 0 and at most 1",
+        accepts=lambda value: 0 < value <= 1,
+    )
+
+
+def switch(about: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key that takes true or false."""
+    return key(about, bool, default)
+
+
+def path(about: str) -> Any:
+    """A key that takes the path of a file, or nothing."""
+    return key(about, str, None, expected="the path of a file", accepts=bool, optional=True)
+
+
+def whole(about: str, default: int | None = None) -> Any:
+    """A key that takes any whole number; without a default it may be left open."""
+    return key(about, int, default, optional=default is None)
+
+
+def convert(name: str, key: Key, value: Any) -> Any:
+    """``value`` as the key's type; YAML reads 1e-3 as text, and a command line knows only text.
+
+    Raises
+    ------
+    RecipeError
+        Names the key, what was expected and what came.
+    """
+    if value is None or (key.optional and value == "none"):
+        if key.optional:
+            return None
+        raise RecipeError(f"{name} must be {_kind(key)}, got nothing")
+    if key.kind is bool:
+        return _boolean(name, value)
+    if isinstance(value, bool) or (key.kind is int and isinstance(value, float)):
+        raise RecipeError(f"{name} must be {_kind(key)}, got {value}")
+    try:
+        converted = key.kind(value)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{name} must be {_kind(key)}, got {value!r}") from None
+    if key.choices and converted not in key.choices:
+        hint = near(converted, key.choices)
+        raise RecipeError(f"{name} must be one of {', '.join(key.choices)}, got {value!r}{hint}")
+    if (key.kind is float and not math.isfinite(converted)) or not key.accepts(converted):
+        raise RecipeError(f"{name} must be {key.expected or _kind(key)}, got {value}")
+    return converted
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint at the known names that look like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise RecipeError(f"{name} must be true or false, got {value!r}")
+    return value == "true"
+
+
+def _kind(key: Key) -> str:
+    if key.choices:
+        return f"one of {', '.join(key.choices)}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "the path of a file"}[
+        key.kind
+    ]

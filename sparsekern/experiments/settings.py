@@ -1,0 +1,131 @@
+"""The keys of a recipe, in groups."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsekern.experiments.data import DATASETS
+from sparsekern.experiments.keys import choice, count, fraction, number, path, positive, switch, whole
+from sparsekern.experiments.models import MODELS
+
+#: Methods that train a dense network, whatever the sparsity.
+DENSE_METHODS = ("dense", "small_dense")
+#: Methods that change the masks during training, and of these the ones that grow by the gradient.
+UPDATING_METHODS = ("set", "rigl", "rigl_inverted", "snfs")
+GRADIENT_METHODS = ("rigl", "rigl_inverted")
+METHODS = (*DENSE_METHODS, "static", *UPDATING_METHODS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is trained."""
+
+    title: ClassVar[str] = "the network and its data"
+
+    model: str = choice("network", MODELS)
+    dataset: str = choice("data set", DATASETS)
+    method: str = choice(
+        "dense and small_dense (the dense twin of as many parameters) ignore the sparsity, static keeps its "
+        "masks, the others update them",
+        METHODS,
+        "static",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Where training starts."""
+
+    title: ClassVar[str] = "the masks and the weights that training starts from"
+
+    sparsity: float = number("fraction of zero weights; 0 trains the dense network", 0.0, below=1)
+    distribution: str = choice("how sparsity is spread over the layers", ("uniform", "er", "erk"), "uniform")
+    masks: str | None = path(
+        "file of masks to start from, not random ones: a run's checkpoint.pt, .safetensors or .pt"
+    )
+    storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
+    init: str = choice(
+        "initial weights: dense (Glorot, then masked), per_layer (Liu et al.), per_neuron (Evci et al.)",
+        ("dense", "per_layer", "per_neuron"),
+        "per_neuron",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """How masks change; without effect on the methods that keep theirs."""
+
+    title: ClassVar[str] = "the updates of the masks, for set, rigl, rigl_inverted and snfs"
+
+    update_every: int = count("steps between updates", 100)
+    drop_fraction: float = fraction("fraction of a layer's active weights that an update drops", 0.3)
+    drop_schedule: str = choice(
+        "drop_fraction: cosine falls to 0 at stop_at, constant stays, lr follows the learning rate",
+        ("cosine", "constant", "lr"),
+        "lr",
+    )
+    stop_at: int | None = count("no update from this step on (default: none)", None, optional=True)
+    update: str = choice(
+        "an update comes after the optimizer's step or replaces it",
+        ("after_step", "replaces_step"),
+        "after_step",
+    )
+    regrow_dropped: bool = switch("whether what was just dropped may grow back, with its value", True)
+    grow_gradient: str = choice(
+        "rigl and rigl_inverted grow by the gradient of the step's own batch, or of a fixed one (holdout, "
+        "with its L2 term)",
+        ("batch", "holdout"),
+        "batch",
+    )
+    grow_batch_size: int = count("examples of the fixed batch, the first ones of the training set", 1000)
+    new_values: str = choice(
+        "values of weights that grow: zero, or drawn as init per_neuron does", ("zero", "per_neuron"), "zero"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """The optimizer and its schedule."""
+
+    title: ClassVar[str] = "the optimizer"
+
+    optimizer: str = choice("optimizer", ("sgd", "adamw"), "sgd")
+    learning_rate: float = positive("initial learning rate")
+    momentum: float = number("momentum of sgd, first beta of adamw", 0.9, below=1)
+    weight_decay: float = number(
+        "PyTorch's weight_decay, on weights only, never on biases (Keras' l2 is half of it)", 0.0
+    )
+    schedule: str = choice(
+        "learning rate: cosine falls to 0 over all steps, constant stays", ("cosine", "constant"), "cosine"
+    )
+    steps: int = count("training steps")
+    batch_size: int = count("examples in a batch, at most those of the training set", 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What a run writes; of no effect on its weights."""
+
+    title: ClassVar[str] = "what is written, and when"
+
+    log_every: int = count("steps between lines of training metrics", 100)
+    evaluate_every: int = count("steps between evaluations on the test set", 1000)
+    checkpoint_every: int = count("steps between checkpoints", 1000)
+    benchmark_steps: int = count(
+        "steps to time against the dense network after training; 0 times none", 0, least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """Where randomness comes from."""
+
+    title: ClassVar[str] = "the seeds"
+
+    seed: int = whole("seed of the three below, and of what an update draws", 0)
+    init_seed: int | None = whole("seed of the initial weights (default: seed)")
+    mask_seed: int | None = whole("seed of the random masks (default: seed)")
+    data_seed: int | None = whole("seed of the order of examples (default: seed)")
+
+
+#: In the order in which files and help have them.
+GROUPS = (Network, Masks, Updates, Optimization, Records, Seeds)
