@@ -88,7 +88,7 @@ class Growth:
 
     def largest_gradients(self) -> Scores | None:
         """The gradient's magnitude, at active positions and the largest others, without the dense gradient
-        where that is possible; None where no backward pass reached the layer."""
+        where that is possible; None where no backward pass reached the layer in any process."""
         layer = self.layer
         kept = layer.watch.kept
         if self._ranks.size > 1 or layer.block_size is not None:
@@ -115,7 +115,7 @@ class Growth:
 
     def gradient_magnitudes(self) -> Tensor | None:
         """The dense gradient's magnitude, or its sum over each block; None as for `largest_gradients`."""
-        if self._ranks.size == 1 and not self.layer.watch.kept:
+        if not self._ranks.any(bool(self.layer.watch.kept), self.layer.pattern.device):
             return None
         return self.magnitudes(self.gradient())
 

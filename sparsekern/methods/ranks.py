@@ -58,6 +58,12 @@ class Ranks:
                 dist.all_reduce(band, group=self._the_group)
         return tensor
 
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether something holds in at least one process; `device` is where the group communicates from."""
+        if self.size == 1:
+            return here
+        return bool(self.sum_(torch.tensor([int(here)], device=device)))
+
     def check_same(
         self, names: Sequence[str], checksums: Sequence[int], what: str, device: torch.device
     ) -> None:
