@@ -26,7 +26,7 @@ class Held:
 
     def __init__(self, gradient: WeightGradient) -> None:
         grad_y, x, at_active, geometry = gradient
-        # A copy: the op's result becomes `grad`, which the next contribution is added to, and clipping scales.
+        # A copy: the op's result becomes `grad`, which accumulation and clipping write to.
         at_active = at_active.detach().clone()
         self._gradient = WeightGradient(grad_y.detach(), x.detach(), at_active, geometry)
         self._versions = self._current()
