@@ -41,7 +41,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 class Withheld:
-    """Takes all gradients away from an optimizer for one step, which then does nothing, and gives them back."""
+    """Takes all gradients from an optimizer for one step, which then does nothing, and gives them back."""
 
     def __init__(self) -> None:
         self._grads: list[tuple[Tensor, Tensor]] = []

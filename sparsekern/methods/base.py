@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, unwrapped
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
-from sparsekern.methods.growth import Growth, NotFiniteError, Scores, Selected, dense_total, hold, select
+from sparsekern.methods.growth import (
+    Growth,
+    NotFiniteError,
+    Scores,
+    Selected,
+    dense_total,
+    hold,
+    is_finite,
+    select,
+)
 from sparsekern.methods.holdout import watch_holdout
 from sparsekern.methods.method_state import NEVER, read_state, state_of
 from sparsekern.methods.optimizer_state import check_states
@@ -148,7 +157,7 @@ class DynamicMethod:
         self._on_update = on_update
         self._withheld = Withheld()
         self._fractions: dict[str, float] = {}
-        self._checked = self._warned = False
+        self._checked = self._saw_states = self._warned = False
         self._attach()
 
     def scores(self, growth: Growth) -> Scores | None:
@@ -243,7 +252,14 @@ class DynamicMethod:
         if not self._checked:
             self._check_same("before its first step", [layer.pattern for layer in self.layers])
             self._checked = True
-        if self.options.update == "replaces_step" and self._timetable.is_next():
+        if not self._timetable.is_next():
+            return None
+        if self.options.nonfinite == "raise":
+            # Where a closure computes the gradient inside the step, it is looked at after it.
+            for layer in self.layers:
+                if not all(map(is_finite, layer.watch.kept)):
+                    self._report_nonfinite(NotFiniteError(layer.name), self.steps + 1)
+        if self.options.update == "replaces_step":
             return self._withheld.arguments(optimizer, args, kwargs)
         return None
 
@@ -251,6 +267,10 @@ class DynamicMethod:
         self._withheld.give_back()
         self._timetable.add_call(optimizer)
         try:
+            if not self._saw_states:
+                # Most optimizers make their state in the first step.
+                self._check_states()
+                self._saw_states = True
             self.take_step()
             if self._timetable.is_due():
                 self._update()
@@ -260,10 +280,13 @@ class DynamicMethod:
                 layer.end_step()
             self._prepare()
 
-    def _update(self) -> None:
+    def _check_states(self) -> None:
         for layer in self.layers:
             layer.check_attached()
             check_states(self.optimizer, layer.parameter, layer.name)
+
+    def _update(self) -> None:
+        self._check_states()
         kept = [layer.watch.kept for layer in self.layers]
         if any(len(entries) > 1 and any(isinstance(e, Selected) for e in entries) for entries in kept):
             # Gradients have begun to be accumulated, and candidates of one part say nothing about the sum.
@@ -283,7 +306,7 @@ class DynamicMethod:
             targets = update.targets(self.scores)
         except NotFiniteError as error:
             self._timetable.advance()
-            self._report_nonfinite(error)
+            self._report_nonfinite(error, self.steps)
             return
         new = [targets.get(layer.name, layer.pattern) for layer in self.layers]
         self._check_same(f"at the update after step {self.steps:,}", new)
@@ -305,9 +328,7 @@ class DynamicMethod:
                 options.stop_at,
                 layer.learning_rate_ratio(self.optimizer),
             )
-        pattern = layer.pattern
-        count = int(pattern.nnz * self._fractions[layer.name])
-        return count if self.options.regrow_dropped else min(count, pattern.numel - pattern.nnz)
+        return layer.count(self._fractions[layer.name], self.options.regrow_dropped)
 
     def _watch_holdout(self) -> dict[str, Tensor]:
         if not self.reads_gradient or self._holdout is None:
@@ -318,12 +339,13 @@ class DynamicMethod:
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:
-            names = ["the number of steps", *(f"the pattern of layer {layer.name!r}" for layer in self.layers)]
+            layers = [f"the pattern of layer {layer.name!r}" for layer in self.layers]
+            names = ["the number of steps", *layers]
             checksums = [self.steps, *(pattern.checksum() for pattern in patterns)]
             self._ranks.check_same(names, checksums, f"{type(self).__name__} {when}", patterns[0].device)
 
-    def _report_nonfinite(self, error: NotFiniteError) -> None:
-        message = f"{error} at the update after step {self.steps:,}"
+    def _report_nonfinite(self, error: NotFiniteError, step: int) -> None:
+        message = f"the gradient of layer {error.layer!r} is not finite at the update after step {step:,}"
         if self.options.nonfinite == "raise":
             raise FloatingPointError(message)
         if not self._warned:

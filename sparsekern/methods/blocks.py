@@ -29,6 +29,7 @@ __all__ = [
     "block_scores_of_gradient",
     "block_scores_of_values",
     "block_size_of",
+    "positions_exchanged",
     "update_blocks",
 ]
 
@@ -187,30 +188,52 @@ def update_blocks(
         raise ValueError(f"fraction must be in [0, 1], got {fraction}")
     check_choice(by, ("magnitude", "value"), "by")
     check_bool(regrow, "regrow")
+    active = _active_blocks(pattern, block_size)
+    magnitudes = block_scores_of_values(values, pattern, block_size).cpu()
+    scores = scores.detach().cpu()
+    scores = scores.abs() if by == "magnitude" else scores
+    for kind, _ in _kinds(pattern, block_size):
+        count = _count(active[kind], fraction, regrow)
+        active[kind] = _exchange(active[kind], magnitudes[kind], scores[kind], count, regrow)
+    ratio = block_size // pattern.tile_size
+    new_tiles = active.repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
+    tile_rows, tile_cols = (-(-size // pattern.tile_size) for size in pattern.matrix_shape)
+    return pattern_of_tiles(new_tiles[:tile_rows, :tile_cols], pattern)
+
+
+def positions_exchanged(pattern: Pattern, fraction: float, *, block_size: int, regrow: bool = True) -> int:
+    """How many positions `update_blocks` drops: those of all blocks that it drops."""
+    active = _active_blocks(pattern, block_size)
+    return sum(size * _count(active[kind], fraction, regrow) for kind, size in _kinds(pattern, block_size))
+
+
+def _active_blocks(pattern: Pattern, block_size: int) -> Tensor:
     tiles = whole_tiles(pattern)
     active = None if tiles is None else _whole_blocks(tiles, pattern, block_size)
     if active is None:
         raise ValueError(f"pattern must consist of whole blocks of {block_size}, got {pattern}")
-    magnitudes = block_scores_of_values(values, pattern, block_size).cpu()
-    scores = scores.detach().cpu()
-    scores = scores.abs() if by == "magnitude" else scores
-    rows, cols = (size // block_size for size in pattern.matrix_shape)
-    for row in (slice(rows), slice(rows, None)):
-        for col in (slice(cols), slice(cols, None)):
-            kind = row, col
-            active[kind] = _exchange(active[kind], magnitudes[kind], scores[kind], fraction, regrow)
-    ratio = block_size // pattern.tile_size
-    new_tiles = active.repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
-    return pattern_of_tiles(new_tiles[: tiles.shape[0], : tiles.shape[1]], pattern)
+    return active
 
 
-def _exchange(active: Tensor, magnitudes: Tensor, scores: Tensor, fraction: float, regrow: bool) -> Tensor:
+def _kinds(pattern: Pattern, block_size: int) -> list[tuple[tuple[slice, slice], int]]:
+    """Where in the grid the blocks of each size lie, and their positions."""
+    (rows, last_height), (cols, last_width) = (divmod(size, block_size) for size in pattern.matrix_shape)
+    heights = ((slice(rows), block_size), (slice(rows, None), last_height))
+    widths = ((slice(cols), block_size), (slice(cols, None), last_width))
+    return [((row, col), height * width) for row, height in heights for col, width in widths]
+
+
+def _count(active: Tensor, fraction: float, regrow: bool) -> int:
+    """Blocks to exchange among those of one size."""
+    alive = int(active.sum())
+    count = int(alive * fraction)
+    return count if regrow else min(count, active.numel() - alive)
+
+
+def _exchange(active: Tensor, magnitudes: Tensor, scores: Tensor, count: int, regrow: bool) -> Tensor:
     """Other active blocks among those of one size. Stable sorts in their order: ties go to the first."""
     shape, active = active.shape, active.flatten()
     alive = active.nonzero().squeeze(1)
-    count = int(len(alive) * fraction)
-    if not regrow:
-        count = min(count, len(active) - len(alive))
     dropped = alive[magnitudes.flatten()[alive].sort(stable=True).indices[:count]]
     kept = active.index_fill(0, dropped, False)
     free = (kept if regrow else active).logical_not().nonzero().squeeze(1)

@@ -17,7 +17,7 @@ __all__ = ["Held", "dense_gradient", "joined", "largest_inactive"]
 
 
 class Held:
-    """A contribution kept until the optimizer has taken its step, by reference.
+    """A contribution kept until the optimizer has taken its step; its two factors by reference.
 
     Parameters
     ----------
@@ -25,7 +25,8 @@ class Held:
     """
 
     def __init__(self, gradient: WeightGradient) -> None:
-        self._gradient = gradient
+        # A copy: the op's result becomes `grad`, to which the next contribution is added, and which is clipped.
+        self._gradient = gradient._replace(at_active=gradient.at_active.clone())
         self._versions = self._current()
 
     @property
@@ -56,7 +57,7 @@ def joined(gradients: Sequence[WeightGradient]) -> WeightGradient | None:
         return first
     at_active = torch.stack([g.at_active for g in gradients]).sum(0)
     if first.geometry is None:
-        grad_y, x = (torch.cat([t.flatten(0, -2) for t in part]) for part in _factors(gradients))
+        grad_y, x = (torch.cat([_rows(t) for t in part]) for part in _factors(gradients))
         return WeightGradient(grad_y, x, at_active, None)
     same = {(tuple(g.geometry), g.x.shape[1:], g.grad_y.shape[1:]) for g in gradients}
     if len(same) > 1:
@@ -69,11 +70,16 @@ def _factors(gradients: Sequence[WeightGradient]) -> tuple[list[Tensor], list[Te
     return [g.grad_y for g in gradients], [g.x for g in gradients]
 
 
+def _rows(tensor: Tensor) -> Tensor:
+    """Samples by features; a single vector is one sample."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
 def largest_inactive(gradient: WeightGradient, pattern: Pattern, count: int) -> tuple[Tensor, Tensor]:
-    """`grow_candidates` of a contribution: the dense gradient is not stored, unless no kernel can do without."""
+    """`grow_candidates` of a contribution: no dense gradient is stored, unless no kernel can do without."""
     grad_y, x, _, geometry = gradient
     if geometry is None:
-        grad_y, x = grad_y.flatten(0, -2), x.flatten(0, -2)
+        grad_y, x = _rows(grad_y), _rows(x)
         return ops.grow_candidates(grad_y, x, pattern, count, backend=_backend("grow_candidates", x))
     stride, padding, dilation = (tuple(geometry[i : i + 2]) for i in (0, 2, 4))
     return ops.grow_candidates_conv2d(
@@ -114,7 +120,7 @@ def dense_gradient(gradients: Sequence[WeightGradient], pattern: Pattern, dtype:
     for grad_y, x, _, geometry in gradients:
         grad_y, x = grad_y.to(dtype), x.to(dtype)
         if geometry is None:
-            total.addmm_(grad_y.flatten(0, -2).T, x.flatten(0, -2))
+            total.addmm_(_rows(grad_y).T, _rows(x))
         else:
             stride, padding, dilation = (tuple(geometry[i : i + 2]) for i in (0, 2, 4))
             total += conv2d_weight(x, pattern.shape, grad_y, stride, padding, dilation, geometry[6])

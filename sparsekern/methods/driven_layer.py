@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsekern import ops
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import per_neuron_
-from sparsekern.methods.blocks import block_size_of
+from sparsekern.methods.blocks import block_size_of, positions_exchanged
 from sparsekern.methods.gradient_watch import GradientWatch
 from sparsekern.methods.optimizer_state import states_of
 from sparsekern.methods.ranks import full, write_full
@@ -48,9 +48,7 @@ class DrivenLayer:
         What a method keeps for the layer from one step to the next.
     """
 
-    def __init__(
-        self, name: str, layer: SparseLayer, optimizer: torch.optim.Optimizer, group: int
-    ) -> None:
+    def __init__(self, name: str, layer: SparseLayer, optimizer: torch.optim.Optimizer, group: int) -> None:
         self.name = name
         self.layer = layer
         self.parameter = layer.stored_weight
@@ -80,7 +78,6 @@ class DrivenLayer:
     def detach(self) -> None:
         """Undo `attach`."""
         self.watch_gradient(False)
-        self.watch.close()
         _drivers.pop(self.layer._topology, None)
 
     def watch_gradient(self, wanted: bool) -> None:
@@ -88,7 +85,7 @@ class DrivenLayer:
         if wanted != self.is_watched:
             self.layer._topology.observe(self.watch if wanted else None)
             self.is_watched = wanted
-            self.watch.clear()
+            (self.watch.start if wanted else self.watch.stop)()
 
     def end_step(self) -> None:
         """What the last step's gradient was made of is no longer needed."""
@@ -117,6 +114,14 @@ class DrivenLayer:
         # Looked up each time: loading an optimizer's state replaces its groups.
         rate = float(optimizer.param_groups[self.group]["lr"])
         return rate / self.initial_learning_rate if self.initial_learning_rate else 1.0
+
+    def count(self, fraction: float, regrow: bool) -> int:
+        """Positions that an update exchanges."""
+        pattern = self.pattern
+        if self.block_size is not None:
+            return positions_exchanged(pattern, fraction, block_size=self.block_size, regrow=regrow)
+        count = int(pattern.nnz * fraction)
+        return count if regrow else min(count, pattern.numel - pattern.nnz)
 
     def values(self) -> Tensor:
         """The active weights ``(nnz,)``."""
@@ -162,7 +167,9 @@ class DrivenLayer:
         self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
 
 
-def driven_layers(model: nn.Module, optimizer: torch.optim.Optimizer, excluded: set[str]) -> list[DrivenLayer]:
+def driven_layers(
+    model: nn.Module, optimizer: torch.optim.Optimizer, excluded: set[str]
+) -> list[DrivenLayer]:
     """The sparse weights of a model that an optimizer trains.
 
     Weights that need no gradient are passed over, and one that several layers share is listed once.

@@ -84,7 +84,8 @@ class SNFS(RigL):
 
     References
     ----------
-    Dettmers and Zettlemoyer, *Sparse Networks from Scratch: Faster Training without Losing Performance*, 2019.
+    Dettmers and Zettlemoyer, *Sparse Networks from Scratch: Faster Training without Losing Performance*,
+    2019.
     """
 
     selects_largest = False
@@ -110,5 +111,7 @@ class SNFS(RigL):
             if gradient.isfinite().all():
                 layer.memory["mean_gradient"].lerp_(gradient, 1 - momentum)
 
-    def scores(self, growth: Growth) -> Scores:
-        return growth.magnitudes(growth.layer.memory["mean_gradient"])
+    def scores(self, growth: Growth) -> Scores | None:
+        mean = growth.layer.memory["mean_gradient"]
+        # All zeros say nothing, and ties would gather the weights in the first rows.
+        return growth.magnitudes(mean) if mean.any() else None

@@ -1,7 +1,7 @@
 """The gradient of a weight at every position, of which a backward pass stores the active ones only.
 
-A `GradientWatch` observes one weight. Between updates it only counts what a step's backward passes contribute;
-for an update it keeps something of each contribution, as it is told.
+A `GradientWatch` observes one weight. Between updates it only counts what a step's backward passes
+contribute; for an update it keeps something of each contribution, as it is told.
 """
 
 from __future__ import annotations
@@ -49,8 +49,18 @@ class GradientWatch:
         self._task = -1
         self._version = -1
         self._handle = None
-        if not hasattr(parameter, "full_tensor"):
-            self._handle = parameter.register_post_accumulate_grad_hook(self._accumulated)
+
+    def start(self) -> None:
+        """Begin to watch the Parameter; FSDP2's never receives a gradient from autograd itself."""
+        if not hasattr(self._parameter, "full_tensor"):
+            self._handle = self._parameter.register_post_accumulate_grad_hook(self._accumulated)
+
+    def stop(self) -> None:
+        """Forget all contributions, and watch no more."""
+        self.clear()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def __call__(self, gradient: WeightGradient) -> None:
         task = torch._C._current_graph_task_id()
@@ -75,11 +85,6 @@ class GradientWatch:
         """Forget all contributions."""
         self.kept.clear()
         self.count = 0
-
-    def close(self) -> None:
-        """Stop watching the Parameter."""
-        if self._handle is not None:
-            self._handle.remove()
 
     def _accumulated(self, parameter: Tensor) -> None:
         if torch._C._current_graph_task_id() == self._task:

@@ -17,14 +17,18 @@ from sparsekern.methods.ranks import Ranks
 from sparsekern.ops import Candidates
 from sparsekern.ops.observers import WeightGradient
 
-__all__ = ["Growth", "NotFiniteError", "Scores", "Selected", "dense_total", "hold", "select"]
+__all__ = ["Growth", "NotFiniteError", "Scores", "Selected", "dense_total", "hold", "is_finite", "select"]
 
 # Of some positions; or of all, in the weight's shape; or of all blocks of a pattern of blocks.
 Scores = Candidates | Tensor
 
 
 class NotFiniteError(Exception):
-    """The gradient that an update needs has an infinity or NaN in it."""
+    """The gradient of ``layer`` that an update needs has an infinity or NaN in it."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.layer = layer
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Growth:
 
     def largest_gradients(self) -> Scores | None:
         """The gradient's magnitude, at active positions and the largest others, without the dense gradient
-        where that is possible; None where no backward pass reached the layer."""
+        where that is possible; None where no backward pass reached the layer in any process."""
         layer = self.layer
         kept = layer.watch.kept
         if self._ranks.size > 1 or layer.block_size is not None:
@@ -111,7 +115,7 @@ class Growth:
 
     def gradient_magnitudes(self) -> Tensor | None:
         """The dense gradient's magnitude, or its sum over each block; None as for `largest_gradients`."""
-        if self._ranks.size == 1 and not self.layer.watch.kept:
+        if not self._ranks.any(bool(self.layer.watch.kept), self.layer.pattern.device):
             return None
         return self.magnitudes(self.gradient())
 
@@ -125,6 +129,15 @@ class Growth:
         if self.at_active is None:
             return candidates
         return candidates._replace(active=self.at_active.abs().to(candidates.scores.dtype))
+
+
+def is_finite(entry: Selected | Held | Tensor) -> bool:
+    """Whether what was kept of a contribution has no infinity or NaN in it; waits for the device."""
+    if isinstance(entry, Selected):
+        parts: Sequence[Tensor] = (entry.candidates.active, entry.candidates.scores)
+    else:
+        parts = (entry,) if isinstance(entry, Tensor) else entry.gradient[:3]
+    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def dense_total(layer: DrivenLayer, ranks: Ranks) -> Tensor:

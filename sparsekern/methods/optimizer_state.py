@@ -15,7 +15,7 @@ def states_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list
 
 
 def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str) -> None:
-    """Raise unless all of the optimizer's state for `parameter` is per element or independent of its elements.
+    """Raise unless all of the optimizer's state for `parameter` is per element or the same for all of them.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
             raise TypeError(_cannot_move(kind, key, name, "a list of tensors"))
-        if not isinstance(value, Tensor) or value.numel() == 1 and parameter.numel() != 1:
+        if not isinstance(value, Tensor) or (value.numel() == 1 and parameter.numel() != 1):
             continue
         if value.dim() > 0 and value.shape != parameter.shape:
             raise TypeError(_cannot_move(kind, key, name, f"shape {tuple(value.shape)}"))

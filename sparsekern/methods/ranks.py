@@ -58,7 +58,15 @@ class Ranks:
                 dist.all_reduce(band, group=self._the_group)
         return tensor
 
-    def check_same(self, names: Sequence[str], checksums: Sequence[int], what: str, device: torch.device) -> None:
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether something holds in at least one process; `device` is where the group communicates from."""
+        if self.size == 1:
+            return here
+        return bool(self.sum_(torch.tensor([int(here)], device=device)))
+
+    def check_same(
+        self, names: Sequence[str], checksums: Sequence[int], what: str, device: torch.device
+    ) -> None:
         """Raise in every process unless all of them have the same checksums.
 
         Parameters
@@ -82,7 +90,9 @@ class Ranks:
         mine = torch.tensor(checksums, dtype=torch.int64, device=device)
         lengths = self._gather(torch.tensor([len(mine)], dtype=torch.int64, device=device))
         if len(set(lengths.flatten().tolist())) > 1:
-            raise RuntimeError(f"{what}: the processes drive {lengths.flatten().tolist()} layers, not the same")
+            raise RuntimeError(
+                f"{what}: the processes drive {lengths.flatten().tolist()} layers, not the same"
+            )
         differs = (gathered := self._gather(mine)) != gathered[:1]
         for i in differs.any(0).nonzero().flatten().tolist():
             ranks = ", ".join(map(str, differs[:, i].nonzero().flatten().tolist()))

@@ -1,4 +1,4 @@
-"""Schedules: how much of a layer an update exchanges, and how sparse a layer is, as a function of the step."""
+"""Schedules: the share of a layer that an update exchanges, and a layer's sparsity, by the step."""
 
 from __future__ import annotations
 

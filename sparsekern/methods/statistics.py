@@ -127,11 +127,12 @@ class Explored:
 def _bits_of_grid(pattern: Pattern) -> Tensor:
     """int32 words: the bits of all tiles of the grid, row by row, also of those that are not stored."""
     index = index_of(pattern.data)
-    words = pattern.bits.reshape(pattern.num_tiles, -1).view(torch.int32)
+    width = pattern.tile_size**2 // 32
+    words = pattern.bits.reshape(-1).view(torch.int32).view(pattern.num_tiles, width)
     if index.complete:
         return words
     layout = index.layout
-    grid = words.new_zeros(layout.tile_rows * layout.tile_cols, words.shape[1])
+    grid = words.new_zeros(layout.tile_rows * layout.tile_cols, width)
     grid[index.tile_row.long() * layout.tile_cols + index.tile_col.long()] = words
     return grid
 

@@ -75,7 +75,9 @@ class Update:
         patterns = self._exchange(together)
         return {**targets, **{layer.name: pattern for (layer, _), pattern in zip(together, patterns)}}
 
-    def apply(self, targets: Mapping[str, Pattern], optimizer: torch.optim.Optimizer) -> dict[str, LayerUpdate]:
+    def apply(
+        self, targets: Mapping[str, Pattern], optimizer: torch.optim.Optimizer
+    ) -> dict[str, LayerUpdate]:
         """Move all layers to their new patterns, and say what changed."""
         changes = {}
         for index, layer in enumerate(self.layers):
@@ -132,4 +134,4 @@ class Update:
 def _check_finite(layer: DrivenLayer, scores: Scores) -> None:
     parts = (scores.active, scores.scores) if isinstance(scores, Candidates) else (scores,)
     if not all(bool(part.isfinite().all()) for part in parts):
-        raise NotFiniteError(f"the gradient of layer {layer.name!r} is not finite")
+        raise NotFiniteError(layer.name)

@@ -1,0 +1,277 @@
+"""What the processes of `test_distributed.py` and `test_fsdp.py` run, each function under its own name.
+
+The fixture `processes` runs this file in every process. All is float64, where the sums of one process and
+those of several differ by far less than any two scores that a selection has to tell apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import sparsekern as sk
+from sparsekern.methods.ranks import full, write_full
+from sparsekern.nn import SparseLayer, SparseLinear
+
+METHODS = {
+    "RigL": sk.RigL,
+    "RigLInverted": sk.RigLInverted,
+    "SET": sk.SET,
+    "SNFS": sk.SNFS,
+    "Static": sk.Static,
+}
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, 1e-2),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
+}
+EVERY, BATCH = 5, 16
+
+
+def network(seed=0, storage="compact"):
+    """A convolution and two linear layers, none of whose sizes is a multiple of another's."""
+    generator = torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(5 * 4 * 4, 21), nn.Tanh()),
+        nn.Linear(21, 7),
+    ).double()
+    sk.sparsify_(model, sparsity=0.8, init="per_neuron", storage=storage, generator=generator)
+    return model
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(BATCH, 2, 4, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randn(BATCH, 7, generator=generator, dtype=torch.float64)
+
+
+def outcome(model, optimizer, method):
+    """All that a run leaves behind, whole on each process."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+    parameters = dict(model.named_parameters())
+    state = {
+        f"{name}.{key}": whole(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    return {
+        "patterns": {name: layer.mask for name, layer in layers.items()},
+        "parameters": {name: whole(parameter) for name, parameter in parameters.items()},
+        "state": state,
+        "explored": {layer.name: layer.explored.words for layer in method.layers},
+        "steps": method.steps,
+        "updates": method.updates,
+        "grown": 0 if method.last_update is None else method.last_update.grown,
+    }
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def shard(model, rank, size):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if size > 1:
+        mesh = init_device_mesh("cpu", (size,))
+        fully_shard(model[3], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+
+def train(
+    rank,
+    size,
+    method="RigL",
+    optimizer="adamw",
+    wrapper="ddp",
+    attach="inner",
+    storage="compact",
+    seed=0,
+    steps=30,
+    accumulate=1,
+    no_sync=False,
+    save_after=None,
+    checkpoint=None,
+    **options,
+):
+    """A run on this rank's part of every batch; one process alone takes the whole of each."""
+    model = network(seed, storage)
+    done = 0
+    if checkpoint is not None:
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        done = saved["step"]
+    used = model
+    if wrapper == "fsdp":
+        shard(model, rank, size)
+    elif size > 1:
+        used = DistributedDataParallel(model)
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    dynamic = METHODS[method](
+        used if attach == "wrapper" else model, optimizer, update_every=EVERY, **options
+    )
+    if checkpoint is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(done, steps):
+        optimizer.zero_grad()
+        x, target = (part.chunk(size)[rank].chunk(accumulate) for part in batch(step))
+        for part in range(accumulate):
+            last = part == accumulate - 1
+            with used.no_sync() if no_sync and size > 1 and not last else contextlib.nullcontext():
+                loss = (used(x[part]) - target[part]).square().mean()
+                (loss / accumulate).backward()
+        optimizer.step()
+        if save_after is not None and step + 1 == save_after[0] and rank == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, save_after[1])
+    return outcome(model, optimizer, dynamic)
+
+
+def opposite(rank, size, method="RigL"):
+    """One update where position 2 has gradients of 10 and -10, and position 3 has 1 and 1."""
+    layer = SparseLinear(8, 1, bias=False, mask=(torch.arange(8) < 2)[None], dtype=torch.float64)
+    with torch.no_grad():
+        layer.values.copy_(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.0)
+    METHODS[method](layer, optimizer, update_every=1, drop_fraction=0.5)
+    gradients = torch.tensor([[0, 0, 10, 1, 0, 0, 0, 0], [0, 0, -10, 1, 0, 0, 0, 0]], dtype=torch.float64)
+    DistributedDataParallel(layer)(gradients[rank]).sum().backward()
+    optimizer.step()
+    return layer.mask[0].nonzero().flatten().tolist()
+
+
+def refused(rank, size, differing):
+    """The error of a step between processes that do not hold the same model."""
+    model = DistributedDataParallel(network(seed=rank if differing == "patterns" else 0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = sk.RigL(model, optimizer, update_every=EVERY)
+    if differing == "steps":
+        method.load_state_dict({**method.state_dict(), "steps": 3 if rank == size - 1 else 0})
+    model(batch(0)[0]).sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def bytes_sent(rank, size, method="RigL"):
+    """Bytes that DDP sends for the gradients of each step, and bytes of the Parameters."""
+    model = DistributedDataParallel(network())
+    sent = []
+
+    def count(_, bucket):
+        sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
+        return allreduce_hook(None, bucket)
+
+    model.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    METHODS[method](model, optimizer, update_every=2)
+    per_step = []
+    for step in range(6):
+        model(batch(step)[0]).sum().backward()
+        optimizer.step()
+        per_step.append(sum(sent))
+        sent.clear()
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
+    stored = sum(layer.pattern.nnz + layer.bias.numel() for layer in layers)
+    return {"per_step": per_step, "stored": 8 * stored, "dense": 8 * sum(m.pattern.numel for m in layers)}
+
+
+class Branches(nn.Module):
+    """A trunk, and branches of which a call uses some."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(13, 11)
+        self.branches = nn.ModuleDict({name: nn.Linear(11, 9) for name in ("all", "first", "none")})
+
+    def forward(self, x, names):
+        hidden = self.trunk(x).tanh()
+        return sum(self.branches[name](hidden).tanh() for name in names)
+
+
+def branches(rank, size, method="RigL"):
+    """Only the first half of each batch goes through branch "first", and nothing through branch "none"."""
+    torch.manual_seed(0)
+    model = Branches().double()
+    sk.sparsify_(model, sparsity=0.7, init="per_neuron")
+    used = DistributedDataParallel(model, find_unused_parameters=True) if size > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    dynamic = METHODS[method](model, optimizer, update_every=2)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(8):
+        optimizer.zero_grad()
+        halves = torch.randn(2, 6, 13, generator=generator, dtype=torch.float64)
+        for i in [rank] if size > 1 else [0, 1]:
+            loss = used(halves[i], ("all", "first") if i == 0 else ("all",)).square().mean()
+            (loss if size > 1 else loss / 2).backward()
+        optimizer.step()
+    return outcome(model, optimizer, dynamic)
+
+
+def refused_sharded(rank, size, option):
+    """The error of a method with an option that weights spread over processes do not allow."""
+    model = network()
+    shard(model, rank, size)
+    options = {
+        "grow_gradient": {"grow_gradient": "holdout", "holdout": lambda: model(batch(0)[0]).sum()},
+        "new_values": {"new_values": "per_neuron"},
+    }
+    try:
+        sk.RigL(model, torch.optim.SGD(model.parameters(), 0.1), **options[option])
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def write_parts(rank, size):
+    """Whether what `write_full` writes into a sharded tensor is what `full` then reads, by shape."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (size,))
+    equal = {}
+    for shape in [(1,), (2,), (7,), (7, 3), (1, 3)]:
+        sharded = distribute_tensor(torch.zeros(shape), mesh, [Shard(0)])
+        content = torch.arange(sharded.numel(), dtype=torch.float32).view(shape) + 1
+        write_full(sharded, content)
+        equal["x".join(map(str, shape))] = torch.equal(full(sharded), content)
+    return equal
+
+
+def run(job):
+    rank, size, folder = job["rank"], job["size"], Path(job["folder"])
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        if size > 1:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{folder}/rendezvous",
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=30),
+            )
+        torch.save(globals()[job["name"]](rank, size, **job["arguments"]), folder / f"{rank}.pt")
+        if size > 1:
+            dist.destroy_process_group()
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__rank__":
+    run(JOB)  # noqa: F821 (the fixture hands it over)
