@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.folder import Result
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
@@ -19,6 +18,7 @@ from sparsekern.experiments.sweep.overview import Overview
 from sparsekern.experiments.sweep.plan import Job, plan_jobs
 from sparsekern.experiments.sweep.pool import work_off
 from sparsekern.experiments.sweep.table import CAPTION, summary_data, summary_text, table
+from sparsekern.files import write_atomically
 
 
 @dataclass(frozen=True)
