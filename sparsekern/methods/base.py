@@ -231,10 +231,10 @@ class DynamicMethod:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Tell every watch what to keep of the next step's gradient."""
+        """Tell every watch what to keep of the next step's gradient; the step before counts contributions."""
         watching = self.reads_gradient and self.options.grow_gradient == "batch"
-        watching = watching and (self.follows_gradient or self.next_update is not None)
-        keeping = self.follows_gradient or self._timetable.may_be_next()
+        watching = watching and (self.follows_gradient or self._timetable.within(2))
+        keeping = self.follows_gradient or self._timetable.within(1)
         for layer in self.layers:
             layer.watch_gradient(watching)
             layer.watch.keep = self._keep(layer) if watching and keeping else None

@@ -71,8 +71,11 @@ class GradientWatch:
             self._pending.clear()
             if self.count and self._was_discarded():
                 self.clear()
-        with torch.no_grad():
-            self._pending.append(None if self.keep is None else self.keep(gradient))
+        if self.keep is None:
+            self._pending.append(None)
+        else:
+            with torch.no_grad():
+                self._pending.append(self.keep(gradient))
         if self._handle is None:
             self._confirm()
 
