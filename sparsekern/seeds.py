@@ -19,7 +19,7 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
         The run's seed.
     purpose : str
         What the numbers are for. A run of an experiment uses ``"init"`` (initial weights), ``"mask"`` (which
-        weights are active) and ``"data"`` (the order of the examples).
+        weights are active), ``"data"`` (the order of the examples) and ``"update"`` (what mask updates draw).
     index : int
         Tells the generators of one purpose apart, as the epoch does for ``"data"``.
     """

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,25 +72,20 @@ def run(
         summary_writer()
     dataset = load_dataset(recipe.dataset, options.data_dir)
     model, report = build_model(recipe)
-    trainer = Trainer(model.to(device), dataset, recipe)
-    resumed = None if state is None else resume(trainer, state, folder)
-    say(_headline(recipe))
-    if report is not None:
-        say(f"{report}\n")
-    if options.overwrite:
-        folder.clear()
-    folder.create()
-    if resumed is not None:
-        say("\n".join(resumed.notes))
-    elif options.resume:
-        say(f"nothing to resume in {folder.path}: starting at the first step")
-    write_atomically(folder.recipe, recipe.to_yaml().encode())
-    display = (
-        watch(recipe, trainer.step)
-        if watch
-        else Display(recipe.name, trainer.step, recipe.steps, options.bar)
-    )
-    _train(trainer, folder, options, display, resumed.metrics if resumed else "")
+    with closing(Trainer(model.to(device), dataset, recipe)) as trainer:
+        resumed = None if state is None else resume(trainer, state, folder)
+        say(_headline(recipe))
+        if report is not None:
+            say(f"{report}\n")
+        if options.overwrite:
+            folder.clear()
+        folder.create()
+        if resumed is not None:
+            say("\n".join(resumed.notes))
+        elif options.resume:
+            say(f"nothing to resume in {folder.path}: starting at the first step")
+        write_atomically(folder.recipe, recipe.to_yaml().encode())
+        _train(trainer, folder, options, watch, resumed.metrics if resumed else "")
     result = _finish(trainer, folder)
     if recipe.benchmark_steps and recipe.is_sparse:
         say(f"\n{compare_with_dense(recipe, dataset, device)}")
@@ -97,8 +93,19 @@ def run(
     return result
 
 
-def _train(trainer: Trainer, folder: RunFolder, options: RunOptions, display: Watcher, metrics: str) -> None:
+def _train(
+    trainer: Trainer,
+    folder: RunFolder,
+    options: RunOptions,
+    watch: Callable[[Recipe, int], Watcher] | None,
+    metrics: str,
+) -> None:
+    recipe = trainer.recipe
     sinks: list[Any] = [MetricsFile(folder.metrics, metrics)]
+    if watch is None:
+        display: Watcher = Display(recipe.name, trainer.step, recipe.steps, options.bar)
+    else:
+        display = watch(recipe, trainer.step)
     try:
         if options.tensorboard:
             sinks.append(TensorBoard(folder.tensorboard, trainer.step or None))

@@ -91,7 +91,7 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
             _wait(device)
             if step:
                 times.append(time.perf_counter() - started)
-    return Comparison(
+    comparison = Comparison(
         dense_bytes=training_bytes(dense.model, dense.optimizer),
         sparse_bytes=training_bytes(sparse.model, sparse.optimizer),
         dense_milliseconds=1e3 * statistics.median(seconds[dense]),
@@ -100,6 +100,8 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
         batch_size=recipe.batch_size,
         threads=torch.get_num_threads(),
     )
+    sparse.close()
+    return comparison
 
 
 def _wait(device: torch.device) -> None:

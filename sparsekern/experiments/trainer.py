@@ -68,7 +68,10 @@ class Trainer:
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except FloatingPointError as error:  # the method's, whose update would be of no use
+            raise TrainingError(f"{error}: {self._hint()}") from None
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
@@ -123,8 +126,16 @@ class Trainer:
         if not torch.isfinite(self._window.loss):
             raise TrainingError(
                 f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
-                f"{self.step:,}: a learning_rate below {self.recipe.learning_rate:g} may help"
+                f"{self.step:,}: {self._hint()}"
             )
+
+    def _hint(self) -> str:
+        return f"a learning_rate below {self.recipe.learning_rate:g} may help"
+
+    def close(self) -> None:
+        """Let go of the network: nothing outside of it refers to the method any more."""
+        if self.method is not None:
+            self.method.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything another process needs to go on from here."""

@@ -50,7 +50,7 @@ def attach_method(
         grow_gradient="holdout" if grows_on_holdout else "batch",
         holdout=HoldoutLoss(model, dataset, recipe) if grows_on_holdout else None,
         new_values=recipe.new_values,
-        nonfinite="skip",  # the trainer ends the run, in its own words
+        nonfinite="raise",
         on_update=on_update,
         seed=derive_seed(recipe.seed, "update"),
     )

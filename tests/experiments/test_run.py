@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import importlib
 import json
 import os
 import re
@@ -328,8 +329,31 @@ def test_a_result_that_is_none_is_refused(short_recipe, options, said):
             run(short_recipe, options, said.append)
 
 
+def test_nothing_of_a_run_is_left_in_the_process(short_recipe, options, said):
+    hooks = importlib.import_module("torch.optim.optimizer")._global_optimizer_pre_hooks
+    before = list(hooks)
+    recipe = short_recipe.override({"method": "rigl", "update_every": 4, "grow_batch_size": 50})
+    run(recipe.override({"benchmark_steps": 1}), options, said.append)
+    assert "ms a training step" in said[-2]
+    with pytest.raises(ExperimentError, match=r"a learning_rate below 1e\+20 may help"):
+        run(
+            recipe.override({"learning_rate": 1e20}),
+            dataclasses.replace(options, overwrite=True),
+            said.append,
+        )
+    assert list(hooks) == before
+
+
 @pytest.mark.parametrize(
-    "change", [{"sparsity": 0}, {"storage": "masked"}, {"optimizer": "adamw"}, {"schedule": "constant"}]
+    "change",
+    [
+        {"sparsity": 0},
+        {"method": "dense"},
+        {"method": "small_dense"},
+        {"storage": "masked"},
+        {"optimizer": "adamw"},
+        {"schedule": "constant"},
+    ],
 )
 def test_other_settings_run_to_the_end(short_recipe, options, said, change):
     assert run(short_recipe.override({"steps": 3, **change}), options, said.append).steps == 3

@@ -227,6 +227,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(short_recipe, digits):
         trainer.train_record()
 
 
+def test_an_update_on_a_gradient_that_is_not_finite_stops_the_run(short_recipe, digits):
+    changes = {"method": "rigl", "update_every": 4, "grow_batch_size": 50, "learning_rate": 1e20}
+    with pytest.raises(TrainingError, match=r"after step 4: a learning_rate below 1e\+20 may help") as caught:
+        run(make(short_recipe.override(changes), digits), 5)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_global_generator_is_neither_read_nor_moved(short_recipe, digits):
     state = torch.get_rng_state()
     run(make(short_recipe, digits), 2)
