@@ -20,7 +20,7 @@ from benchmarks.markdown import document
 from benchmarks.plot import draw
 from benchmarks.report import tables
 from benchmarks.settings import Settings
-from sparsekern.experiments.files import write_atomically
+from sparsekern.files import write_atomically
 
 Sections = dict[str, tuple[str, Callable[[Settings], Iterable[dict[str, Any]]]]]
 RESULTS = machine.ROOT / "benchmarks" / "results"

@@ -10,7 +10,7 @@ import torch
 
 from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import CheckpointError
-from sparsekern.experiments.files import write_atomically
+from sparsekern.files import write_atomically
 
 MAGIC = "sparsekern checkpoint"
 VERSION = 3

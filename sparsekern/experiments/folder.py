@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
-from sparsekern.experiments.files import remove_unfinished
 from sparsekern.experiments.recipe import Recipe, differences, load_recipe
+from sparsekern.files import remove_unfinished
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
-from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.recipe import Recipe
+from sparsekern.files import write_atomically
 
 #: kind of record -> its numbers, besides the step, and their types
 FIELDS: dict[str, dict[str, type]] = {

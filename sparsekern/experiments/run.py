@@ -11,7 +11,6 @@ from sparsekern.experiments.checkpoint import save_checkpoint
 from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.display import Display, Watcher
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.folder import Result, RunFolder
 from sparsekern.experiments.metrics import MetricsFile, TensorBoard, kinds_at, read_metrics, summary_writer
 from sparsekern.experiments.recipe import Recipe
@@ -19,6 +18,7 @@ from sparsekern.experiments.resume import read_state, resume, run_state
 from sparsekern.experiments.runtime import Stopped, StopSignals, flushed_denormals, usable_device
 from sparsekern.experiments.summary import compare_with_dense
 from sparsekern.experiments.trainer import Trainer
+from sparsekern.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods.masks import load_masks, masks_of, save_masks
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
 
 __all__ = [
@@ -17,4 +18,7 @@ __all__ = [
     "Static",
     "UpdateStatistics",
     "layer_sparsities",
+    "load_masks",
+    "masks_of",
+    "save_masks",
 ]

@@ -157,7 +157,7 @@ class DynamicMethod:
         self._on_update = on_update
         self._withheld = Withheld()
         self._fractions: dict[str, float] = {}
-        self._checked = self._warned = False
+        self._checked = self._saw_states = self._warned = False
         self._attach()
 
     def scores(self, growth: Growth) -> Scores | None:
@@ -231,10 +231,10 @@ class DynamicMethod:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Tell every watch what to keep of the next step's gradient."""
+        """Tell every watch what to keep of the next step's gradient; the step before counts contributions."""
         watching = self.reads_gradient and self.options.grow_gradient == "batch"
-        watching = watching and (self.follows_gradient or self.next_update is not None)
-        keeping = self.follows_gradient or self._timetable.may_be_next()
+        watching = watching and (self.follows_gradient or self._timetable.within(2))
+        keeping = self.follows_gradient or self._timetable.within(1)
         for layer in self.layers:
             layer.watch_gradient(watching)
             layer.watch.keep = self._keep(layer) if watching and keeping else None
@@ -267,6 +267,10 @@ class DynamicMethod:
         self._withheld.give_back()
         self._timetable.add_call(optimizer)
         try:
+            if not self._saw_states:
+                # Most optimizers make their state in the first step.
+                self._check_states()
+                self._saw_states = True
             self.take_step()
             if self._timetable.is_due():
                 self._update()
@@ -276,10 +280,13 @@ class DynamicMethod:
                 layer.end_step()
             self._prepare()
 
-    def _update(self) -> None:
+    def _check_states(self) -> None:
         for layer in self.layers:
             layer.check_attached()
             check_states(self.optimizer, layer.parameter, layer.name)
+
+    def _update(self) -> None:
+        self._check_states()
         kept = [layer.watch.kept for layer in self.layers]
         if any(len(entries) > 1 and any(isinstance(e, Selected) for e in entries) for entries in kept):
             # Gradients have begun to be accumulated, and candidates of one part say nothing about the sum.

@@ -25,8 +25,10 @@ class Held:
     """
 
     def __init__(self, gradient: WeightGradient) -> None:
-        # A copy: the op's result becomes `grad`, to which the next contribution is added, and which is clipped.
-        self._gradient = gradient._replace(at_active=gradient.at_active.clone())
+        grad_y, x, at_active, geometry = gradient
+        # A copy: the op's result becomes `grad`, which accumulation and clipping write to.
+        at_active = at_active.detach().clone()
+        self._gradient = WeightGradient(grad_y.detach(), x.detach(), at_active, geometry)
         self._versions = self._current()
 
     @property

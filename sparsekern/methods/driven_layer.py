@@ -43,7 +43,8 @@ class DrivenLayer:
     watch : GradientWatch
     explored : Explored
     passes : int
-        Contributions to the gradient in the last step: 1, or more where it is accumulated; 0 if unknown.
+        Contributions to the gradient in the last step that was watched: 1, or more where it is accumulated;
+        0 if unknown.
     memory : dict of str to Tensor
         What a method keeps for the layer from one step to the next.
     """
@@ -89,8 +90,9 @@ class DrivenLayer:
 
     def end_step(self) -> None:
         """What the last step's gradient was made of is no longer needed."""
-        self.passes = self.watch.count
-        self.watch.clear()
+        if self.is_watched:
+            self.passes = self.watch.count
+            self.watch.clear()
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the layer's part of a method's state."""

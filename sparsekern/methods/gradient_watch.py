@@ -71,9 +71,12 @@ class GradientWatch:
             self._latest = task
             if self.count and self._was_discarded():
                 self._forget()
-        with torch.no_grad():
-            kept = None if self.keep is None else self.keep(gradient)
-        self._pending.setdefault(task, []).append(kept)
+        pending = self._pending.setdefault(task, [])
+        if self.keep is None:
+            pending.append(None)
+        else:
+            with torch.no_grad():
+                pending.append(self.keep(gradient))
         if self._handle is None:
             self._confirm(task)
 

@@ -51,18 +51,18 @@ class Timetable:
             flag = found_inf.detach().ne(0).any().long()
             self._left_out = flag if self._left_out is None else self._left_out + flag
 
-    def may_be_next(self) -> bool:
-        """Whether an update can follow the next step, as far as is known without waiting for the device."""
-        return self.next_update is not None and self._calls + 1 >= self.next_update
+    def within(self, calls: int) -> bool:
+        """Whether an update can follow one of the next so many calls of ``step``, as far as is known without
+        waiting for the device."""
+        return self.next_update is not None and self._calls + calls >= self.next_update
 
     def is_next(self) -> bool:
         """Whether an update follows the next step, if it is taken."""
-        return self.may_be_next() and self.steps + 1 >= self.next_update
+        return self.within(1) and self.steps + 1 >= self.next_update
 
     def is_due(self) -> bool:
         """Whether the step that was just taken is followed by an update."""
-        due = self.next_update is not None and self._calls >= self.next_update
-        return due and self.steps >= self.next_update
+        return self.within(0) and self.steps >= self.next_update
 
     def advance(self) -> None:
         """The update that was due is done with."""

@@ -20,6 +20,8 @@ class Topology:
 
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
+        # Whether no other weight can be on the same pattern object, so that an observer sees this one alone.
+        self._is_own = False
         self._observer: Observer | None = None
 
     @property
@@ -30,7 +32,7 @@ class Topology:
     def pattern(self, pattern: Pattern) -> None:
         observer = self._observer
         self.observe(None)
-        self._pattern = pattern
+        self._pattern, self._is_own = pattern, False
         self.observe(observer)
 
     def observe(self, observer: Observer | None) -> None:
@@ -40,13 +42,14 @@ class Topology:
             stop_observing(self._pattern)
         self._observer = observer
         if observer is not None:
-            # A copy of its own: another weight may use the same pattern.
-            self._pattern = self._pattern.copy()
+            if not self._is_own:
+                self._pattern, self._is_own = self._pattern.copy(), True
             observe(self._pattern, observer)
 
     def __getstate__(self) -> dict[str, Any]:
-        observed = self._observer is not None
-        return {"_pattern": self._pattern.copy() if observed else self._pattern, "_observer": None}
+        # A copy may share the pattern of a weight that is not observed, but not of one that is or will be.
+        pattern = self._pattern.copy() if self._is_own else self._pattern
+        return {"_pattern": pattern, "_is_own": False, "_observer": None}
 
 
 def on_device_of(pattern: Pattern, device: torch.device) -> Pattern:

@@ -22,6 +22,9 @@ __all__ = ["Observer", "WeightGradient", "observe", "stop_observing", "tell"]
 class WeightGradient(NamedTuple):
     """One contribution to the gradient of a weight: ``(grad_y.T @ x)[active]``, or that of a convolution.
 
+    Its tensors may have graphs of their own, and are autograd's: who keeps one keeps a copy, or sees to it
+    that nobody writes to it.
+
     Attributes
     ----------
     grad_y, x : Tensor
@@ -68,4 +71,4 @@ def tell(
 ) -> None:
     """Call the observer of a pattern, if there is one."""
     if _observers and (observer := _observers.get(pattern.data_ptr())) is not None:
-        observer(WeightGradient(grad_y.detach(), x.detach(), at_active.detach(), geometry))
+        observer(WeightGradient(grad_y, x, at_active, geometry))

@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 
 from sparsekern.experiments.build import build_model
+from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.recipe import load_recipe
 from sparsekern.nn import SparseLayer
 
@@ -83,3 +86,51 @@ def test_global_generator_is_neither_read_nor_moved(recipe):
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(1)
     assert torch.equal(first["conv2"].values, layers(recipe)["conv2"].values)
+
+
+@pytest.mark.parametrize(("method", "weights"), [("dense", 44_190), ("small_dense", 2_399 - 63)])
+def test_dense_methods_ignore_sparsity_and_masks(recipe, method, weights):
+    model, report = build_model(recipe.override({"method": method, "masks": "nowhere.pt"}))
+    assert report is None
+    assert sum(p.numel() for p in model.parameters() if p.ndim > 1) == weights
+
+
+class TestGivenMasks:
+    @pytest.fixture
+    def path(self, recipe, tmp_path):
+        model, _ = build_model(recipe.override({"mask_seed": 9}))
+        torch.save(model.state_dict(), tmp_path / "other.pt")
+        return tmp_path / "other.pt"
+
+    def test_are_those_of_the_file_and_weights_are_drawn_for_them(self, recipe, path):
+        given = layers(recipe.override({"masks": str(path)}))
+        expected = layers(recipe.override({"mask_seed": 9}))
+        other = layers(recipe.override({"mask_seed": 9, "init_seed": 5}))
+        for name, layer in given.items():
+            assert layer.pattern == expected[name].pattern
+            assert torch.equal(layer.values, expected[name].values)
+            assert not torch.equal(layer.values, other[name].values)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model": "mlp"}, "expected masks for the layers of mlp (fc1, fc2, fc3), found conv1, conv2, "),
+            ({"model": "small-lenet5"}, "expected shape (3, 1, 5, 5) for conv1 of small-lenet5, found (6, 1"),
+            ({"sparsity": 0.9}, "expected the recipe's sparsity, 0.9, found 0.9500"),
+        ],
+    )
+    def test_of_another_network_or_sparsity_are_one_line(self, recipe, path, changes, message):
+        with pytest.raises(ExperimentError, match=re.escape(f"masks {path}: {message}")) as caught:
+            build_model(recipe.override({"masks": str(path), **changes}))
+        assert "\n" not in str(caught.value)
+
+    def test_that_are_not_there_are_one_line(self, recipe, tmp_path):
+        with pytest.raises(ExperimentError, match=r"masks .*nothing\.pt: cannot be read: No such file"):
+            build_model(recipe.override({"masks": str(tmp_path / "nothing.pt")}))
+
+    def test_that_are_none_are_one_line(self, recipe, tmp_path):
+        path = tmp_path / "masks.pt"
+        path.write_text("hello")
+        with pytest.raises(ExperimentError, match=r"masks .*masks\.pt: expected masks") as caught:
+            build_model(recipe.override({"masks": str(path)}))
+        assert "\n" not in str(caught.value)

@@ -40,3 +40,14 @@ def test_the_bar_starts_where_the_run_resumes(capsys):
     assert "501/1000" in error
     assert "loss 0.0312, accuracy 99.10%, lr 0.045" in error
     display.close()
+
+
+def test_a_mask_update_goes_to_the_end_of_the_bar_and_is_no_line(capsys):
+    display = Display("lenet5", 500, 1000, bar=True)
+    display.record(TRAIN)
+    display.record({"kind": "update", "step": 500, "grown": 1200, "exploration_rate": 0.1234})
+    display._bar.refresh()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "lr 0.045, moved 1,200, explored 12.3%" in captured.err
+    display.close()

@@ -125,6 +125,44 @@ def test_a_line_of_something_else_is_named_and_nothing_is_changed(path, every_st
     assert path.read_bytes() == before
 
 
+UPDATE = {"drop_fraction": 0.25, "dropped": 9, "grown": 7, "regrown": 2, "exploration_rate": 0.1}
+
+
+def update_at(step, **changes):
+    return {"kind": "update", "step": step, **UPDATE, **changes}
+
+
+def test_a_mask_update_comes_before_the_training_metrics_of_its_step(path, every_step):
+    file = MetricsFile(path)
+    lines = [records(1)[0], update_at(2), *records(2, 3), update_at(4), *records(4)]
+    for record in lines:
+        file.write(record)
+    file.close()
+    assert len(lines_through(path, every_step, 3, [2]).splitlines()) == 4
+    assert lines_through(path, every_step, 4, [2, 4]) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        ([update_at(2)], []),
+        ([], [2]),
+        ([update_at(3)], [2]),
+        ([update_at(2, dropped=9.0)], [2]),
+        ([update_at(2, drop_fraction=1)], [2]),
+        ([update_at(2, exploration_rate=float("nan"))], [2]),
+        ([{**update_at(2), "more": 1}], [2]),
+    ],
+    ids=["one too many", "none", "another step", "a float", "an int", "nan", "another field"],
+)
+def test_other_mask_updates_than_the_checkpoint_tells_of_are_an_error(path, every_step, written, steps):
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records(1), *written, *records(2)]))
+    with pytest.raises(
+        CheckpointError, match=r"line 2: expected the (update|train) metrics of step 2, found "
+    ):
+        lines_through(path, every_step, 2, steps)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 4])
 def test_metrics_that_end_before_the_step_are_an_error(path, every_step, kept):
     write(path, *range(1, kept + 1))

@@ -5,7 +5,15 @@ import pytest
 import yaml
 
 from sparsekern.experiments.errors import RecipeError
-from sparsekern.experiments.recipe import differences, load_recipe, recipe_from, recipe_keys, recipe_names
+from sparsekern.experiments.recipe import (
+    Recipe,
+    differences,
+    load_recipe,
+    recipe_from,
+    recipe_groups,
+    recipe_keys,
+    recipe_names,
+)
 
 PAPER = {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "steps": 11_719, "batch_size": 128}
 PAPER |= {"update": "after_step", "drop_fraction": 0.3, "drop_schedule": "lr", "regrow_dropped": True}
@@ -38,6 +46,19 @@ def test_every_recipe_has_a_name_and_one_line_about_it(name):
     assert "\n" not in recipe.description
 
 
+def test_the_recipes_of_one_network_differ_where_text_and_code_do():
+    pairs = [(f"{model}-mnist", f"{model}-mnist-as-printed") for model in ("lenet5", "mlp")]
+    differing = [
+        {
+            key
+            for key, value in load_recipe(code).settings().items()
+            if load_recipe(text).settings()[key] != value
+        }
+        for code, text in pairs
+    ]
+    assert differing == [{"update_every", "weight_decay", "steps"}, {"weight_decay", "steps"}]
+
+
 def test_the_demo_needs_no_download_and_is_sparse():
     recipe = load_recipe("lenet5-digits")
     assert (recipe.dataset, recipe.sparsity, recipe.init) == ("digits", 0.95, "per_neuron")
@@ -60,6 +81,37 @@ def test_overrides_take_text_and_leave_the_original():
     changed = recipe.override({"sparsity": "0.9", "learning_rate": "1e-3", "steps": "500", "init": "dense"})
     assert (changed.sparsity, changed.learning_rate, changed.steps, changed.init) == (0.9, 1e-3, 500, "dense")
     assert recipe == load_recipe("lenet5-mnist")
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), (True, True), (False, False)])
+def test_switches_take_true_and_false(tmp_path, text, value):
+    recipe = load_recipe("lenet5-mnist").override({"regrow_dropped": text})
+    assert recipe.regrow_dropped is value
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "network", "is_sparse", "updates_masks"),
+    [
+        ({}, "lenet5", True, False),
+        ({"sparsity": 0}, "lenet5", False, False),
+        ({"method": "dense"}, "lenet5", False, False),
+        ({"method": "small_dense"}, "small-lenet5", False, False),
+        ({"method": "small_dense", "model": "mlp"}, "small-mlp", False, False),
+        ({"method": "set"}, "lenet5", True, True),
+        ({"method": "snfs"}, "lenet5", True, True),
+    ],
+)
+def test_the_method_decides_what_is_trained(changes, network, is_sparse, updates_masks):
+    recipe = load_recipe("lenet5-mnist").override(changes)
+    assert (recipe.network, recipe.is_sparse, recipe.updates_masks) == (network, is_sparse, updates_masks)
+
+
+def test_the_dense_twin_keeps_all_else():
+    recipe = load_recipe("lenet5-mnist").override({"method": "rigl"})
+    assert differences(recipe.dense_twin(), recipe) == ["method: rigl there, dense here"]
+    assert not recipe.dense_twin().is_sparse
 
 
 def test_each_purpose_takes_the_seed_unless_it_has_its_own():
@@ -100,6 +152,16 @@ BAD_VALUES = [
     ("steps", True, "must be a whole number, got True"),
     ("batch_size", [128], r"must be a whole number, got \[128\]"),
     ("seed", None, "must be a whole number, got nothing"),
+    ("drop_fraction", 0, "must be a number above 0 and at most 1, got 0"),
+    ("drop_fraction", 1.1, "must be a number above 0 and at most 1, got 1.1"),
+    ("update_every", 0, "must be at least 1, got 0"),
+    ("stop_at", "late", "must be a whole number, got 'late'"),
+    ("regrow_dropped", 1, "must be true or false, got 1"),
+    ("regrow_dropped", "yes", "must be true or false, got 'yes'"),
+    ("regrow_dropped", [True], r"must be true or false, got \[True\]"),
+    ("regrow_dropped", None, "must be true or false, got nothing"),
+    ("masks", "", "must be the path of a file, got "),
+    ("method", "rigl-inverted", "must be one of .*, got 'rigl-inverted'; did you mean rigl_inverted"),
     (
         "init",
         "per_nueron",
@@ -156,7 +218,7 @@ def test_an_unknown_recipe_suggests_the_near_ones_and_lists_all():
         ("", "expected a mapping of recipe keys, found NoneType"),
         ("model: [", "expected YAML, found "),
         ("model: lenet5\ndataset: digits\n", "missing keys learning_rate, steps"),
-        ("model: lenet5\nlr: 1\n", "unknown recipe key 'lr'; the keys are model, dataset, sparsity, "),
+        ("model: lenet5\nlr: 1\n", "unknown recipe key 'lr'; the keys are model, dataset, method, "),
         ("model: lenet5\n3: 1\n", "unknown recipe key '3'"),
         ("!!python/object/apply:os.getcwd []", "expected YAML, found "),
     ],
@@ -181,5 +243,9 @@ def test_scientific_notation_without_a_point_is_a_number():
     assert recipe_from(content, "here").weight_decay == 1e-3
 
 
-def test_every_key_is_explained():
+def test_every_key_is_explained_and_in_one_group():
     assert all(key.about for key in recipe_keys().values())
+    groups = recipe_groups()
+    assert all(groups.values())
+    assert sum(map(len, groups.values())) == len(recipe_keys())
+    assert set(recipe_keys()) == {f.name for f in dataclasses.fields(Recipe)} - {"name", "description"}

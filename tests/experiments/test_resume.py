@@ -11,6 +11,7 @@ import torch
 
 from sparsekern.cli import main
 from sparsekern.experiments.checkpoint import read_checkpoint
+from sparsekern.experiments.digest import digest
 from sparsekern.experiments.metrics import TIME_FIELDS, read_metrics
 
 STEPS, CHECKPOINT_EVERY = 150, 20
@@ -24,12 +25,12 @@ def command(output, *more):
     ]
 
 
-def kill_after(step, output, *more):
-    """Start a run in a process of its own and kill it once its metrics have reached ``step``."""
+def kill_after(step, output, *more, hash_seed="0"):
+    """Start a run in a process of its own and kill it once its metrics have ``step`` lines."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sparsekern", *command(output, *more)],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed},
     )
     metrics = output / "metrics.jsonl"
     try:
@@ -71,6 +72,35 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, sparsity):
     assert without_times(read_metrics(killed / "metrics.jsonl")) == without_times(
         read_metrics(whole / "metrics.jsonl")
     )
+
+
+@pytest.mark.parametrize("update_every", ["20", "30"], ids=["right after an update", "between two updates"])
+def test_rigl_killed_and_resumed_in_a_process_that_hashes_otherwise(tmp_path, update_every):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    more = ["--method", "rigl", "--update-every", update_every, "--grow-batch-size", "200"]
+    kill_after(53, killed, *more, hash_seed="1")
+    state = read_checkpoint(killed / "checkpoint.pt")["trainer"]
+    assert (state["step"] in state["update_steps"]) is (update_every == "20")
+
+    again = subprocess.run(
+        [sys.executable, "-m", "sparsekern", *command(killed, *more, "--resume")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "2"},
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"resumed after step {state['step']}" in again.stdout
+    assert main(command(whole, *more)) == 0
+    ours, theirs = (read_checkpoint(path / "checkpoint.pt")["trainer"] for path in (killed, whole))
+    assert_same_state(ours, theirs)
+    assert digest(ours["optimizer"]) == digest(theirs["optimizer"])
+    every = int(update_every)
+    assert ours["update_steps"] == theirs["update_steps"] == list(range(every, STEPS + 1, every))
+    records = [without_times(read_metrics(path / "metrics.jsonl")) for path in (killed, whole)]
+    assert records[0] == records[1]
+    updates = [record for record in records[0] if record["kind"] == "update"]
+    assert [record["step"] for record in updates] == ours["update_steps"]
+    assert updates[0]["grown"] > 0
 
 
 def test_interrupted_saves_its_last_step_and_says_how_to_resume(tmp_path):

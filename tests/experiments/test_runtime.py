@@ -3,9 +3,10 @@ import signal
 import threading
 
 import pytest
+import torch
 
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.runtime import StopSignals, usable_device
+from sparsekern.experiments.runtime import StopSignals, flushed_denormals, usable_device
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -50,3 +51,15 @@ def test_a_device_that_is_not_there_is_one_line(name):
     ) as caught:
         usable_device(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_inside_the_block_and_as_before_after_it(before):
+    tiny = torch.tensor([1e-39], dtype=torch.float32)
+    torch.set_flush_denormal(before)
+    try:
+        with flushed_denormals():
+            assert (tiny * 0.5 == 0).item()
+        assert (tiny * 0.5 == 0).item() is before
+    finally:
+        torch.set_flush_denormal(False)

@@ -14,6 +14,14 @@ VARIANTS = {
     "compact": {},
     "masked": {"storage": "masked"},
     "adamw": {"optimizer": "adamw", "learning_rate": 1e-3},
+    **{
+        method: {"method": method, "update_every": 2, "grow_batch_size": 100}
+        for method in ("set", "rigl", "rigl_inverted", "snfs")
+    },
+    "rigl, batch": {"method": "rigl", "update_every": 2, "grow_gradient": "batch"},
+    "rigl, masked": {"method": "rigl", "update_every": 2, "storage": "masked", "grow_batch_size": 100},
+    "rigl, replaces step": {"method": "rigl", "update_every": 3, "update": "replaces_step"},
+    "set, per_neuron": {"method": "set", "update_every": 2, "new_values": "per_neuron"},
 }
 
 
@@ -75,6 +83,26 @@ def without_a_window(state):
     state["window"] = None
 
 
+def with_updates_in_disorder(state):
+    state["update_steps"] = [2, 1]
+
+
+def with_text_for_updates(state):
+    state["update_steps"] = "2"
+
+
+def without_the_methods_state(state):
+    del state["optimizer"]["sparsekern"]
+
+
+def with_a_damaged_pattern(state):
+    state["model"]["fc1.pattern"] = state["model"]["fc1.pattern"][:-3]
+
+
+def with_the_pattern_of_another_layer(state):
+    state["model"]["fc1.pattern"] = state["model"]["fc2.pattern"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -90,6 +118,28 @@ def test_a_state_that_does_not_fit_is_one_line_and_changes_nothing(short_recipe,
     state = run(make(short_recipe, digits), 3).state_dict()
     change(state)
     trainer = make(short_recipe, digits)
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        trainer.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    assert_same_tensors(trainer.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_updates_in_disorder, "['update_steps']: expected 0 entries, found 2"),
+        (with_text_for_updates, "['update_steps']: expected list, found str"),
+        (without_the_methods_state, "['optimizer']: expected the keys "),
+        (with_a_damaged_pattern, "['model']['fc1.pattern']: expected a tensor int32 "),
+        (with_the_pattern_of_another_layer, "['model']['fc1.pattern']: expected a tensor int32 "),
+    ],
+)
+def test_a_state_of_updates_that_does_not_fit_is_one_line(short_recipe, digits, change, message):
+    recipe = short_recipe.override({"method": "rigl", "update_every": 2, "grow_batch_size": 50})
+    state = run(make(recipe, digits), 3).state_dict()
+    change(state)
+    trainer = make(recipe, digits)
     before = copy.deepcopy(trainer.state_dict())
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
         trainer.load_state_dict(state)
@@ -148,6 +198,25 @@ def test_train_record_holds_the_means_since_the_last_one(short_recipe, digits):
     assert record["loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-6)
     assert (record["step"], record["epoch"]) == (3, pytest.approx(3 * 128 / 1437))
     assert run(trainer, 1).train_record()["loss"] == pytest.approx(losses[3], rel=1e-6)
+
+
+@pytest.mark.parametrize("update", ["after_step", "replaces_step"])
+def test_updates_have_records_that_are_read_once(short_recipe, digits, update):
+    recipe = short_recipe.override({"method": "set", "update_every": 2, "update": update})
+    trainer = make(recipe, digits)
+    found = []
+    for _ in range(6):
+        trainer.train_step()
+        found.append(trainer.update_record())
+    assert trainer.update_record() is None
+    updates = [record for record in found if record]
+    assert trainer.update_steps == [record["step"] for record in updates]
+    assert trainer.update_steps == [step for step, record in enumerate(found, 1) if record]
+    assert len(updates) >= 2
+    for record in updates:
+        assert record["dropped"] == record["grown"] + record["regrown"] > 0
+        assert 0 < record["drop_fraction"] <= 0.3
+    assert updates[0]["exploration_rate"] < updates[1]["exploration_rate"] < 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(short_recipe, digits):

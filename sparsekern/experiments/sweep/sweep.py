@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.files import write_atomically
 from sparsekern.experiments.folder import Result
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
@@ -19,6 +18,7 @@ from sparsekern.experiments.sweep.overview import Overview
 from sparsekern.experiments.sweep.plan import Job, plan_jobs
 from sparsekern.experiments.sweep.pool import work_off
 from sparsekern.experiments.sweep.table import CAPTION, summary_data, summary_text, table
+from sparsekern.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SweepStopped(Exception):
         self.received = received
 
 
-def run_sweep(sweep: Sweep, stream: TextIO = sys.stdout, live: bool | None = None) -> list[Outcome]:
+def run_sweep(sweep: Sweep, stream: TextIO | None = None, live: bool | None = None) -> list[Outcome]:
     """Do all runs that are not done, write ``summary.md`` and ``summary.json``, and print the table.
 
     Runs with a result are left alone, and those with a checkpoint carry on from it. A run that fails does not
@@ -53,10 +53,10 @@ def run_sweep(sweep: Sweep, stream: TextIO = sys.stdout, live: bool | None = Non
     ----------
     sweep : Sweep
         The runs.
-    stream : TextIO
-        Where to write.
+    stream : TextIO, optional
+        Where to write; standard output if None.
     live : bool, optional
-        Whether lines can be written over; None if ``stream`` is a terminal.
+        Whether lines can be written over; None asks whether ``stream`` is a terminal.
 
     Raises
     ------
@@ -65,6 +65,7 @@ def run_sweep(sweep: Sweep, stream: TextIO = sys.stdout, live: bool | None = Non
     SweepStopped
         After SIGINT or SIGTERM.
     """
+    stream = sys.stdout if stream is None else stream
     jobs = plan_jobs(sweep.recipe, sweep.methods, sweep.inits, sweep.seeds, sweep.output)
     outcomes = {outcome.job: outcome for outcome in map(earlier_outcome, jobs) if outcome}
     waiting = [job for job in jobs if job not in outcomes]

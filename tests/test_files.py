@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sparsekern.experiments.files import remove_unfinished, write_atomically
+from sparsekern.files import remove_unfinished, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -61,7 +61,7 @@ def test_a_process_killed_while_it_writes_leaves_what_is_removed(tmp_path):
     write_atomically(path, b"one")
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from sparsekern.experiments.files import write_atomically\n"
+        "from sparsekern.files import write_atomically\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(Path(sys.argv[1]), b'two')"
     )

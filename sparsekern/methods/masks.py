@@ -1,0 +1,246 @@
+"""Masks from elsewhere: of a model that is there, of a pruning run, of a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparsekern.files import write_atomically
+from sparsekern.formats.checks import check_mask, check_strided, describe
+from sparsekern.formats.pattern import Pattern
+from sparsekern.nn import SparseLayer
+from sparsekern.nn.survey import SPARSE_TYPES
+
+__all__ = ["load_masks", "masks_of", "save_masks"]
+
+# Where files keep a state dict: they are one, a run's checkpoint, Lightning's, and common habits.
+PLACES = ((), ("state", "trainer", "model"), ("state_dict",), ("model",), ("model_state_dict",))
+KINDS = ("pattern", "weight_mask")
+
+
+def masks_of(model: nn.Module) -> dict[str, Pattern]:
+    """Which weights of a model are active, by layer name, as ``sparsify_(other, masks=...)`` takes them.
+
+    - Sparse layers: their patterns.
+    - ``nn.Linear`` and ``nn.Conv2d`` pruned by `torch.nn.utils.prune`: the mask, also where it removes
+      nothing. A parametrization of the weight with a buffer ``mask`` counts as one.
+    - Any other ``nn.Linear`` and ``nn.Conv2d`` whose weight has exact zeros (pruning made permanent, or
+      `densify_`): what is not zero. A layer without a zero is taken to be dense and left out.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It is left unchanged. A layer used in several places has its first name.
+
+    Returns
+    -------
+    dict of str to Pattern
+        In module order, each on its layer's device; empty for a dense model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `model` is no module, or zeros are looked for in a weight on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            masks[name] = module.pattern
+        elif parametrize.type_before_parametrizations(module) in SPARSE_TYPES:
+            mask = _pruning_mask(module)
+            mask = _zeros(module, name) if mask is None else mask
+            if mask is not None:
+                masks[name] = Pattern.from_mask(mask)
+    return masks
+
+
+def _pruning_mask(module: nn.Module) -> Tensor | None:
+    mask = module._buffers.get("weight_mask")
+    if mask is not None:
+        return mask != 0
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    masks = [step._buffers.get("mask") for step in module.parametrizations.weight]
+    masks = [mask != 0 for mask in masks if mask is not None]
+    return torch.stack(masks).all(0) if masks else None
+
+
+@torch.no_grad()
+def _zeros(module: nn.Module, name: str) -> Tensor | None:
+    mask = check_strided(module.weight, f"{name}.weight" if name else "weight") != 0
+    return None if mask.all() else mask
+
+
+def save_masks(masks: Mapping[str, Tensor | Pattern] | nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write masks to a file that `load_masks` reads; whole or not at all.
+
+    Parameters
+    ----------
+    masks : mapping of str to Pattern or bool tensor, or torch.nn.Module
+        By layer name; of a model, those of `masks_of`.
+    path : path
+        ``*.safetensors`` is written in that format, any other by ``torch.save``: packed patterns (int32)
+        under the keys ``NAME.pattern``, as in a state dict.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `masks` is none of the above, or has no mask.
+    ImportError
+        For ``*.safetensors`` without the package of that name.
+    OSError
+        When the file cannot be written; one that was there is still there.
+    """
+    path = Path(path)
+    given = masks_of(masks) if isinstance(masks, nn.Module) else masks
+    if not isinstance(given, Mapping):
+        raise TypeError(f"masks must be a mapping from layer name to mask, or a model, got {describe(masks)}")
+    if not given:
+        came = f"a {type(masks).__name__} without any" if isinstance(masks, nn.Module) else "none"
+        raise ValueError(f"masks must be for at least one layer, got {came}")
+    # Copies, since safetensors refuses two tensors that share memory.
+    tensors = {_key(name): _pattern(name, mask).data.cpu().clone() for name, mask in given.items()}
+    if path.suffix == ".safetensors":
+        content = _safetensors(path).torch.save(tensors, {"format": "pt"})
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        content = buffer.getvalue()
+    write_atomically(path, content)
+
+
+def _key(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"masks must have layer names for keys, got {describe(name)}")
+    return f"{name}.pattern" if name else "pattern"
+
+
+def _pattern(name: str, mask: Any) -> Pattern:
+    if isinstance(mask, Pattern):
+        return mask
+    return Pattern.from_mask(check_mask(mask, f"masks[{name!r}]"))
+
+
+def load_masks(path: str | os.PathLike[str]) -> dict[str, Pattern]:
+    """Read masks, as ``sparsify_(model, masks=...)`` takes them.
+
+    The file may be one of `save_masks`; a state dict of sparse layers, or of layers pruned by
+    `torch.nn.utils.prune`; the checkpoint of a run, or another file of ``torch.save`` with the state dict
+    under ``state_dict``, ``model`` or ``model_state_dict``; or a dictionary of nothing but bool masks. Files
+    of ``torch.save`` are read with ``weights_only=True``, those named ``*.safetensors`` by that package.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict of str to Pattern
+        By layer name, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        When the file is damaged or has no masks: names the file, what was expected and what was found.
+    ImportError
+        For ``*.safetensors`` without the package of that name.
+    OSError
+        When the file cannot be read.
+    """
+    path = Path(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for place in PLACES:
+        state = content
+        for key in place:
+            state = state.get(key) if isinstance(state, Mapping) else None
+        if isinstance(state, Mapping) and (tensors := _mask_tensors(state)):
+            return {name: _loaded(path, name, tensor) for name, tensor in tensors.items()}
+    raise _unexpected(path, _outline(content))
+
+
+def _mask_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """What stands for a mask in a state dict, by layer name: packed patterns (int32) and masks."""
+    tensors = {k: value for k, value in state.items() if isinstance(k, str) and isinstance(value, Tensor)}
+    found = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        if kind == "pattern" and tensor.dtype == torch.int32:
+            found[name] = tensor
+        # Pruned layers of other dimensions are none that can become sparse.
+        elif kind == "weight_mask" and tensor.dim() in (2, 4):
+            found[name] = tensor != 0
+    only_masks = len(tensors) == len(state) and all(tensor.dtype == torch.bool for tensor in tensors.values())
+    return tensors if only_masks and not found else found
+
+
+def _loaded(path: Path, name: str, tensor: Tensor) -> Pattern:
+    try:
+        return Pattern.from_mask(tensor) if tensor.dtype == torch.bool else Pattern(tensor)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _unexpected(path, f"one for {name!r} that is none: {error}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    with open(path, "rb") as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of pickles it is about to refuse
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive fails in more ways than torch documents
+            raise _unexpected(path, f"a damaged file or one of another kind ({_reason(error)})") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Its masks, or everything if it is all bool: not the weights of a large model."""
+    package = _safetensors(path)
+    with open(path, "rb"):  # an unreadable file is an OSError, whatever the package makes of it
+        pass
+    try:
+        with package.safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            if not all(file.get_slice(key).get_dtype() == "BOOL" for key in keys):
+                keys = [key for key in keys if key.rpartition(".")[2] in KINDS]
+            return {key: file.get_tensor(key) for key in keys}
+    except package.SafetensorError as error:
+        raise _unexpected(path, f"a damaged file or one of another kind ({_reason(error)})") from None
+
+
+def _safetensors(path: Path) -> ModuleType:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: a .safetensors file needs the package safetensors, which is not installed; a file with "
+            f"another ending is one of torch.save"
+        ) from error
+    return safetensors
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def _outline(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    keys = [repr(key) for key in content]
+    return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "nothing"
+
+
+def _unexpected(path: Path, found: str) -> ValueError:
+    return ValueError(
+        f"{path}: expected masks (a file of save_masks, a state dict of sparse or pruned layers, or a "
+        f"checkpoint with one), found {found}"
+    )

@@ -1,0 +1,42 @@
+import pytest
+
+from sparsekern.experiments.errors import RecipeError
+from sparsekern.experiments.recipe import load_recipe
+
+CONFLICTS = [
+    ({"method": "rigl", "sparsity": 0}, "method rigl needs a sparsity above 0, got 0"),
+    ({"method": "set", "sparsity": 0}, "method set needs a sparsity above 0, got 0"),
+    ({"sparsity": 0, "masks": "a.pt"}, "masks must be left out with sparsity 0, .*, got a.pt"),
+    ({"method": "rigl", "update_every": 3000}, "update_every must be below steps, 3,000, .*, got 3,000"),
+    ({"method": "rigl", "drop_schedule": "cosine"}, "stop_at must be given with drop_schedule cosine"),
+    ({"method": "rigl", "stop_at": 100}, "stop_at must be above update_every, 100, .*, got 100"),
+    (
+        {"method": "set", "drop_schedule": "cosine", "stop_at": 3001},
+        "stop_at must be at most steps, 3,000, with drop_schedule cosine, got 3,001",
+    ),
+    (
+        {"method": "small_dense", "model": "small-mlp"},
+        r"method small_dense needs a model with a Small-Dense twin \(lenet5, mlp\), got model small-mlp",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFLICTS, ids=lambda value: str(value)[:60])
+def test_keys_that_do_not_go_together_are_one_line(changes, message):
+    with pytest.raises(RecipeError, match=f"^{message}") as caught:
+        load_recipe("lenet5-digits").override(changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "static", "update_every": 5000, "stop_at": 3},
+        {"method": "dense", "sparsity": 0, "masks": "a.pt", "drop_schedule": "cosine"},
+        {"method": "rigl", "drop_schedule": "cosine", "stop_at": 3000},
+        {"method": "rigl", "stop_at": 9000},
+    ],
+    ids=str,
+)
+def test_keys_that_the_method_does_not_use_are_left_alone(changes):
+    load_recipe("lenet5-digits").override(changes)
