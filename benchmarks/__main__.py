@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lenet, machine, memory, overhead, speed, store, topology
+from benchmarks import dynamic, lenet, machine, memory, overhead, speed, store, topology
 from benchmarks.cases import SPARSITIES
 from benchmarks.contenders import SPARSE
 from benchmarks.gpu import sections as gpu
@@ -31,6 +31,7 @@ SECTIONS: Sections = {
     "memory": ("weights, gradients, optimizer state and a step's peak", memory.measure),
     "lenet": ("a training step of LeNet-5", lenet.measure),
     "topology": ("dropping and growing positions", topology.measure),
+    "dynamic": ("training steps with updates of the masks", dynamic.measure),
     "overhead": ("the cost of a call", overhead.measure),
 }
 CUDA_SECTIONS: Sections = {

@@ -31,5 +31,9 @@ def speedup_bar(kind: str, direction: str, case: str, sparsity: float) -> float 
     return None if bar is None or scale is None else bar * scale
 
 
-# Times that an update of a topology is to be faster than two `torch.topk`.
+#: Times that an update of a topology is to be faster than two `torch.topk`.
 TOPOLOGY = 5.0
+#: Time of an update in units of a pass that reads and writes all scores.
+TOPOLOGY_PASSES = 3.0
+#: What updates every hundred steps may add to the time of training, as a fraction.
+DYNAMIC_OVERHEAD = 0.03

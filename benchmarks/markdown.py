@@ -21,6 +21,7 @@ HEADINGS = {
     "lenet": "A training step",
     "memory": "Memory",
     "topology": "Dropping and growing",
+    "dynamic": "Training with updates",
     "overhead": "Cost of a call",
     "gpu-memory": "Memory of a training step",
     "gpu": "Ops",
@@ -47,6 +48,10 @@ first compared with float64 dense PyTorch, and only right ones are timed.
   is two `torch.topk` of the positions exchanged; **full topk** ranks all positions, as google-research/rigl
   does; **argpartition** is NumPy's, one thread; **copy** reads and writes the dense gradient once.
 - **LeNet-5**: the models take turns every ten steps; a figure is the median of the means of ten.
+- **Dropping and growing**: 30 % of the active positions by dense scores, values moved along. **topk** is two
+  `torch.topk` of as many, **full topk** ranks all positions twice, **argpartition** is NumPy's on one thread,
+  **copy** reads and writes the scores once: a pass.
+- **Training with updates**: a figure is the median of the means of a hundred steps, one update among them.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """
 GPU_SECTIONS = {"gpu", "gpu-memory"}

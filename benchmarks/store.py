@@ -15,6 +15,7 @@ KEYS = {
     "memory": ("model",),
     "lenet": ("sparsity", "batch"),
     "topology": ("case",),
+    "dynamic": ("case",),
     "overhead": ("call",),
     "gpu-memory": ("model", "autocast"),
     "gpu": ("op", "case", "pattern", "sparsity", "dtype"),

@@ -18,7 +18,7 @@ import sparsekern as sk
 from benchmarks.settings import Settings
 from benchmarks.timing import interleave
 
-SIZES = (1024, 4096)
+SIZES = (1024, 4096, 8192)
 QUICK_SIZES = (96,)
 SPARSITY = 0.9
 DROP_FRACTION = 0.3

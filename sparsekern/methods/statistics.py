@@ -14,6 +14,9 @@ from sparsekern.formats.pattern import Pattern
 __all__ = ["Explored", "LayerUpdate", "UpdateStatistics"]
 
 
+BAND = 1 << 18
+
+
 @dataclass(frozen=True)
 class LayerUpdate:
     """One layer's part of an update.
@@ -121,7 +124,8 @@ class Explored:
 
     def count(self) -> Tensor:
         """int64, without waiting for the device: how many positions have ever been active."""
-        return _population(self.words).sum()
+        # In bands, since the counts of all words would be several times their size.
+        return torch.stack([_population(band).sum() for band in self.words.view(-1).split(BAND)]).sum()
 
 
 def _bits_of_grid(pattern: Pattern) -> Tensor:
