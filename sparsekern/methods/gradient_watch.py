@@ -45,8 +45,9 @@ class GradientWatch:
         self.kept: list[Any] = []
         self.count = 0
         self._parameter = parameter
-        self._pending: list[Any] = []
-        self._task = -1
+        # By backward pass: one may run inside of another, as reentrant checkpoints do.
+        self._pending: dict[int, list[Any]] = {}
+        self._latest = -1
         self._version = -1
         self._handle = None
 
@@ -66,39 +67,45 @@ class GradientWatch:
         task = torch._C._current_graph_task_id()
         if task < 0:
             return  # called by hand, outside any backward pass
-        if task != self._task:
-            self._task = task
-            self._pending.clear()
+        if task > self._latest:
+            self._latest = task
             if self.count and self._was_discarded():
-                self.clear()
+                self._forget()
+        pending = self._pending.setdefault(task, [])
         if self.keep is None:
-            self._pending.append(None)
+            pending.append(None)
         else:
             with torch.no_grad():
-                self._pending.append(self.keep(gradient))
+                pending.append(self.keep(gradient))
         if self._handle is None:
-            self._confirm()
+            self._confirm(task)
 
     def take_pending(self) -> list[Any]:
         """What was kept of the last backward pass, which did not accumulate (`torch.autograd.grad`)."""
-        taken, self._pending = self._pending, []
+        taken = self._pending[max(self._pending)] if self._pending else []
+        self._pending.clear()
         return taken
 
     def clear(self) -> None:
         """Forget all contributions."""
-        self.kept.clear()
-        self.count = 0
+        self._forget()
+        self._pending.clear()
 
     def _accumulated(self, parameter: Tensor) -> None:
-        if torch._C._current_graph_task_id() == self._task:
-            self._confirm()
+        task = torch._C._current_graph_task_id()
+        if task in self._pending:
+            self._confirm(task)
             self._version = parameter.grad._version
 
-    def _confirm(self) -> None:
-        self.count += len(self._pending)
+    def _confirm(self, task: int) -> None:
+        pending = self._pending.pop(task)
+        self.count += len(pending)
         if self.keep is not None:
-            self.kept += self._pending
-        self._pending.clear()
+            self.kept += pending
+
+    def _forget(self) -> None:
+        self.kept.clear()
+        self.count = 0
 
     def _was_discarded(self) -> bool:
         """Whether ``grad`` was set to None or to zeros since the last contribution was added to it."""

@@ -20,7 +20,8 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     Raises
     ------
     TypeError
-        For factored (Adafactor), quantized or listed (LBFGS) state: no element of it belongs to one weight.
+        For factored (Adafactor), common (LBFGS), quantized or listed state, no element of which belongs to one
+        weight.
     """
     kind = type(optimizer).__name__
     if kind == "Adafactor" and parameter.dim() > 1:
@@ -28,6 +29,9 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
             f"optimizer must not be Adafactor for layer {name!r} with storage='masked', whose second moments "
             "it factors into rows and columns; storage='compact' has them per weight"
         )
+    if kind == "LBFGS":
+        # It has that under its first parameter alone, and not before the first step.
+        raise TypeError(_cannot_move(kind, "prev_flat_grad", name, "all weights together"))
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
             raise TypeError(_cannot_move(kind, key, name, "a list of tensors"))

@@ -62,3 +62,12 @@ class Processes:
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
     return Processes(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes; tiny layers gain nothing by more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
