@@ -1,4 +1,4 @@
-"""What it costs to train with a method that updates masks: a hundred steps and one update, against static masks."""
+"""What updates of the masks cost: a hundred training steps and one update, against static masks."""
 
 from __future__ import annotations
 

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.swa_utils import AveragedModel
 
 from sparsekern.formats.checks import describe
 
-__all__ = ["Attachment", "Withheld", "check_arguments", "unwrapped"]
+__all__ = ["Attachment", "Withheld", "check_arguments", "check_model", "unwrapped"]
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
 Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
-    """Raise TypeError for what is no model, optimizer or callback."""
+def check_model(model: Any) -> None:
+    """Raise TypeError for what is no model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+
+
+def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
+    """Raise TypeError for what is no model, optimizer or callback."""
+    check_model(model)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
     if on_update is not None and not callable(on_update):
@@ -30,9 +36,9 @@ def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DDP and of `torch.compile`, so that layers have the same names with and without."""
+    """The model inside of DDP, an average or a compiled one: layers have the same names with and without."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        if isinstance(model, (nn.parallel.DistributedDataParallel, AveragedModel)):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, unwrapped
+from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, check_model, unwrapped
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
 from sparsekern.methods.growth import (
     Growth,
@@ -187,6 +187,25 @@ class DynamicMethod:
         self._attachment.remove()
         for layer in self.layers:
             layer.detach()
+
+    def follow(self, model: nn.Module) -> None:
+        """Move the patterns of a copy of the model along, with its own weights: an EMA, for example.
+
+        Parameters
+        ----------
+        model : nn.Module
+            With the same sparse layers on the same patterns; may be a `torch.optim.swa_utils.AveragedModel`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else; nothing is changed.
+        """
+        check_model(model)
+        copy = unwrapped(model)
+        followers = [layer.matching(copy) for layer in self.layers]
+        for layer, follower in zip(self.layers, followers):
+            layer.followers.append(follower)
 
     def state_dict(self) -> dict[str, Any]:
         """What another process needs to go on exactly; patterns are in the model's state dict.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import per_neuron_
 from sparsekern.methods.blocks import block_size_of, positions_exchanged
@@ -45,6 +46,8 @@ class DrivenLayer:
     passes : int
         Contributions to the gradient in the last step that was watched: 1, or more where it is accumulated;
         0 if unknown.
+    followers : list of SparseLayer
+        Of copies of the model, on the same pattern.
     memory : dict of str to Tensor
         What a method keeps for the layer from one step to the next.
     """
@@ -60,6 +63,7 @@ class DrivenLayer:
         self.watch = GradientWatch(self.parameter)
         self.explored = Explored(layer.pattern)
         self.passes = 0
+        self.followers: list[SparseLayer] = []
         self.memory: dict[str, Tensor] = {}
         self.is_watched = False
 
@@ -103,6 +107,30 @@ class DrivenLayer:
             tensor.copy_(state[name])
         self.watch.clear()
 
+    def matching(self, copy: nn.Module) -> SparseLayer:
+        """The layer of the same name in a copy of the model, which can follow this one.
+
+        Raises
+        ------
+        ValueError
+            When there is none on the same pattern.
+        """
+        layers = dict(copy.named_modules())
+        layer = layers.get(self.name)
+        if not isinstance(layer, SparseLayer) or layer.storage != self.layer.storage:
+            raise ValueError(
+                f"model must have a sparse layer {self.name!r} with storage={self.layer.storage!r} to follow "
+                f"with, got {describe(layer)}"
+            )
+        if layer.pattern != self.pattern:
+            raise ValueError(
+                f"model must have layer {self.name!r} on the pattern it is to follow, got it on another: "
+                "copy the model as it is now"
+            )
+        if layer._topology is self.layer._topology:
+            raise ValueError(f"model must be a copy, got one that shares the weight of layer {self.name!r}")
+        return layer
+
     def check_attached(self) -> None:
         """Raise if the layer has got another Parameter than the optimizer's."""
         if self.layer.stored_weight is not self.parameter:
@@ -136,7 +164,7 @@ class DrivenLayer:
 
     @torch.no_grad()
     def move(self, target: Pattern, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Move weight, gradient and optimizer state to another pattern of the same size, in place.
+        """Move weight, gradient, optimizer state and followers to another pattern of the same size, in place.
 
         Returns
         -------
@@ -146,16 +174,10 @@ class DrivenLayer:
         tensors = [self.parameter.detach(), *states_of(optimizer, self.parameter)]
         if self.parameter.grad is not None:
             tensors.append(self.parameter.grad)
-        source = self.pattern
-        whole = [full(tensor) for tensor in tensors]
-        if self.layer.storage == "masked":
-            whole = [ops.pack(tensor, source) for tensor in whole]
-        ones = torch.ones(source.nnz, dtype=whole[0].dtype, device=source.device)
-        *moved, kept = ops.transfer_all([*whole, ones], source, target)
-        if self.layer.storage == "masked":
-            moved = [ops.unpack(vector, target) for vector in moved]
-        for tensor, content in zip(tensors, moved):
-            write_full(tensor, content)
+        kept = _move_all(tensors, self.pattern, target)
+        for layer in self.followers:
+            _move_all([layer.stored_weight.detach()], layer.pattern, target)
+            layer._topology.pattern = target
         self.layer._topology.pattern = target
         return kept
 
@@ -167,6 +189,18 @@ class DrivenLayer:
         values = torch.where(kept != 0, before, self.values())
         masked = self.layer.storage == "masked"
         self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
+
+
+def _move_all(tensors: list[Tensor], source: Pattern, target: Pattern) -> Tensor:
+    """Moves tensors of values ``(nnz,)``, or of the weight's shape, in place; see `DrivenLayer.move`."""
+    masked = tensors[0].dim() > 1
+    whole = [full(tensor) for tensor in tensors]
+    vectors = [ops.pack(tensor, source) for tensor in whole] if masked else whole
+    ones = torch.ones(source.nnz, dtype=vectors[0].dtype, device=source.device)
+    *moved, kept = ops.transfer_all([*vectors, ones], source, target)
+    for tensor, vector in zip(tensors, moved):
+        write_full(tensor, ops.unpack(vector, target) if masked else vector)
+    return kept
 
 
 def driven_layers(
