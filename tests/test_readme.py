@@ -18,12 +18,14 @@ from sparsekern import env, ops
 from sparsekern.backends import BACKENDS
 from sparsekern.experiments.command import build_parser, read_recipe
 from sparsekern.experiments.recipe import load_recipe, recipe_names
+from sparsekern.experiments.sweep.command import build_parser as build_sweep_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
-DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md"]
-FOLDERS = ("csrc", "kernels", "sparsekern", "benchmarks", "tests")
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", *GUIDES]
+FOLDERS = ("csrc", "kernels", "sparsekern", "benchmarks", "docs", "tests")
 SOURCE_SUFFIXES = {".py", ".h", ".cpp", ".inl", ".cu", ".cuh", ".toml"}
 # The op that CONTRIBUTING adds as its example.
 EXAMPLE = "scale_rows"
@@ -97,6 +99,28 @@ def test_python_blocks_run_one_after_another(readme, capsys):
     assert "converted 2 of 2 layers" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("guide", GUIDES, ids=name)
+def test_python_blocks_of_the_guides_run(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in fenced(guide.read_text(encoding="utf-8"), "python"):
+        exec(compile(block, str(guide), "exec"), namespace)
+    if "Mixed" in namespace:
+        assert_trains(namespace["Mixed"])
+
+
+def assert_trains(method: type) -> None:
+    """Three updates of a method on a small model."""
+    model = torch.nn.Sequential(torch.nn.Linear(20, 20))
+    sk.sparsify_(model, sparsity=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    attached = method(model, optimizer, update_every=1)
+    for _ in range(3):
+        model(torch.randn(4, 20)).square().sum().backward()
+        optimizer.step()
+    assert attached.updates == 3
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_commands_that_set_everything_up_are_named(readme, target):
     assert re.search(rf"^make {target}\b", readme, re.MULTILINE)
@@ -119,7 +143,7 @@ def test_relative_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_named_files_exist(document):
     paths = named_files(document.read_text(encoding="utf-8"))
-    assert paths
+    assert paths or document in GUIDES
     assert missing(paths) == []
 
 
@@ -222,11 +246,21 @@ def test_the_demo_is_the_recipe_that_is_shown(readme):
     assert f"LeNet-5 at {100 * demo.sparsity:g} % sparsity" in readme
 
 
-def test_training_commands_are_accepted(readme):
-    spans = [span for span in code_spans(readme) if re.match(r"sparsekern train [a-z]", span)]
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "training.md"], ids=name)
+def test_training_commands_are_accepted(document):
+    text = document.read_text(encoding="utf-8")
+    spans = [span for span in code_spans(text) if re.match(r"sparsekern train [a-z]", span)]
     assert len(spans) >= 2
     for span in spans:
         read_recipe(build_parser().parse_args(shlex.split(span)[2:]))
+
+
+def test_sweep_commands_are_accepted():
+    blocks = fenced((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "")
+    commands = [block for block in blocks if block.startswith("sparsekern sweep")]
+    assert commands
+    for command in commands:
+        build_sweep_parser().parse_args(shlex.split(command)[2:])
 
 
 def test_all_environment_variables_are_named(readme):
