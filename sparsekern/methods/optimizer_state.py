@@ -20,7 +20,7 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     Raises
     ------
     TypeError
-        For factored (Adafactor), common (LBFGS), quantized or listed state, no element of which belongs to one
+        For factored (Adafactor), common (LBFGS), quantized or listed state: no element belongs to one
         weight.
     """
     kind = type(optimizer).__name__
