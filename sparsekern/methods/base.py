@@ -210,7 +210,8 @@ class DynamicMethod:
     def state_dict(self) -> dict[str, Any]:
         """What another process needs to go on exactly; patterns are in the model's state dict.
 
-        The optimizer's state dict holds it too, so that loops which save that need no change.
+        The optimizer's state dict holds it too, so that loops which save that need no change. Those of
+        `torch.distributed.checkpoint` drop it: save this one beside, and load it after all others.
         """
         return state_of(self)
 

@@ -75,7 +75,8 @@ class SNFS(RigL):
 
     Holds a dense tensor for each layer and computes a dense gradient in each step: neither memory nor time is
     that of a sparse network. Layers keep their number of weights: the paper's redistribution between layers
-    is not part of it. See `DynamicMethod` for the other parameters.
+    is not part of it. The mean is of gradients as the backward pass computed them, so a GradScaler's scale
+    weights them when it changes. See `DynamicMethod` for the other parameters.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     Raises
     ------
     TypeError
-        For factored (Adafactor), common (LBFGS), quantized or listed state, no element of which belongs to
-        one weight.
+        For factored (Adafactor), common (LBFGS), quantized or listed state: no element belongs to one
+        weight.
     """
     kind = type(optimizer).__name__
     if kind == "Adafactor" and parameter.dim() > 1:

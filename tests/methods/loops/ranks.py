@@ -7,9 +7,11 @@ those of several differ by far less than any two scores that a selection has to 
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import os
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -137,6 +139,46 @@ def train(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, save_after[1])
     return outcome(model, optimizer, dynamic)
+
+
+def resumed_sharded(rank, size, steps=20):
+    """The last steps of a run, unbroken, and of one that loads its distributed checkpoint on the way."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+    whole_state = StateDictOptions(full_state_dict=True)
+    runs = []
+    for seed in (0, 7):
+        model = network(seed)
+        shard(model, rank, size)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        runs.append((model, optimizer, sk.RigL(model, optimizer, update_every=EVERY)))
+
+    def go(model, optimizer, some_steps):
+        for step in some_steps:
+            optimizer.zero_grad()
+            x, target = (part.chunk(size)[rank] for part in batch(step))
+            (model(x) - target).square().mean().backward()
+            optimizer.step()
+
+    (model, optimizer, method), (other, its_optimizer, its_method) = runs
+    go(model, optimizer, range(steps // 2))
+    # A copy, as a file would be: its counts of steps are those of the optimizer itself.
+    saved = copy.deepcopy(get_state_dict(model, optimizer, options=whole_state))
+    # These functions know the parts of an optimizer's state dict that all of them have.
+    saved_method = method.state_dict()
+    go(model, optimizer, range(steps // 2, steps))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the optimizer's state has none of RigL")
+        set_state_dict(
+            other,
+            its_optimizer,
+            model_state_dict=saved[0],
+            optim_state_dict=saved[1],
+            options=whole_state,
+        )
+    its_method.load_state_dict(saved_method)
+    go(other, its_optimizer, range(steps // 2, steps))
+    return [outcome(*run) for run in runs]
 
 
 def opposite(rank, size, method="RigL"):

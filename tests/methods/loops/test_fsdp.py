@@ -31,6 +31,16 @@ def test_two_processes_are_one(processes, arguments):
             torch.testing.assert_close(result[key], alone[key], rtol=1e-8, atol=1e-10)
 
 
+def test_run_resumed_from_a_distributed_checkpoint_is_the_unbroken_one(processes):
+    for unbroken, resumed in processes(2, "resumed_sharded"):
+        assert unbroken["updates"] == resumed["updates"] == 4
+        assert unbroken["steps"] == resumed["steps"] == 20
+        for part in ("patterns", "explored", "parameters", "state"):
+            assert unbroken[part].keys() == resumed[part].keys()
+            for name, tensor in unbroken[part].items():
+                assert torch.equal(tensor, resumed[part][name]), (part, name)
+
+
 @pytest.mark.parametrize("option", ["grow_gradient", "new_values"])
 def test_refuses_what_sharded_weights_cannot_do(processes, option):
     for message in processes(2, "refused_sharded", option=option):
