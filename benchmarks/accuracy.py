@@ -1,0 +1,118 @@
+"""What a sparse LeNet-5 reaches on MNIST, by method and initialization: runs, and a table of test accuracies.
+
+``python -m benchmarks.accuracy --data-dir MNIST`` trains the recipe ``lenet5-mnist`` from random uniform
+masks, with `sparsekern sweep`: one thread a run, as many side by side as there are CPUs. Finished runs are
+kept in ``--runs`` and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import commit
+from sparsekern.env import collect_env
+
+RESULTS = Path(__file__).parent / "results"
+RECIPE = "lenet5-mnist"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One call of `sparsekern sweep`."""
+
+    name: str
+    methods: str
+    init: str
+    keys: tuple[str, ...] = ()
+    one_seed: bool = False
+
+    def run(self, data_dir: Path, runs: Path, seeds: int, steps: int | None) -> list[dict[str, Any]]:
+        """Train what is not there yet; a row of the results for each method."""
+        folder = runs / self.name
+        command = [sys.executable, "-m", "sparsekern", "sweep", RECIPE, "--data-dir", str(data_dir)]
+        command += ["--methods", self.methods, "--inits", self.init, "--output", str(folder), *self.keys]
+        command += ["--seeds", "0" if self.one_seed or seeds == 1 else f"0-{seeds - 1}"]
+        command += ["--steps", str(steps)] if steps else []
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"the sweep {self.name} failed: {' '.join(command)}")
+        summary = json.loads((folder / "summary.json").read_text())
+        return [
+            {
+                "method": cell["method"],
+                "init": cell["init"],
+                "keys": " ".join(self.keys),
+                "steps": summary["settings"]["steps"],
+                "test_accuracies": cell["test_accuracies"],
+            }
+            for cell in summary["cells"]
+        ]
+
+
+SWEEPS = (
+    Sweep("dense", "dense", "dense", one_seed=True),
+    Sweep("dense-init", "static", "dense"),
+    Sweep("methods", "static,set,rigl", "per_neuron"),
+    Sweep("batch-gradient", "rigl", "per_neuron", ("--grow-gradient", "batch")),
+)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The results as a page: one row for each method, with all seeds."""
+    rows = results["rows"]
+    lines = [
+        "# LeNet-5 on MNIST, 95 % sparse, from random uniform masks",
+        "",
+        f"Recipe `{RECIPE}`, {rows[0]['steps']:,} steps, test accuracy in %. {results['machine']}, one thread "
+        f"a run, PyTorch {results['torch']}, commit {results['commit']}, {results['date']}.",
+        "",
+        "| method | initialization | seeds | mean | standard deviation |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = [100 * accuracy for accuracy in row["test_accuracies"]]
+        spread = f"{statistics.stdev(found):.2f}" if len(found) > 1 else "-"
+        method = f"{row['method']} `{row['keys']}`" if row["keys"] else row["method"]
+        each = " / ".join(f"{accuracy:.2f}" for accuracy in found)
+        lines.append(f"| {method} | `{row['init']}` | {each} | {statistics.mean(found):.2f} | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the MNIST IDX files")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where runs are kept")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the table goes")
+    parser.add_argument("--steps", type=int, help="fewer steps than the recipe's, to try it out")
+    options = parser.parse_args(arguments)
+    rows = [
+        row
+        for sweep in SWEEPS
+        for row in sweep.run(options.data_dir, options.runs, options.seeds, options.steps)
+    ]
+    results = {
+        "machine": collect_env()["CPU"].rpartition(",")[0],
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": date.today().isoformat(),
+        "rows": rows,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"{RECIPE}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.output / f"{RECIPE}.md").write_text(markdown(results))
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
