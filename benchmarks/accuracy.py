@@ -73,8 +73,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# LeNet-5 on MNIST, 95 % sparse, from random uniform masks",
         "",
-        f"Recipe `{RECIPE}`, {rows[0]['steps']:,} steps, test accuracy in %. {results['machine']}, one thread "
-        f"a run, PyTorch {results['torch']}, commit {results['commit']}, {results['date']}.",
+        f"Recipe `{RECIPE}`, {rows[0]['steps']:,} steps, test accuracy in %. {results['machine']}, one "
+        f"thread a run, PyTorch {results['torch']}, commit {results['commit']}, {results['date']}.",
         "",
         "| method | initialization | seeds | mean | standard deviation |",
         "|---|---|---|---|---|",

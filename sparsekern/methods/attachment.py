@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
 from sparsekern.formats.checks import describe
 
@@ -121,7 +123,7 @@ class Attachment:
             optimizer.register_step_post_hook(after),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
-            register_optimizer_step_pre_hook(self._refuse_another),
+            self._guard(),
         ]
 
     def remove(self) -> None:
@@ -144,8 +146,22 @@ class Attachment:
         mine = [state for state in found if set(state.get("layers", ())) == set(self._parameters)]
         self._load_state_dict(mine[0] if mine else found[0])
 
-    def _refuse_another(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is self._optimizer:
+    def _guard(self) -> RemovableHandle:
+        """A hook of every optimizer there is, which goes when this one's optimizer does."""
+        weak = weakref.ref(self)
+
+        def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            attachment = weak()
+            if attachment is not None:
+                attachment._refuse_another(optimizer)
+
+        handle = register_optimizer_step_pre_hook(hook)
+        weakref.finalize(self, handle.remove)
+        return handle
+
+    def _refuse_another(self, optimizer: torch.optim.Optimizer) -> None:
+        # An optimizer around this one, such as those that step twice, has the very same groups.
+        if optimizer is self._optimizer or optimizer.param_groups is self._optimizer.param_groups:
             return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._parameters.items():

@@ -30,7 +30,7 @@ from sparsekern.methods.options import Options
 from sparsekern.methods.ranks import Ranks
 from sparsekern.methods.schedules import drop_fraction
 from sparsekern.methods.statistics import UpdateStatistics
-from sparsekern.methods.timetable import Timetable
+from sparsekern.methods.timetable import Timetable, left_out
 from sparsekern.methods.update import Update
 from sparsekern.nn.survey import excluded_names
 
@@ -236,12 +236,11 @@ class DynamicMethod:
         return Timetable(self.options.update_every, self.options.stop_at)
 
     def _attach(self) -> None:
-        name = type(self).__name__
         for layer in self.layers:
-            layer.attach(name)
+            layer.attach(self)
         self._attachment = Attachment(
             self.optimizer,
-            name,
+            type(self).__name__,
             {layer.name: layer.parameter for layer in self.layers},
             before=self._before_step,
             after=self._after_step,
@@ -274,7 +273,7 @@ class DynamicMethod:
             self._checked = True
         if not self._timetable.is_next():
             return None
-        if self.options.nonfinite == "raise":
+        if self.options.nonfinite == "raise" and not left_out(optimizer):
             # Where a closure computes the gradient inside the step, it is looked at after it.
             for layer in self.layers:
                 if not all(map(is_finite, layer.watch.kept)):

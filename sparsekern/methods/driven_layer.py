@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,8 @@ from sparsekern.nn import SparseLayer
 
 __all__ = ["DrivenLayer", "driven_layers"]
 
-_drivers: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+# The method that moves each weight, for as long as it lives.
+_drivers: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
 class DrivenLayer:
@@ -76,9 +78,9 @@ class DrivenLayer:
         """Whether FSDP2 has spread the Parameter over processes."""
         return hasattr(self.parameter, "full_tensor")
 
-    def attach(self, driver: str) -> None:
+    def attach(self, method: Any) -> None:
         """Claim the weight for a method."""
-        _drivers[self.layer._topology] = driver
+        _drivers[self.layer._topology] = weakref.ref(method)
 
     def detach(self) -> None:
         """Undo `attach`."""
@@ -227,7 +229,7 @@ def driven_layers(
                 f"without that of {name!r}; make it from model.parameters() after sparsify_, or exclude the "
                 "layer"
             )
-        if (driver := _drivers.get(layer._topology)) is not None:
+        if (driver := _driver(layer)) is not None:
             raise ValueError(f"layer {name!r} must not be moved by two methods, got one that {driver} moves")
         found.append((name, layer, groups[id(weight)]))
     if not found:
@@ -236,6 +238,17 @@ def driven_layers(
             "first"
         )
     return [DrivenLayer(name, layer, optimizer, group) for name, layer, group in found]
+
+
+def _driver(layer: SparseLayer) -> str | None:
+    """The method that moves a layer; one whose optimizer is gone does not count."""
+    if layer._topology not in _drivers:
+        return None
+    if _drivers[layer._topology]() is not None:
+        # A method and its optimizer know each other: they outlive their last use until the next collection.
+        gc.collect()
+    method = _drivers[layer._topology]()
+    return None if method is None else type(method).__name__
 
 
 def _sparse_weights(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:

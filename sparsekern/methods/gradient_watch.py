@@ -6,6 +6,7 @@ contribute; for an update it keeps something of each contribution, as it is told
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,8 +54,18 @@ class GradientWatch:
 
     def start(self) -> None:
         """Begin to watch the Parameter; FSDP2's never receives a gradient from autograd itself."""
-        if not hasattr(self._parameter, "full_tensor"):
-            self._handle = self._parameter.register_post_accumulate_grad_hook(self._accumulated)
+        if hasattr(self._parameter, "full_tensor"):
+            return
+        # Python's garbage collector does not see that a Parameter holds its hooks, so these do not hold it.
+        weak = weakref.ref(self)
+
+        def accumulated(parameter: Tensor) -> None:
+            watch = weak()
+            if watch is not None:
+                watch._accumulated(parameter)
+
+        self._handle = self._parameter.register_post_accumulate_grad_hook(accumulated)
+        weakref.finalize(self, self._handle.remove)
 
     def stop(self) -> None:
         """Forget all contributions, and watch no more."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Timetable"]
+__all__ = ["Timetable", "left_out"]
+
+
+def left_out(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """1 if the call of ``step`` that is being made takes no step, 0 if it does; None if all calls do."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf.detach().ne(0).any().long() if isinstance(found_inf, Tensor) else None
 
 
 class Timetable:
@@ -46,9 +52,8 @@ class Timetable:
     def add_call(self, optimizer: torch.optim.Optimizer) -> None:
         """Count a call of ``step``, from within which this is called."""
         self._calls += 1
-        found_inf = getattr(optimizer, "found_inf", None)
-        if isinstance(found_inf, Tensor):
-            flag = found_inf.detach().ne(0).any().long()
+        flag = left_out(optimizer)
+        if flag is not None:
             self._left_out = flag if self._left_out is None else self._left_out + flag
 
     def within(self, calls: int) -> bool:

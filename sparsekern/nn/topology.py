@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from sparsekern.ops.observers import Observer, observe, stop_observing
 
 
 class Topology:
-    """Holds the pattern that a weight is stored in, and who observes the weight's gradient.
+    """Holds the pattern that a weight is stored in, and knows who observes the weight's gradient.
 
     Layers that share one weight share one of these, so that moving the weight to another pattern through any
     of them moves them all. `copy.deepcopy` and pickle keep the sharing, as they do for the Parameter itself;
@@ -22,7 +23,7 @@ class Topology:
         self._pattern = pattern
         # Whether no other weight can be on the same pattern object, so that an observer sees this one alone.
         self._is_own = False
-        self._observer: Observer | None = None
+        self._observer: weakref.ref[Observer] | None = None
 
     @property
     def pattern(self) -> Pattern:
@@ -30,17 +31,17 @@ class Topology:
 
     @pattern.setter
     def pattern(self, pattern: Pattern) -> None:
-        observer = self._observer
+        observer = None if self._observer is None else self._observer()
         self.observe(None)
         self._pattern, self._is_own = pattern, False
         self.observe(observer)
 
     def observe(self, observer: Observer | None) -> None:
-        """Let `observer` see every contribution to the weight's gradient, on any later pattern too; None ends
-        it."""
+        """Let `observer`, an object that is held weakly, see every contribution to the weight's gradient, on
+        any later pattern too; None ends it."""
         if self._observer is not None:
             stop_observing(self._pattern)
-        self._observer = observer
+        self._observer = None if observer is None else weakref.ref(observer)
         if observer is not None:
             if not self._is_own:
                 self._pattern, self._is_own = self._pattern.copy(), True

@@ -8,6 +8,7 @@ recomputed block called it, nor in which dtype autocast lets it run.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,21 +45,27 @@ class WeightGradient(NamedTuple):
 Observer = Callable[[WeightGradient], None]
 
 # By the address of the pattern's data: a compiled graph hands over another tensor object on the same memory.
-# Who observes a pattern keeps it alive, so that no other one comes to lie there.
-_observers: dict[int, Observer] = {}
+# Who observes a pattern keeps it alive, so that no other one comes to lie there; an observer that is gone is
+# forgotten.
+_observers: dict[int, weakref.ref[Observer]] = {}
 
 
 def observe(pattern: Pattern, observer: Observer) -> None:
     """From now on, call `observer` with every contribution to the gradient of the weight on `pattern`.
 
-    Raises
-    ------
-    ValueError
-        When the pattern is observed already.
+    Parameters
+    ----------
+    pattern : Pattern
+    observer : callable
+        Held weakly: an object of its own, and no method of one. It takes the place of an earlier one.
     """
-    if pattern.data.data_ptr() in _observers:
-        raise ValueError("pattern must not be observed yet, got one that is, by another observer")
-    _observers[pattern.data.data_ptr()] = observer
+    address = pattern.data.data_ptr()
+
+    def forget(gone: weakref.ref[Observer]) -> None:
+        if _observers.get(address) is gone:
+            del _observers[address]
+
+    _observers[address] = weakref.ref(observer, forget)
 
 
 def stop_observing(pattern: Pattern) -> None:
@@ -70,5 +77,8 @@ def tell(
     pattern: Tensor, grad_y: Tensor, x: Tensor, at_active: Tensor, geometry: Sizes | None = None
 ) -> None:
     """Call the observer of a pattern, if there is one."""
-    if _observers and (observer := _observers.get(pattern.data_ptr())) is not None:
+    if not _observers or (found := _observers.get(pattern.data_ptr())) is None:
+        return
+    observer = found()
+    if observer is not None:
         observer(WeightGradient(grad_y, x, at_active, geometry))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import sparsekern as sk
 
@@ -145,7 +148,8 @@ def test_a_layer_has_one_method(network):
 
 def test_a_weight_in_two_optimizers_is_refused_before_the_second_one_steps(network, loss_on):
     model = network()
-    sk.RigL(model, torch.optim.Adam(model.parameters(), 0.1))
+    adam = torch.optim.Adam(model.parameters(), 0.1)
+    sk.RigL(model, adam)
     other = torch.optim.SGD(model[2].parameters(), 0.1)
     loss_on(0)(model).backward()
     before = model[2].values.detach().clone()
@@ -155,6 +159,50 @@ def test_a_weight_in_two_optimizers_is_refused_before_the_second_one_steps(netwo
     elsewhere = nn.Linear(2, 2)
     elsewhere(torch.ones(1, 2)).sum().backward()
     torch.optim.SGD(elsewhere.parameters(), 0.1).step()
+
+
+def test_an_optimizer_around_the_method_s_own_may_step(network, loss_on):
+    class Around(torch.optim.Optimizer):
+        def __init__(self, inner):
+            super().__init__(inner.param_groups, {})
+            self.inner = inner
+            self.param_groups = inner.param_groups
+
+        def step(self, closure=None):
+            return self.inner.step(closure)
+
+    model = network()
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = Around(inner)
+    method = sk.RigL(model, inner, update_every=2)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss_on(step)(model).backward()
+        optimizer.step()
+    assert (method.steps, method.updates) == (2, 1)
+
+
+def test_a_method_ends_with_its_optimizer(network, loss_on):
+    model = network()
+    gc.collect()
+    hooks = len(_global_optimizer_pre_hooks)
+    sk.RigL(model, torch.optim.SGD(model.parameters(), 0.1), update_every=1)
+    sk.SET(model, optimizer := torch.optim.SGD(model.parameters(), 0.1), update_every=1)  # at once
+    assert len(_global_optimizer_pre_hooks) == hooks + 1
+    loss_on(0)(model).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("method", ["SET", "RigL", "RigLInverted", "SNFS"])
+def test_nothing_is_left_of_a_model_that_is_gone(method, network, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    getattr(sk, method)(model, optimizer, update_every=1)
+    train(model, optimizer, 2)
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    del model, optimizer
+    gc.collect()
+    assert [weight() for weight in weights] == [None] * len(weights)
 
 
 @pytest.mark.parametrize(
