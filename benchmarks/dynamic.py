@@ -17,7 +17,8 @@ from sparsekern.experiments.models import LeNet5
 
 UPDATE_EVERY = 100
 STATIC = "Static"
-METHODS = (STATIC, "SET", "RigL", "RigLInverted")
+METHODS = (STATIC, "SET", "RigL", "RigLInverted", "RigL holdout")
+HOLDOUT = 1000
 
 
 def wide_mlp() -> nn.Module:
@@ -36,7 +37,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], float, int]] = {
 def step_of(model: nn.Module, method: str, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """A training step; every hundredth is followed by an update."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    getattr(sk, method)(model, optimizer, update_every=UPDATE_EVERY, drop_fraction=0.3)
+    name, _, holdout = method.partition(" ")
+    examples = (HOLDOUT, *images.shape[1:])
+    fixed, fixed_labels = images[:1].expand(examples).contiguous(), labels[:1].expand(HOLDOUT)
+
+    def loss_of_holdout() -> Tensor:
+        return F.cross_entropy(model(fixed), fixed_labels)
+
+    options = {"grow_gradient": "holdout", "holdout": loss_of_holdout} if holdout else {}
+    getattr(sk, name)(model, optimizer, update_every=UPDATE_EVERY, drop_fraction=0.3, **options)
 
     def step() -> None:
         optimizer.zero_grad()
