@@ -13,11 +13,14 @@ CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h')
 demo: $(VENV)/installed
 	$(BIN)/sparsekern train lenet5-digits --overwrite
 
+# Workers share the cores, so a thread that waits must not spin.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

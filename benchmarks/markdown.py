@@ -51,8 +51,8 @@ first compared with float64 dense PyTorch, and only right ones are timed.
 - **Dropping and growing**: 30 % of the active positions by dense scores, values moved along. **topk** is two
   `torch.topk` of as many, **full topk** ranks all positions twice, **argpartition** is NumPy's on one thread,
   **pass** is `gradient.abs()`, **copy** the same traffic to memory that is there already.
-- **Training with updates**: a figure is the median of the means of a hundred steps, one update among them; RigL
-  takes the step's own gradient, **RigL holdout** that of 1,000 examples more.
+- **Training with updates**: medians of single steps; methods take turns every ten, the last with an update.
+  RigL takes the step's own gradient, **RigL holdout** that of 1,000 examples more.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """
 GPU_SECTIONS = {"gpu", "gpu-memory"}

@@ -22,7 +22,7 @@ SIZES = (1024, 4096, 8192)
 QUICK_SIZES = (96,)
 SPARSITY = 0.9
 DROP_FRACTION = 0.3
-# A pass over the scores: PyTorch's own takes memory for its result, as any dense way to update masks does many
+# A pass over the scores: PyTorch's own takes memory for its result, as dense ways to update masks do many
 # times; the copy writes to memory that is there.
 PASS, COPY = "pass", "copy"
 SPARSEKERN = "sparsekern"

@@ -13,7 +13,7 @@ from sparsekern.backends import BackendError, select
 from sparsekern.formats.pattern import Pattern
 from sparsekern.ops.observers import WeightGradient
 
-__all__ = ["Held", "dense_gradient", "joined", "largest_inactive"]
+__all__ = ["Held", "dense_gradient", "is_small", "joined", "largest_inactive"]
 
 
 class Held:
@@ -75,6 +75,12 @@ def _factors(gradients: Sequence[WeightGradient]) -> tuple[list[Tensor], list[Te
 def _rows(tensor: Tensor) -> Tensor:
     """Samples by features; a single vector is one sample."""
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def is_small(gradient: WeightGradient, pattern: Pattern) -> bool:
+    """Whether the dense gradient takes no more memory than the factors, which the backward pass holds anyway:
+    then it is the faster way to its largest elements."""
+    return pattern.numel <= gradient.x.numel() + gradient.grad_y.numel()
 
 
 def largest_inactive(gradient: WeightGradient, pattern: Pattern, count: int) -> tuple[Tensor, Tensor]:

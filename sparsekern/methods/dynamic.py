@@ -42,7 +42,8 @@ class RigL(DynamicMethod):
 
     With ``grow_gradient="batch"`` the backward pass before an update also selects the positions to grow (see
     `sparsekern.ops.grow_candidates`), so beside what training needs an update takes memory for the selected
-    positions and a copy of the active weights. Where gradients are accumulated, the inputs and output
+    positions and a copy of the active weights; or for the dense gradient, if that is smaller than the layer's
+    input and output. Where gradients are accumulated, the inputs and output
     gradients of the layers are kept until the step, or one dense gradient for each layer if that is less.
     Under several processes, and for patterns of blocks, they are kept too, and one layer's dense gradient
     exists at a time.

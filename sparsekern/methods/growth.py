@@ -10,14 +10,24 @@ import torch
 from torch import Tensor
 
 from sparsekern.methods.blocks import block_scores_of_gradient
-from sparsekern.methods.dense_gradient import Held, dense_gradient, joined, largest_inactive
+from sparsekern.methods.dense_gradient import Held, dense_gradient, is_small, joined, largest_inactive
 from sparsekern.methods.driven_layer import DrivenLayer
 from sparsekern.methods.random_growth import uniform_candidates
 from sparsekern.methods.ranks import Ranks
 from sparsekern.ops import Candidates
 from sparsekern.ops.observers import WeightGradient
 
-__all__ = ["Growth", "NotFiniteError", "Scores", "Selected", "dense_total", "hold", "is_finite", "select"]
+__all__ = [
+    "Growth",
+    "NotFiniteError",
+    "Scores",
+    "Selected",
+    "dense_total",
+    "hold",
+    "is_finite",
+    "score_parts",
+    "select",
+]
 
 # Of some positions; or of all, in the weight's shape; or of all blocks of a pattern of blocks.
 Scores = Candidates | Tensor
@@ -33,14 +43,20 @@ class NotFiniteError(Exception):
 
 @dataclass(frozen=True)
 class Selected:
-    """A contribution of which only candidates were kept, while the backward pass went on."""
+    """A contribution of which only scores were kept, while the backward pass went on."""
 
-    candidates: Candidates
+    scores: Scores
 
 
 def select(layer: DrivenLayer, count: Callable[[], int]) -> Callable[[WeightGradient], Selected]:
-    """What a `GradientWatch` keeps where a step has one contribution: O(nnz), and no dense gradient."""
-    return lambda gradient: Selected(_candidates(layer, gradient, count()))
+    """What a `GradientWatch` keeps where a step has one contribution: O(nnz), or no more than its factors."""
+
+    def keep(gradient: WeightGradient) -> Selected:
+        if is_small(gradient, layer.pattern):
+            return Selected(dense_gradient([gradient], layer.pattern, layer.parameter.dtype).abs_())
+        return Selected(_candidates(layer, gradient, count()))
+
+    return keep
 
 
 def hold(layer: DrivenLayer) -> Callable[[WeightGradient], Held]:
@@ -96,13 +112,16 @@ class Growth:
         if not kept:
             return None
         if isinstance(kept[0], Selected):
-            return self._with_active(kept[0].candidates)
+            return kept[0].scores
         whole = None
         if all(isinstance(entry, Held) for entry in kept):
             whole = joined([entry.gradient for entry in kept])
-        if whole is None:
+        if whole is None or is_small(whole, layer.pattern):
             return self.gradient_magnitudes()
-        return self._with_active(_candidates(layer, whole, self.count))
+        candidates = _candidates(layer, whole, self.count)
+        if self.at_active is None:
+            return candidates
+        return candidates._replace(active=self.at_active.abs().to(candidates.scores.dtype))
 
     def gradient(self) -> Tensor:
         """The dense gradient, of the weight's shape, summed over all processes."""
@@ -125,19 +144,19 @@ class Growth:
             return dense.abs()
         return block_scores_of_gradient(dense, self.layer.block_size)
 
-    def _with_active(self, candidates: Candidates) -> Candidates:
-        if self.at_active is None:
-            return candidates
-        return candidates._replace(active=self.at_active.abs().to(candidates.scores.dtype))
-
 
 def is_finite(entry: Selected | Held | Tensor) -> bool:
     """Whether what was kept of a contribution has no infinity or NaN in it; waits for the device."""
-    if isinstance(entry, Selected):
-        parts: Sequence[Tensor] = (entry.candidates.active, entry.candidates.scores)
+    if isinstance(entry, Held):
+        parts: Sequence[Tensor] = entry.gradient[:3]
     else:
-        parts = (entry,) if isinstance(entry, Tensor) else entry.gradient[:3]
+        parts = score_parts(entry.scores if isinstance(entry, Selected) else entry)
     return all(bool(part.isfinite().all()) for part in parts)
+
+
+def score_parts(scores: Scores) -> tuple[Tensor, ...]:
+    """The tensors of scores."""
+    return (scores.active, scores.scores) if isinstance(scores, Candidates) else (scores,)
 
 
 def dense_total(layer: DrivenLayer, ranks: Ranks) -> Tensor:

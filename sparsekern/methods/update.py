@@ -12,7 +12,7 @@ from sparsekern import ops
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.blocks import update_blocks
 from sparsekern.methods.driven_layer import DrivenLayer
-from sparsekern.methods.growth import Growth, NotFiniteError, Scores
+from sparsekern.methods.growth import Growth, NotFiniteError, Scores, score_parts
 from sparsekern.methods.options import Options
 from sparsekern.methods.ranks import Ranks
 from sparsekern.methods.statistics import LayerUpdate
@@ -132,6 +132,5 @@ class Update:
 
 
 def _check_finite(layer: DrivenLayer, scores: Scores) -> None:
-    parts = (scores.active, scores.scores) if isinstance(scores, Candidates) else (scores,)
-    if not all(bool(part.isfinite().all()) for part in parts):
+    if not all(bool(part.isfinite().all()) for part in score_parts(scores)):
         raise NotFiniteError(layer.name)
