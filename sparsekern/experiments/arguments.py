@@ -10,6 +10,8 @@ from typing import Any
 from sparsekern.experiments.parser import Parser
 from sparsekern.experiments.recipe import Recipe, load_recipe, recipe_groups, recipe_keys, recipe_names
 
+MOST = 1024
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help as wide as the longest names need, with the list of recipes as it is."""
@@ -68,6 +70,13 @@ def default_output(recipe: Recipe, overrides: dict[str, Any], prefix: str = "") 
     """``runs/NAME-KEY=VALUE...``: a folder of its own for every set of overrides."""
     parts = [prefix + recipe.name, *(f"{name}={value}" for name, value in overrides.items())]
     return Path("runs") / "-".join(parts).replace("/", "_")
+
+
+def small_count(text: str) -> int:
+    """A number of threads or processes, as argparse converts it; more than there are cores is allowed."""
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST}, got {text!r}")
+    return int(text)
 
 
 def _dashed(argument: str) -> str:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from sparsekern.experiments.arguments import add_keys, default_output, parse, read_recipe, recipe_parser
+from sparsekern.experiments.arguments import (
+    add_keys,
+    default_output,
+    parse,
+    read_recipe,
+    recipe_parser,
+    small_count,
+)
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.parser import Parser
 from sparsekern.experiments.recipe import Recipe
@@ -16,7 +23,6 @@ from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
 
 _PROG = "sparsekern train"
-_MOST_THREADS = 1024
 
 
 def train_command(arguments: list[str]) -> int:
@@ -62,7 +68,7 @@ def build_parser() -> Parser:
         "--resume", action="store_true", help="carry on from the last checkpoint in the folder"
     )
     again.add_argument("--overwrite", action="store_true", help="start anew where the folder holds a run")
-    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=small_count, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     add_keys(parser)
@@ -78,13 +84,6 @@ def _run_options(options: argparse.Namespace, recipe: Recipe, overrides: dict[st
         device=options.device,
         tensorboard=options.tensorboard,
     )
-
-
-def _threads(text: str) -> int:
-    # More threads than cores are allowed: the last bits of dense layers may depend on their number.
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_THREADS}, got {text!r}")
-    return int(text)
 
 
 def _fail(message: str) -> int:

@@ -6,14 +6,20 @@ import shlex
 import sys
 from pathlib import Path
 
-from sparsekern.experiments.arguments import add_keys, default_output, parse, read_recipe, recipe_parser
+from sparsekern.experiments.arguments import (
+    add_keys,
+    default_output,
+    parse,
+    read_recipe,
+    recipe_parser,
+    small_count,
+)
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.parser import Parser
 from sparsekern.experiments.sweep.plan import SWEPT, parse_seeds, parse_words
 from sparsekern.experiments.sweep.sweep import Sweep, SweepStopped, run_sweep
 
 _PROG = "sparsekern sweep"
-_MOST_WORKERS = 1024
 
 
 def sweep_command(arguments: list[str]) -> int:
@@ -51,7 +57,9 @@ def build_parser() -> Parser:
     parser.add_argument("--methods", metavar="A,B", help="methods (default: the recipe's)")
     parser.add_argument("--inits", metavar="A,B", help="initializations (default: the recipe's)")
     parser.add_argument("--seeds", metavar="0-2,7", help="seeds and ranges of them (default: the recipe's)")
-    parser.add_argument("--workers", type=_workers, metavar="N", help="runs at a time (default: one a core)")
+    parser.add_argument(
+        "--workers", type=small_count, metavar="N", help="runs at a time (default: one a core)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -75,12 +83,6 @@ def read_sweep(options: argparse.Namespace) -> Sweep:
         workers=options.workers or len(os.sched_getaffinity(0)),
         data_dir=options.data_dir,
     )
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= _MOST_WORKERS:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_WORKERS}, got {text!r}")
-    return int(text)
 
 
 def _fail(message: str) -> int:
