@@ -69,7 +69,9 @@ if [ "$device" = cuda ]; then
     # Compiling takes most of the time, and goes on in several processes where there is pytest-xdist.
     workers=
     "$python" -c 'import xdist' 2>/dev/null && workers="-n 8"
-    step "tests" 150 "$python" -m pytest -q -m gpu --maxfail=20 $workers
+    # Only folders that need no more than torch, numpy and pytest to be read.
+    step "tests" 150 "$python" -m pytest -q -m gpu --maxfail=20 $workers \
+        tests/gpu tests/nn tests/ops tests/test_backends.py
     if command -v compute-sanitizer >/dev/null; then
         # Each tensor has memory of its own, so that its end is noticed.
         step "memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
