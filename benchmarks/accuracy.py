@@ -60,10 +60,10 @@ class Sweep:
 
 
 SWEEPS = (
-    Sweep("dense", "dense", "dense", one_seed=True),
-    Sweep("dense-init", "static", "dense"),
     Sweep("methods", "static,set,rigl", "per_neuron"),
     Sweep("batch-gradient", "rigl", "per_neuron", ("--grow-gradient", "batch")),
+    Sweep("dense-init", "static", "dense"),
+    Sweep("dense", "dense", "dense", one_seed=True),
 )
 
 
