@@ -233,10 +233,9 @@ def driven_layers(
             raise ValueError(f"layer {name!r} must not be moved by two methods, got one that {driver} moves")
         found.append((name, layer, groups[id(weight)]))
     if not found:
-        raise ValueError(
-            f"model must have a sparse layer to move, got {type(model).__name__} with none; call sparsify_ "
-            "first"
-        )
+        sparse = len(list(_sparse_weights(model)))
+        came = f"{sparse} that are excluded or frozen" if sparse else "none; call sparsify_ first"
+        raise ValueError(f"model must have a sparse layer to move, got {type(model).__name__} with {came}")
     return [DrivenLayer(name, layer, optimizer, group) for name, layer, group in found]
 
 

@@ -99,7 +99,10 @@ class SNFS(RigL):
         if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(f"momentum must be a number in [0, 1), got {describe(momentum)}")
         if options.get("grow_gradient", "batch") != "batch":
-            raise ValueError("grow_gradient must be 'batch' for SNFS, which follows every step's gradient")
+            raise ValueError(
+                "grow_gradient must be 'batch' for SNFS, which follows every step's gradient, got "
+                f"{options['grow_gradient']!r}"
+            )
         self.own_options = {"momentum": float(momentum)}
         super().__init__(model, optimizer, **options)
         for layer in self.layers:

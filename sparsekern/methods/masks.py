@@ -129,7 +129,11 @@ def _key(name: Any) -> str:
 def _pattern(name: str, mask: Any) -> Pattern:
     if isinstance(mask, Pattern):
         return mask
-    return Pattern.from_mask(check_mask(mask, f"masks[{name!r}]"))
+    argument = f"masks[{name!r}]"
+    check_mask(mask, argument)
+    if mask.dim() not in (2, 4):
+        raise ValueError(f"{argument} must have 2 or 4 dimensions, got shape {tuple(mask.shape)}")
+    return Pattern.from_mask(mask)
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, Pattern]:
@@ -229,7 +233,9 @@ def _safetensors(path: Path) -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+    text = str(error).strip().partition("\n")[0].partition(". ")[0]
+    # The text of a KeyError, for one, is a number that means nothing by itself.
+    return text if " " in text else type(error).__name__
 
 
 def _outline(content: Any) -> str:

@@ -61,8 +61,11 @@ def read_state(method: DynamicMethod, state: Any) -> dict[str, Any]:
         raise ValueError(f"state must have the keys {', '.join(expected)}, got {', '.join(map(str, state))}")
     _check_options(state["options"], expected["options"])
     for key in ("steps", "updates", "next_update"):
-        if not is_integer(state[key]) or state[key] < NEVER:
-            raise ValueError(f"state[{key!r}] must be an integer, got {describe(state[key])}")
+        least = NEVER if key == "next_update" else 0
+        if not is_integer(state[key]) or state[key] < least:
+            raise ValueError(
+                f"state[{key!r}] must be an integer of at least {least}, got {describe(state[key])}"
+            )
     if state["layers"].keys() != expected["layers"].keys():
         theirs, mine = (", ".join(s["layers"]) or "none" for s in (state, expected))
         raise ValueError(f"state must be of a model with the sparse layers {mine}, got {theirs}")

@@ -10,9 +10,9 @@ from sparsekern.formats.checks import (
     check_bool,
     check_choice,
     check_integer,
-    check_positive,
     describe,
     is_integer,
+    is_number,
 )
 from sparsekern.methods.schedules import DROP_SCHEDULES
 
@@ -47,9 +47,11 @@ class Options:
             For one that is out of range, or that does not go with another.
         """
         update_every = check_integer(given["update_every"], "update_every")
-        fraction = check_positive(given["drop_fraction"], "drop_fraction")
-        if fraction > 1:
-            raise ValueError(f"drop_fraction must be above 0 and at most 1, got {given['drop_fraction']}")
+        fraction = given["drop_fraction"]
+        if not is_number(fraction):
+            raise TypeError(f"drop_fraction must be a number above 0 and at most 1, got {describe(fraction)}")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"drop_fraction must be a number above 0 and at most 1, got {fraction}")
         stop_at = given["stop_at"]
         if stop_at is not None and check_integer(stop_at, "stop_at") <= update_every:
             raise ValueError(
@@ -66,13 +68,15 @@ class Options:
                 f"grow_gradient='holdout', got {describe(holdout)}"
             )
         if source == "batch" and holdout is not None:
-            raise ValueError("holdout must be left out unless grow_gradient='holdout', got a function")
+            raise ValueError(
+                f"holdout must be left out unless grow_gradient='holdout', got {describe(holdout)}"
+            )
         seed = given["seed"]
         if not is_integer(seed) or not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {describe(seed)}")
         return cls(
             update_every=update_every,
-            drop_fraction=fraction,
+            drop_fraction=float(fraction),
             stop_at=None if stop_at is None else int(stop_at),
             schedule=schedule,
             update=check_choice(given["update"], ("after_step", "replaces_step"), "update"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class LayerUpdate:
     nnz: int
     numel: int
     # On the layer's device: read only when somebody asks.
-    _new: Tensor | int
-    _explored: Tensor | int
+    _new: Tensor | int = field(repr=False)
+    _explored: Tensor | int = field(repr=False)
 
     @property
     def grown(self) -> int:

@@ -295,6 +295,12 @@ def test_the_checkpoint_of_a_run(tmp_path):
     assert masks == masks_of(model)
 
 
+def test_a_reason_that_is_no_sentence_is_the_kind_of_error(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"hello")  # "KeyError: 101" of the unpickler
+    with pytest.raises(ValueError, match=r"another kind \(KeyError\)$"):
+        load_masks(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -332,6 +338,12 @@ def test_without_safetensors(tmp_path, monkeypatch):
         pytest.param({}, ValueError, "masks must be for at least one layer, got none", id="empty"),
         pytest.param(dense_model(), ValueError, "one layer, got a Sequential without any", id="dense"),
         pytest.param({3: torch.ones(2, 2).bool()}, TypeError, "names for keys, got 3", id="key"),
+        pytest.param(
+            {"a": torch.ones(2, 2, 2).bool()},
+            ValueError,
+            r"masks\['a'\] must have 2 or 4 dimensions",
+            id="3-D",
+        ),
         pytest.param(
             {"a": torch.ones(2, 2)}, TypeError, r"masks\['a'\] must be a tensor of dtype", id="float"
         ),

@@ -21,14 +21,19 @@ OPTIONS = {
     ),
     "drop_fraction 0": (
         {"drop_fraction": 0}, ValueError,
-        "drop_fraction must be a positive finite number",
+        "drop_fraction must be a number above 0 and at most 1, got 0",
     ),
     "drop_fraction 1.1": (
-        {"drop_fraction": 1.1}, ValueError, "drop_fraction must be above 0 and at most 1, got 1.1",
+        {"drop_fraction": 1.1}, ValueError,
+        "drop_fraction must be a number above 0 and at most 1, got 1.1",
     ),
     "drop_fraction text": (
         {"drop_fraction": "0.3"}, TypeError,
-        "drop_fraction must be a positive finite",
+        "drop_fraction must be a number above 0 and at most 1, got '0.3' (str)",
+    ),
+    "drop_fraction nan": (
+        {"drop_fraction": float("nan")}, ValueError,
+        "drop_fraction must be a number above 0 and at most 1, got nan",
     ),
     "stop_at first": (
         {"stop_at": 100}, ValueError, "stop_at must be beyond the first update, after step 100, got 100",
@@ -58,7 +63,12 @@ OPTIONS = {
         "holdout must be a function that returns the loss of a fixed batch, for grow_gradient='holdout'",
     ),
     "needless holdout": (
-        {"holdout": lambda: None}, ValueError, "holdout must be left out unless grow_gradient='holdout'",
+        {"holdout": lambda: None}, ValueError,
+        "holdout must be left out unless grow_gradient='holdout', got <function",
+    ),
+    "holdout of another type": (
+        {"holdout": 3}, ValueError,
+        "holdout must be left out unless grow_gradient='holdout', got 3 (int)",
     ),
     "new_values": (
         {"new_values": "one"}, ValueError,
@@ -89,7 +99,7 @@ OPTIONS = {
 def test_options_out_of_range_are_refused(case, method, network):
     options, error, message = OPTIONS[case]
     if method == "SNFS" and "grow_gradient" in options:
-        error, message = ValueError, "grow_gradient must be 'batch' for SNFS"
+        error, message = ValueError, "grow_gradient must be 'batch' for SNFS, which follows every step's"
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(error, match=re.escape(message)):
@@ -120,8 +130,10 @@ def test_a_model_without_sparse_layers_is_refused(network):
         sk.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"got Sequential with 4 that are excluded or frozen"):
+        sk.RigL(model, optimizer, exclude=["*"])
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"model must have a sparse layer to move"):
+    with pytest.raises(ValueError, match=r"got Sequential with 4 that are excluded or frozen"):
         sk.RigL(model, optimizer)
 
 

@@ -94,7 +94,15 @@ WRONG = {
         "state must be of a method with seed=7, got seed=8",
     ),
     "a key too many": (lambda s: {**s, "more": 1}, "state must have the keys method"),
-    "steps": (lambda s: {**s, "steps": "4"}, "state['steps'] must be an integer, got '4' (str)"),
+    "steps": (
+        lambda s: {**s, "steps": "4"},
+        "state['steps'] must be an integer of at least 0, got '4' (str)",
+    ),
+    "steps -1": (lambda s: {**s, "steps": -1}, "state['steps'] must be an integer of at least 0, got -1"),
+    "next update -2": (
+        lambda s: {**s, "next_update": -2},
+        "state['next_update'] must be an integer of at least -1, got -2",
+    ),
     "other layers": (
         lambda s: {**s, "layers": {"fc": s["layers"]["0"]}},
         "state must be of a model with the sparse layers 0, 2, 5, 7, got fc",

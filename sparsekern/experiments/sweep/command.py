@@ -76,9 +76,9 @@ def read_sweep(options: argparse.Namespace) -> Sweep:
     return Sweep(
         recipe=recipe,
         overrides=overrides,
-        methods=parse_words(options.methods or recipe.method, "method"),
-        inits=parse_words(options.inits or recipe.init, "init"),
-        seeds=parse_seeds(options.seeds) if options.seeds else [recipe.seed],
+        methods=parse_words(recipe.method if options.methods is None else options.methods, "method"),
+        inits=parse_words(recipe.init if options.inits is None else options.inits, "init"),
+        seeds=[recipe.seed] if options.seeds is None else parse_seeds(options.seeds),
         output=options.output or default_output(recipe, overrides, prefix="sweep-"),
         workers=options.workers or len(os.sched_getaffinity(0)),
         data_dir=options.data_dir,

@@ -9,6 +9,8 @@ from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, recipe_keys
 from sparsekern.experiments.settings import DENSE_METHODS
 
+# Each seed is a folder for every method and initialization.
+MOST_SEEDS = 10_000
 # What a sweep sets itself: times of steps would be those of runs that share a machine.
 SWEPT = ("method", "init", "seed", "benchmark_steps")
 
@@ -70,12 +72,15 @@ def parse_seeds(text: str) -> list[int]:
     Raises
     ------
     RecipeError
-        If it is no list of whole numbers and ranges of them.
+        If it is no list of whole numbers and ranges of them, or one of very many.
     """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise RecipeError(f"--seeds must be whole numbers and ranges such as 0-2,7, got {text!r}")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        some = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(seeds) + len(some) > MOST_SEEDS:
+            raise RecipeError(f"--seeds must be at most {MOST_SEEDS:,} seeds, got {text!r}")
+        seeds += some
     return list(dict.fromkeys(seeds))

@@ -133,6 +133,9 @@ def test_the_default_folder_and_the_overrides():
             ["lenet5-digits", "--seeds", "two"],
             "--seeds must be whole numbers and ranges such as 0-2,7, got 'two'",
         ),
+        (["lenet5-digits", "--seeds", ""], "--seeds must be whole numbers and ranges such as 0-2,7, got ''"),
+        (["lenet5-digits", "--methods", ""], "--methods must be of dense, "),
+        (["lenet5-digits", "--inits", ""], "--inits must be of dense, "),
         (["lenet5-digits", "--workers", "0"], "--workers: must be a whole number from 1 to 1024, got '0'"),
         (
             ["lenet5-digits", "--methods", "rigl", "--update-every", "3000"],

@@ -45,6 +45,13 @@ def test_other_seeds_are_refused(text):
         parse_seeds(text)
 
 
+def test_more_seeds_than_anyone_wants_are_refused():
+    assert parse_seeds("5-10004") == list(range(5, 10_005))
+    for text in ["0-999999999", "0-9999,10000"]:
+        with pytest.raises(RecipeError, match=r"^--seeds must be at most 10,000 seeds, got "):
+            parse_seeds(text)
+
+
 def test_words_are_choices_of_the_key():
     assert parse_words("rigl, set,rigl", "method") == ["rigl", "set"]
     with pytest.raises(
