@@ -98,7 +98,8 @@ class DrivenLayer:
         """What the last step's gradient was made of is no longer needed."""
         if self.is_watched:
             self.passes = self.watch.count
-            self.watch.clear()
+        # Also where nothing is watched: a holdout batch has left what it was asked for.
+        self.watch.clear()
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the layer's part of a method's state."""
