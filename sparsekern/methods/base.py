@@ -49,7 +49,7 @@ class DynamicMethod:
     ----------
     model : nn.Module
         With sparse layers, those of `sparsify_`; may be wrapped in DDP or compiled. Layers whose weight needs
-        no gradient stay as they are.
+        no gradient stay as they are, also while it is frozen later.
     optimizer : torch.optim.Optimizer
         Trains all their weights. Steps are counted where they really happen: neither the batches that
         gradients are accumulated over nor the steps that a GradScaler leaves out count.
@@ -255,8 +255,8 @@ class DynamicMethod:
         watching = watching and (self.follows_gradient or self._timetable.within(2))
         keeping = self.follows_gradient or self._timetable.within(1)
         for layer in self.layers:
-            layer.watch_gradient(watching)
-            layer.watch.keep = self._keep(layer) if watching and keeping else None
+            layer.watch_gradient(watching and layer.parameter.requires_grad)
+            layer.watch.keep = self._keep(layer) if layer.is_watched and keeping else None
 
     def _keep(self, layer: DrivenLayer) -> Callable[..., Any]:
         alone = self._ranks.size == 1 and layer.block_size is None
@@ -352,9 +352,10 @@ class DynamicMethod:
     def _watch_holdout(self) -> dict[str, Tensor]:
         if not self.reads_gradient or self._holdout is None:
             return {}
-        for layer in self.layers:
+        trained = [layer for layer in self.layers if layer.parameter.requires_grad]
+        for layer in trained:
             layer.watch.keep = hold(layer)
-        return watch_holdout(self._holdout, self.layers)
+        return watch_holdout(self._holdout, trained) if trained else {}
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:

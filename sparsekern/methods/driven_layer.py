@@ -149,8 +149,10 @@ class DrivenLayer:
         return rate / self.initial_learning_rate if self.initial_learning_rate else 1.0
 
     def count(self, fraction: float, regrow: bool) -> int:
-        """Positions that an update exchanges."""
+        """Positions that an update exchanges: none while the weight is frozen."""
         pattern = self.pattern
+        if not self.parameter.requires_grad:
+            return 0
         if self.block_size is not None:
             return positions_exchanged(pattern, fraction, block_size=self.block_size, regrow=regrow)
         count = int(pattern.nnz * fraction)

@@ -52,3 +52,26 @@ def test_a_holdout_batch_is_let_go_of_and_may_be_written_to():
         assert seen[0]() is None
         x.normal_()
     assert method.updates == 3
+
+
+@pytest.mark.parametrize("method", ["SET", "RigL", "RigLInverted", "SNFS", "holdout"])
+def test_a_layer_that_is_frozen_for_a_while_stays_as_it_is(method, network, loss_on, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if method == "holdout":
+        keywords = {"grow_gradient": "holdout", "holdout": lambda: loss_on(99)(model)}
+        attached = sk.RigL(model, optimizer, update_every=2, **keywords)
+    else:
+        attached = getattr(sk, method)(model, optimizer, update_every=2)
+    train(model, optimizer, 2)
+    pattern, values = model[5].pattern, model[5].values.detach().clone()
+    model[5].values.requires_grad_(False)
+    train(model, optimizer, 4, first=2)
+    assert model[5].pattern == pattern
+    assert torch.equal(model[5].values, values)
+    assert attached.last_update.layers["5"].dropped == 0
+    assert attached.last_update.grown > 0
+    model[5].values.requires_grad_(True)
+    train(model, optimizer, 4, first=6)
+    assert attached.updates == 5
+    assert model[5].pattern != pattern
