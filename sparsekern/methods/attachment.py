@@ -19,6 +19,8 @@ __all__ = ["Attachment", "Withheld", "check_arguments", "check_model", "unwrappe
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
+# Optimizers that are going through the hooks after their step, none of which can be taken away meanwhile.
+_calling_hooks: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -118,19 +120,37 @@ class Attachment:
         self._parameters = parameters
         self._state_dict = state_dict
         self._load_state_dict = load_state_dict
+        self._after: Hook | None = after
+        self._after_handle = optimizer.register_step_post_hook(self._call_after)
         self._handles = [
             optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
             self._guard(),
         ]
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the hooks are there."""
+        return self._after is not None
+
     def remove(self) -> None:
-        """Take all hooks away."""
+        """Take all hooks away; where the one after the step is being called, it stays and does nothing."""
+        self._after = None
+        if self._optimizer not in _calling_hooks:
+            self._handles.append(self._after_handle)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _call_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._after is None:
+            return
+        _calling_hooks.add(optimizer)
+        try:
+            self._after(optimizer, args, kwargs)
+        finally:
+            _calling_hooks.discard(optimizer)
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         return {**state_dict, KEY: [*state_dict.get(KEY, []), self._state_dict()]}

@@ -183,7 +183,7 @@ class DynamicMethod:
         return self._timetable.next_update
 
     def detach(self) -> None:
-        """Take all hooks away: patterns stay as they are from now on."""
+        """Take all hooks away: patterns stay as they are from now on. `on_update` may call it."""
         self._attachment.remove()
         for layer in self.layers:
             layer.detach()
@@ -251,6 +251,8 @@ class DynamicMethod:
 
     def _prepare(self) -> None:
         """Tell every watch what to keep of the next step's gradient; the step before counts contributions."""
+        if not self._attachment.is_active:
+            return
         watching = self.reads_gradient and self.options.grow_gradient == "batch"
         watching = watching and (self.follows_gradient or self._timetable.within(2))
         keeping = self.follows_gradient or self._timetable.within(1)

@@ -75,3 +75,21 @@ def test_a_layer_that_is_frozen_for_a_while_stays_as_it_is(method, network, loss
     train(model, optimizer, 4, first=6)
     assert attached.updates == 5
     assert model[5].pattern != pattern
+
+
+@pytest.mark.parametrize("method", ["SET", "RigL", "RigLInverted", "SNFS"])
+def test_on_update_may_detach(method, network, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    keywords = {"update_every": 1, "on_update": lambda statistics: attached.detach()}
+    attached = getattr(sk, method)(model, optimizer, exclude=["0"], **keywords)
+    # Another one on the same optimizer, whose hook comes next.
+    other = sk.RigL(model, optimizer, update_every=2, exclude=["2", "5", "7"])
+    train(model, optimizer, 4)
+    assert (attached.steps, attached.updates, other.steps, other.updates) == (1, 1, 4, 2)
+    assert not model[5].values._post_accumulate_grad_hooks
+    other.detach()
+    attached.load_state_dict(attached.state_dict())
+    assert not model[5].values._post_accumulate_grad_hooks
+    sk.RigL(model, optimizer, update_every=2)
+    train(model, optimizer, 2)
