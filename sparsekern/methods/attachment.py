@@ -155,16 +155,20 @@ class Attachment:
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         return {**state_dict, KEY: [*state_dict.get(KEY, []), self._state_dict()]}
 
-    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
         found = state_dict.get(KEY, [])
         if not found:
             warnings.warn(
                 f"the optimizer's state has none of {self._owner}, which goes on counting from where it is",
                 stacklevel=2,
             )
-            return
-        mine = [state for state in found if set(state.get("layers", ())) == set(self._parameters)]
-        self._load_state_dict(mine[0] if mine else found[0])
+            return None
+        mine = [i for i, state in enumerate(found) if set(state.get("layers", ())) == set(self._parameters)]
+        index = mine[0] if mine else 0
+        self._load_state_dict(found[index])
+        # Methods on two models may have layers of the same names: the next one finds the states that are left,
+        # which are in the order of the methods.
+        return {**state_dict, KEY: found[:index] + found[index + 1 :]}
 
     def _guard(self) -> RemovableHandle:
         """A hook of every optimizer there is, which goes when this one's optimizer does."""
