@@ -230,6 +230,7 @@ class DynamicMethod:
         for layer in self.layers:
             layer.load(state["layers"][layer.name])
         self._checked = False
+        self._fractions.clear()
         self._prepare()
 
     def _plan(self) -> Timetable:
