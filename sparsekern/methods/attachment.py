@@ -75,9 +75,10 @@ class Withheld:
         return (args[0], without_gradients, *args[2:]), kwargs
 
     def give_back(self) -> None:
-        """Put the gradients where they were."""
-        for parameter, grad in self._grads:
-            parameter.grad = grad
+        """Put the gradients where they were, unless the step failed and there are new ones by now."""
+        if all(parameter.grad is None for parameter, _ in self._grads):
+            for parameter, grad in self._grads:
+                parameter.grad = grad
         self._grads.clear()
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:

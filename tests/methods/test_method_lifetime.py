@@ -93,3 +93,23 @@ def test_on_update_may_detach(method, network, train):
     assert not model[5].values._post_accumulate_grad_hooks
     sk.RigL(model, optimizer, update_every=2)
     train(model, optimizer, 2)
+
+
+def test_gradients_withheld_from_a_step_that_failed_do_not_come_back(network, loss_on, train):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = sk.RigL(model, optimizer, update_every=2, update="replaces_step")
+    train(model, optimizer, 1)
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, 1, first=1)
+    handle.remove()
+    optimizer.zero_grad()
+    loss_on(2)(model).backward()
+    expected = model[0].bias.grad.clone()
+    optimizer.step()
+    assert method.updates == 1
+    assert torch.equal(model[0].bias.grad, expected)
