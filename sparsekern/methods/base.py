@@ -293,7 +293,8 @@ class DynamicMethod:
                 # Most optimizers make their state in the first step.
                 self._check_states()
                 self._saw_states = True
-            self.take_step()
+            if not (self.follows_gradient and left_out(optimizer)):
+                self.take_step()
             if self._timetable.is_due():
                 self._update()
         finally:
