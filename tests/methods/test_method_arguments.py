@@ -241,6 +241,7 @@ def test_factored_and_listed_optimizer_states_are_refused_by_name(network, loss_
     for codes, what in (
         (weight.detach().byte(), r"dtype torch\.uint8"),
         ([weight.detach()], "a list of tensors"),
+        ({"mean": weight.detach()}, "a dict of tensors"),
     ):
         optimizer.state[weight]["codes"] = codes
         with pytest.raises(TypeError, match=rf"layer '0'; got SGD with 'codes' of {what}"):
