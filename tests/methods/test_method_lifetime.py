@@ -113,3 +113,20 @@ def test_gradients_withheld_from_a_step_that_failed_do_not_come_back(network, lo
     optimizer.step()
     assert method.updates == 1
     assert torch.equal(model[0].bias.grad, expected)
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("method", ["SET", "RigL", "RigLInverted", "SNFS"])
+def test_a_model_may_change_its_dtype(method, storage, network, loss_on):
+    model = network(storage, dtype=torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    attached = getattr(sk, method)(model, optimizer, update_every=2)
+    for step, dtype in enumerate([torch.float32, torch.float64, torch.float64, torch.bfloat16]):
+        model.to(dtype)
+        optimizer.zero_grad()
+        loss_on(step, dtype=dtype)(model).backward()
+        optimizer.step()
+    assert attached.updates == 2
+    for layer in attached.layers:
+        assert layer.parameter.dtype == torch.bfloat16
+        assert (layer.layer.to_dense() != 0).logical_and(~layer.layer.mask).sum() == 0
