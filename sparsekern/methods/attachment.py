@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.hooks import RemovableHandle
 
 from sparsekern.formats.checks import describe
 
@@ -19,6 +19,8 @@ __all__ = ["Attachment", "Withheld", "check_arguments", "check_model", "unwrappe
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
+# Those whose parameters no other optimizer may step.
+_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 # Optimizers that are going through the hooks after their step, none of which can be taken away meanwhile.
 _calling_hooks: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
@@ -127,8 +129,9 @@ class Attachment:
             optimizer.register_step_pre_hook(before),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
-            self._guard(),
         ]
+        _attachments.add(self)
+        _register_guard()
 
     @property
     def is_active(self) -> bool:
@@ -138,6 +141,7 @@ class Attachment:
     def remove(self) -> None:
         """Take all hooks away; where the one after the step is being called, it stays and does nothing."""
         self._after = None
+        _attachments.discard(self)
         if self._optimizer not in _calling_hooks:
             self._handles.append(self._after_handle)
         for handle in self._handles:
@@ -167,22 +171,9 @@ class Attachment:
         mine = [i for i, state in enumerate(found) if set(state.get("layers", ())) == set(self._parameters)]
         index = mine[0] if mine else 0
         self._load_state_dict(found[index])
-        # Methods on two models may have layers of the same names: the next one finds the states that are left,
-        # which are in the order of the methods.
+        # Methods on two models may have layers of the same names: the next one finds the states that are
+        # left, which are in the order of the methods.
         return {**state_dict, KEY: found[:index] + found[index + 1 :]}
-
-    def _guard(self) -> RemovableHandle:
-        """A hook of every optimizer there is, which goes when this one's optimizer does."""
-        weak = weakref.ref(self)
-
-        def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            attachment = weak()
-            if attachment is not None:
-                attachment._refuse_another(optimizer)
-
-        handle = register_optimizer_step_pre_hook(hook)
-        weakref.finalize(self, handle.remove)
-        return handle
 
     def _refuse_another(self, optimizer: torch.optim.Optimizer) -> None:
         # An optimizer around this one, such as those that step twice, has the very same groups.
@@ -196,3 +187,15 @@ class Attachment:
                     f"{self._owner} moves with a {type(self._optimizer).__name__}; got a "
                     f"{type(optimizer).__name__} that holds it too"
                 )
+
+
+@functools.cache
+def _register_guard() -> None:
+    """One hook of every optimizer there is, which stays: the garbage collector, which ends methods, may run
+    while PyTorch goes through these hooks, and none can be taken away then."""
+    register_optimizer_step_pre_hook(_guard)
+
+
+def _guard(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for attachment in list(_attachments):
+        attachment._refuse_another(optimizer)

@@ -107,7 +107,9 @@ def test_two_models_of_one_form_on_one_optimizer_keep_their_states_apart(network
             assert torch.equal(layer["explored"], other.state_dict()["layers"][name]["explored"])
 
 
-def test_a_state_loaded_between_backward_pass_and_step_decides_the_next_drop_fraction(network, loss_on, train):
+def test_a_state_loaded_between_backward_pass_and_step_decides_the_next_drop_fraction(
+    network, loss_on, train
+):
     model, optimizer, method = make(network, "RigL", update_every=2)
     train(model, optimizer, 1)
     state = method.state_dict()
