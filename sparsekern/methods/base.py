@@ -310,6 +310,8 @@ class DynamicMethod:
 
     def _update(self) -> None:
         self._check_states()
+        for layer in self.layers:
+            layer.forget_outdated()
         kept = [layer.watch.kept for layer in self.layers]
         if any(len(entries) > 1 and any(isinstance(e, Selected) for e in entries) for entries in kept):
             # Gradients have begun to be accumulated, and candidates of one part say nothing about the sum.

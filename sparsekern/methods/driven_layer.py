@@ -48,6 +48,8 @@ class DrivenLayer:
     passes : int
         Contributions to the gradient in the last step that was watched: 1, or more where it is accumulated;
         0 if unknown.
+    kept_on : Pattern or None
+        The pattern when the watch last kept something of a gradient.
     followers : list of SparseLayer
         Of copies of the model, on the same pattern.
     memory : dict of str to Tensor
@@ -65,6 +67,7 @@ class DrivenLayer:
         self.watch = GradientWatch(self.parameter)
         self.explored = Explored(layer.pattern)
         self.passes = 0
+        self.kept_on: Pattern | None = None
         self.followers: list[SparseLayer] = []
         self.memory: dict[str, Tensor] = {}
         self.is_watched = False
@@ -100,6 +103,12 @@ class DrivenLayer:
             self.passes = self.watch.count
         # Also where nothing is watched: a holdout batch has left what it was asked for.
         self.watch.clear()
+        self.kept_on = None
+
+    def forget_outdated(self) -> None:
+        """Drop what was kept of a gradient on another pattern, as before a state dict was loaded."""
+        if self.kept_on not in (None, self.pattern):
+            self.watch.clear()
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the layer's part of a method's state."""

@@ -199,3 +199,23 @@ def test_a_copy_of_the_model_is_on_its_own(network, train):
     assert method.updates == 1
     assert [layer.passes for layer in method.layers] == [1] * 4
     assert [layer.pattern for layer in twin.modules() if isinstance(layer, SparseLayer)] == before
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["SET", "RigL", "RigLInverted"])
+def test_a_gradient_on_another_pattern_than_the_loaded_one_moves_nothing(
+    name, parts, network, loss_on, train
+):
+    model, optimizer, method = make(network, name)
+    train(model, optimizer, 2, parts=parts)
+    other, *_ = make(lambda: network(seed=5), name)
+    optimizer.zero_grad()
+    for part in range(parts):
+        loss_on(part)(model).backward()
+    model.load_state_dict(other.state_dict())
+    optimizer.step()
+    assert method.updates == 1
+    for mine, theirs in zip(model.modules(), other.modules()):
+        if isinstance(mine, SparseLayer):
+            assert mine.pattern.nnz == theirs.pattern.nnz
+            assert (mine.pattern == theirs.pattern) == (name != "SET")
