@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.hooks import RemovableHandle
 
 from sparsekern.formats.checks import describe
 
@@ -19,6 +19,10 @@ __all__ = ["Attachment", "Withheld", "check_arguments", "check_model", "unwrappe
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
+# Those whose parameters no other optimizer may step.
+_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+# Optimizers that are going through the hooks after their step, none of which can be taken away meanwhile.
+_calling_hooks: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -73,9 +77,10 @@ class Withheld:
         return (args[0], without_gradients, *args[2:]), kwargs
 
     def give_back(self) -> None:
-        """Put the gradients where they were."""
-        for parameter, grad in self._grads:
-            parameter.grad = grad
+        """Put the gradients where they were, unless the step failed and there are new ones by now."""
+        if all(parameter.grad is None for parameter, _ in self._grads):
+            for parameter, grad in self._grads:
+                parameter.grad = grad
         self._grads.clear()
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:
@@ -118,46 +123,57 @@ class Attachment:
         self._parameters = parameters
         self._state_dict = state_dict
         self._load_state_dict = load_state_dict
+        self._after: Hook | None = after
+        self._after_handle = optimizer.register_step_post_hook(self._call_after)
         self._handles = [
             optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
-            self._guard(),
         ]
+        _attachments.add(self)
+        _register_guard()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the hooks are there."""
+        return self._after is not None
 
     def remove(self) -> None:
-        """Take all hooks away."""
+        """Take all hooks away; where the one after the step is being called, it stays and does nothing."""
+        self._after = None
+        _attachments.discard(self)
+        if self._optimizer not in _calling_hooks:
+            self._handles.append(self._after_handle)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
+    def _call_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._after is None:
+            return
+        _calling_hooks.add(optimizer)
+        try:
+            self._after(optimizer, args, kwargs)
+        finally:
+            _calling_hooks.discard(optimizer)
+
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         return {**state_dict, KEY: [*state_dict.get(KEY, []), self._state_dict()]}
 
-    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
         found = state_dict.get(KEY, [])
         if not found:
             warnings.warn(
                 f"the optimizer's state has none of {self._owner}, which goes on counting from where it is",
                 stacklevel=2,
             )
-            return
-        mine = [state for state in found if set(state.get("layers", ())) == set(self._parameters)]
-        self._load_state_dict(mine[0] if mine else found[0])
-
-    def _guard(self) -> RemovableHandle:
-        """A hook of every optimizer there is, which goes when this one's optimizer does."""
-        weak = weakref.ref(self)
-
-        def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            attachment = weak()
-            if attachment is not None:
-                attachment._refuse_another(optimizer)
-
-        handle = register_optimizer_step_pre_hook(hook)
-        weakref.finalize(self, handle.remove)
-        return handle
+            return None
+        mine = [i for i, state in enumerate(found) if set(state.get("layers", ())) == set(self._parameters)]
+        index = mine[0] if mine else 0
+        self._load_state_dict(found[index])
+        # Methods on two models may have layers of the same names: the next one finds the states that are
+        # left, which are in the order of the methods.
+        return {**state_dict, KEY: found[:index] + found[index + 1 :]}
 
     def _refuse_another(self, optimizer: torch.optim.Optimizer) -> None:
         # An optimizer around this one, such as those that step twice, has the very same groups.
@@ -171,3 +187,15 @@ class Attachment:
                     f"{self._owner} moves with a {type(self._optimizer).__name__}; got a "
                     f"{type(optimizer).__name__} that holds it too"
                 )
+
+
+@functools.cache
+def _register_guard() -> None:
+    """One hook of every optimizer there is, which stays: the garbage collector, which ends methods, may run
+    while PyTorch goes through these hooks, and none can be taken away then."""
+    register_optimizer_step_pre_hook(_guard)
+
+
+def _guard(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for attachment in list(_attachments):
+        attachment._refuse_another(optimizer)

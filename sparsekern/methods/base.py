@@ -49,7 +49,7 @@ class DynamicMethod:
     ----------
     model : nn.Module
         With sparse layers, those of `sparsify_`; may be wrapped in DDP or compiled. Layers whose weight needs
-        no gradient stay as they are.
+        no gradient stay as they are, also while it is frozen later.
     optimizer : torch.optim.Optimizer
         Trains all their weights. Steps are counted where they really happen: neither the batches that
         gradients are accumulated over nor the steps that a GradScaler leaves out count.
@@ -183,7 +183,7 @@ class DynamicMethod:
         return self._timetable.next_update
 
     def detach(self) -> None:
-        """Take all hooks away: patterns stay as they are from now on."""
+        """Take all hooks away: patterns stay as they are from now on. `on_update` may call it."""
         self._attachment.remove()
         for layer in self.layers:
             layer.detach()
@@ -230,6 +230,7 @@ class DynamicMethod:
         for layer in self.layers:
             layer.load(state["layers"][layer.name])
         self._checked = False
+        self._fractions.clear()
         self._prepare()
 
     def _plan(self) -> Timetable:
@@ -251,12 +252,14 @@ class DynamicMethod:
 
     def _prepare(self) -> None:
         """Tell every watch what to keep of the next step's gradient; the step before counts contributions."""
+        if not self._attachment.is_active:
+            return
         watching = self.reads_gradient and self.options.grow_gradient == "batch"
         watching = watching and (self.follows_gradient or self._timetable.within(2))
         keeping = self.follows_gradient or self._timetable.within(1)
         for layer in self.layers:
-            layer.watch_gradient(watching)
-            layer.watch.keep = self._keep(layer) if watching and keeping else None
+            layer.watch_gradient(watching and layer.parameter.requires_grad)
+            layer.watch.keep = self._keep(layer) if layer.is_watched and keeping else None
 
     def _keep(self, layer: DrivenLayer) -> Callable[..., Any]:
         alone = self._ranks.size == 1 and layer.block_size is None
@@ -290,7 +293,8 @@ class DynamicMethod:
                 # Most optimizers make their state in the first step.
                 self._check_states()
                 self._saw_states = True
-            self.take_step()
+            if not (self.follows_gradient and left_out(optimizer)):
+                self.take_step()
             if self._timetable.is_due():
                 self._update()
         finally:
@@ -306,6 +310,8 @@ class DynamicMethod:
 
     def _update(self) -> None:
         self._check_states()
+        for layer in self.layers:
+            layer.forget_outdated()
         kept = [layer.watch.kept for layer in self.layers]
         if any(len(entries) > 1 and any(isinstance(e, Selected) for e in entries) for entries in kept):
             # Gradients have begun to be accumulated, and candidates of one part say nothing about the sum.
@@ -352,9 +358,10 @@ class DynamicMethod:
     def _watch_holdout(self) -> dict[str, Tensor]:
         if not self.reads_gradient or self._holdout is None:
             return {}
-        for layer in self.layers:
+        trained = [layer for layer in self.layers if layer.parameter.requires_grad]
+        for layer in trained:
             layer.watch.keep = hold(layer)
-        return watch_holdout(self._holdout, self.layers)
+        return watch_holdout(self._holdout, trained) if trained else {}
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:

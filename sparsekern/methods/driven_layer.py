@@ -48,6 +48,8 @@ class DrivenLayer:
     passes : int
         Contributions to the gradient in the last step that was watched: 1, or more where it is accumulated;
         0 if unknown.
+    kept_on : Pattern or None
+        The pattern when the watch last kept something of a gradient.
     followers : list of SparseLayer
         Of copies of the model, on the same pattern.
     memory : dict of str to Tensor
@@ -65,6 +67,7 @@ class DrivenLayer:
         self.watch = GradientWatch(self.parameter)
         self.explored = Explored(layer.pattern)
         self.passes = 0
+        self.kept_on: Pattern | None = None
         self.followers: list[SparseLayer] = []
         self.memory: dict[str, Tensor] = {}
         self.is_watched = False
@@ -98,6 +101,13 @@ class DrivenLayer:
         """What the last step's gradient was made of is no longer needed."""
         if self.is_watched:
             self.passes = self.watch.count
+        # Also where nothing is watched: a holdout batch has left what it was asked for.
+        self.watch.clear()
+        self.kept_on = None
+
+    def forget_outdated(self) -> None:
+        """Drop what was kept of a gradient on another pattern, as before a state dict was loaded."""
+        if self.kept_on not in (None, self.pattern):
             self.watch.clear()
 
     def load(self, state: dict[str, Any]) -> None:
@@ -148,8 +158,10 @@ class DrivenLayer:
         return rate / self.initial_learning_rate if self.initial_learning_rate else 1.0
 
     def count(self, fraction: float, regrow: bool) -> int:
-        """Positions that an update exchanges."""
+        """Positions that an update exchanges: none while the weight is frozen."""
         pattern = self.pattern
+        if not self.parameter.requires_grad:
+            return 0
         if self.block_size is not None:
             return positions_exchanged(pattern, fraction, block_size=self.block_size, regrow=regrow)
         count = int(pattern.nnz * fraction)

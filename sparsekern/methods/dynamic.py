@@ -114,7 +114,9 @@ class SNFS(RigL):
             gradient = self.gradient_of(layer)
             # One step whose gradient overflows would spoil the mean for ever.
             if gradient.isfinite().all():
-                layer.memory["mean_gradient"].lerp_(gradient, 1 - momentum)
+                mean = layer.memory["mean_gradient"]
+                # The model may have got another dtype since.
+                mean.lerp_(gradient.to(mean.dtype), 1 - momentum)
 
     def scores(self, growth: Growth) -> Scores | None:
         mean = growth.layer.memory["mean_gradient"]

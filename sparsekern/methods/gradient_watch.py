@@ -50,7 +50,7 @@ class GradientWatch:
         self._pending: dict[int, list[Any]] = {}
         self._latest = -1
         self._version = -1
-        self._handle = None
+        self._remove_hook: weakref.finalize | None = None
 
     def start(self) -> None:
         """Begin to watch the Parameter; FSDP2's never receives a gradient from autograd itself."""
@@ -64,15 +64,16 @@ class GradientWatch:
             if watch is not None:
                 watch._accumulated(parameter)
 
-        self._handle = self._parameter.register_post_accumulate_grad_hook(accumulated)
-        weakref.finalize(self, self._handle.remove)
+        handle = self._parameter.register_post_accumulate_grad_hook(accumulated)
+        self._remove_hook = weakref.finalize(self, handle.remove)
 
     def stop(self) -> None:
         """Forget all contributions, and watch no more."""
         self.clear()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._remove_hook is not None:
+            # A finalizer that has been called is forgotten; one for each update would stay for good.
+            self._remove_hook()
+            self._remove_hook = None
 
     def __call__(self, gradient: WeightGradient) -> None:
         task = torch._C._current_graph_task_id()
@@ -88,7 +89,7 @@ class GradientWatch:
         else:
             with torch.no_grad():
                 pending.append(self.keep(gradient))
-        if self._handle is None:
+        if self._remove_hook is None:
             self._confirm(task)
 
     def take_pending(self) -> list[Any]:

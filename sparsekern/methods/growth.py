@@ -52,6 +52,7 @@ def select(layer: DrivenLayer, count: Callable[[], int]) -> Callable[[WeightGrad
     """What a `GradientWatch` keeps where a step has one contribution: O(nnz), or no more than its factors."""
 
     def keep(gradient: WeightGradient) -> Selected:
+        layer.kept_on = layer.pattern
         if is_small(gradient, layer.pattern):
             return Selected(dense_gradient([gradient], layer.pattern, layer.parameter.dtype).abs_())
         return Selected(_candidates(layer, gradient, count()))
@@ -64,6 +65,7 @@ def hold(layer: DrivenLayer) -> Callable[[WeightGradient], Held]:
     until they are more bytes than the dense gradient, which then takes their place."""
 
     def keep(gradient: WeightGradient) -> Held:
+        layer.kept_on = layer.pattern
         kept = layer.watch.kept
         if sum(_bytes(entry) for entry in kept) > layer.pattern.numel * 4:
             kept[:] = [_total(layer, kept)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
             raise TypeError(_cannot_move(kind, key, name, "a list of tensors"))
+        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
+            raise TypeError(_cannot_move(kind, key, name, "a dict of tensors"))
         if not isinstance(value, Tensor) or (value.numel() == 1 and parameter.numel() != 1):
             continue
         if value.dim() > 0 and value.shape != parameter.shape:

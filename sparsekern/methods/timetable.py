@@ -74,13 +74,15 @@ class Timetable:
         self.next_update = self._update_after(self.steps)
 
     def postpone(self) -> None:
-        """The update that was due comes after the next step."""
-        self.next_update = self.steps + 1
+        """The update that was due comes after the next step, or not at all if that is beyond the last."""
+        self.next_update = self._unless_stopped(self.steps + 1)
 
     def resume(self, steps: int, next_update: int | None) -> None:
         """Go on from another count."""
         self._calls, self._left_out, self.next_update = steps, None, next_update
 
     def _update_after(self, step: int) -> int | None:
-        following = (step // self._every + 1) * self._every
-        return None if self._stop_at is not None and following >= self._stop_at else following
+        return self._unless_stopped((step // self._every + 1) * self._every)
+
+    def _unless_stopped(self, step: int) -> int | None:
+        return None if self._stop_at is not None and step >= self._stop_at else step

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.methods.schedules import drop_fraction
 from sparsekern.nn import SparseLayer
 
 METHODS = ["Static", "SET", "RigL", "RigLInverted", "SNFS"]
@@ -83,6 +84,43 @@ def test_two_methods_on_one_optimizer_keep_their_states_apart(network, train):
     other_optimizer.load_state_dict(optimizer.state_dict())
     assert (other_rigl.updates, other_random.updates) == (rigl.updates, random.updates) == (1, 2)
     assert (other_rigl.next_update, other_random.next_update) == (6, 6)
+
+
+def test_two_models_of_one_form_on_one_optimizer_keep_their_states_apart(network, loss_on):
+    def both():
+        models = [network(seed=seed) for seed in range(2)]
+        optimizer = torch.optim.SGD([p for model in models for p in model.parameters()], 0.1)
+        return models, optimizer, [sk.SET(m, optimizer, update_every=2, seed=i) for i, m in enumerate(models)]
+
+    models, optimizer, methods = both()
+    for step in range(5):
+        optimizer.zero_grad()
+        sum(loss_on(step)(model) for model in models).backward()
+        optimizer.step()
+    _, other_optimizer, others = both()
+    state = optimizer.state_dict()
+    other_optimizer.load_state_dict(state)
+    assert len(state["sparsekern"]) == 2
+    for method, other in zip(methods, others):
+        assert (other.steps, other.updates) == (5, 2)
+        for name, layer in method.state_dict()["layers"].items():
+            assert torch.equal(layer["explored"], other.state_dict()["layers"][name]["explored"])
+
+
+def test_a_state_loaded_between_backward_pass_and_step_decides_the_next_drop_fraction(
+    network, loss_on, train
+):
+    model, optimizer, method = make(network, "RigL", update_every=2)
+    train(model, optimizer, 1)
+    state = method.state_dict()
+    train(model, optimizer, 16, first=1)
+    loss_on(17)(model).backward()
+    method.load_state_dict(state)
+    train(model, optimizer, 1, first=1)
+    assert method.steps == 2
+    expected = drop_fraction("cosine", method.options.drop_fraction, 2, 20)
+    for layer in method.last_update.layers.values():
+        assert layer.drop_fraction == pytest.approx(expected)
 
 
 WRONG = {
@@ -169,3 +207,23 @@ def test_a_copy_of_the_model_is_on_its_own(network, train):
     assert method.updates == 1
     assert [layer.passes for layer in method.layers] == [1] * 4
     assert [layer.pattern for layer in twin.modules() if isinstance(layer, SparseLayer)] == before
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["SET", "RigL", "RigLInverted"])
+def test_a_gradient_on_another_pattern_than_the_loaded_one_moves_nothing(
+    name, parts, network, loss_on, train
+):
+    model, optimizer, method = make(network, name)
+    train(model, optimizer, 2, parts=parts)
+    other, *_ = make(lambda: network(seed=5), name)
+    optimizer.zero_grad()
+    for part in range(parts):
+        loss_on(part)(model).backward()
+    model.load_state_dict(other.state_dict())
+    optimizer.step()
+    assert method.updates == 1
+    for mine, theirs in zip(model.modules(), other.modules()):
+        if isinstance(mine, SparseLayer):
+            assert mine.pattern.nnz == theirs.pattern.nnz
+            assert (mine.pattern == theirs.pattern) == (name != "SET")

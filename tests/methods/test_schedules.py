@@ -65,6 +65,19 @@ def test_steps_that_found_an_infinity_do_not_count():
     assert table.steps == 5
 
 
+def test_an_update_put_off_beyond_the_end_is_left_out(network, train):
+    model, found = network(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    keywords = {"schedule": "constant", "on_update": lambda statistics: found.append(statistics.step)}
+    sk.RigL(model, optimizer, update_every=4, stop_at=9, **keywords)
+    train(model, optimizer, 3)
+    # Both updates are put off, since gradients have just begun to be accumulated: to steps 5 and 9.
+    train(model, optimizer, 3, first=3, parts=2)
+    train(model, optimizer, 1, first=6)
+    train(model, optimizer, 4, first=7, parts=2)
+    assert found == [5]
+
+
 def test_the_learning_rate_scales_the_fraction_from_its_initial_value(network, train):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.2)

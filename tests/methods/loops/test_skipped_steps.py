@@ -92,3 +92,26 @@ def test_update_in_place_of_a_step(optimizer):
     for layer, same in zip(moved.layers, other.layers):
         assert layer.pattern == same.pattern
     torch.testing.assert_close(dict(model.named_parameters()), dict(expected.named_parameters()))
+
+
+@pytest.mark.parametrize("overflow", [in_the_bias, in_the_weight])
+def test_a_running_mean_is_that_of_the_steps_that_are_taken(overflow):
+    means = []
+    for optimizer in ("sgd", "sgd_fused"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(19, 23), nn.Tanh(), nn.Linear(23, 6)).double()
+        sk.sparsify_(model, sparsity=0.8, init="per_neuron")
+        optimizer = OPTIMIZERS[optimizer](model.parameters())
+        method = sk.SNFS(model, optimizer, update_every=EVERY)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for step in range(3):
+            optimizer.zero_grad()
+            scaler.scale(loss(model, step, 0)).backward()
+            if step in OVERFLOWS:
+                overflow(model)
+            scaler.step(optimizer)
+            scaler.update()
+        assert method.steps == 2
+        means.append([layer.memory["mean_gradient"] for layer in method.layers])
+    for called, never_called in zip(*means):
+        torch.testing.assert_close(called, never_called)
