@@ -90,6 +90,8 @@ class Display:
             train = self._train
             text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
+        if self._update:
+            text += f"   explored {self._update['exploration_rate']:.1%}"
         if self._train:
             text += f"   lr {train['learning_rate']:<9.3g}{train['steps_per_second']:>4.0f} steps/s"
         return text

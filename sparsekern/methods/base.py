@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -70,7 +71,8 @@ class DynamicMethod:
         For methods that grow by gradient: ``"batch"``, that of the step before the update, or ``"holdout"``.
     holdout : callable, optional
         For ``"holdout"``: returns the loss of a fixed batch, with whatever regularization is to be in its
-        gradient. Called at updates, in whatever mode the model is; must not call a DDP wrapper.
+        gradient. Called at the updates of methods that read the gradient, in whatever mode the model is; must
+        not call a DDP wrapper.
     new_values : str
         ``"zero"``, or ``"per_neuron"``: drawn as `sparsekern.init.per_neuron_` does.
     nonfinite : str
@@ -159,6 +161,14 @@ class DynamicMethod:
         self._fractions: dict[str, float] = {}
         self._checked = self._saw_states = self._warned = False
         self._attach()
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in asdict(self.options).items() if value is not None]
+        following = "no more" if self.next_update is None else f"the next after step {self.next_update:,}"
+        return (
+            f"{type(self).__name__}({', '.join(given)}) of {len(self.layers)} sparse weights: "
+            f"{self.updates:,} updates in {self.steps:,} steps, {following}"
+        )
 
     def scores(self, growth: Growth) -> Scores | None:
         """The scores by which one layer grows, largest first; None leaves it as it is. Methods override

@@ -86,3 +86,13 @@ def test_callbacks_may_raise_and_the_update_is_made(network, train):
     with pytest.raises(KeyError, match="from the callback"):
         train(model, optimizer, 1)
     assert (method.steps, method.updates, method.next_update) == (1, 1, 2)
+
+
+def test_a_method_says_where_it_stands(network, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = sk.RigL(model, optimizer, update_every=2, stop_at=4)
+    assert repr(method).startswith("RigL(update_every=2, drop_fraction=0.3, stop_at=4, schedule='cosine', ")
+    assert repr(method).endswith(") of 4 sparse weights: 0 updates in 0 steps, the next after step 2")
+    train(model, optimizer, 2)
+    assert repr(method).endswith(": 1 updates in 2 steps, no more")

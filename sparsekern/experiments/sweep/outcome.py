@@ -32,13 +32,23 @@ class Outcome:
 
 
 def earlier_outcome(job: Job) -> Outcome | None:
-    """The outcome of a run that is finished already, or whose folder holds another run; None for others."""
+    """The outcome of a run that is finished already, well or with a damaged result; None for others.
+
+    Raises
+    ------
+    ExperimentError
+        If the folder holds a run of another recipe, finished or not: those of this one would go in its place.
+    """
     folder = RunFolder(job.folder)
+    if folder.recipe.exists():
+        try:
+            theirs = folder.read_recipe()
+        except ExperimentError as error:
+            return Outcome(job, error=str(error))
+        folder.refuse_another(job.recipe, theirs)
     if not folder.result.exists():
         return None
     try:
-        result = folder.read_result()
-        folder.refuse_another(job.recipe, folder.read_recipe())
+        return Outcome(job, folder.read_result())
     except ExperimentError as error:
         return Outcome(job, error=str(error))
-    return Outcome(job, result)

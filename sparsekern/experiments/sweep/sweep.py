@@ -61,7 +61,8 @@ def run_sweep(sweep: Sweep, stream: TextIO | None = None, live: bool | None = No
     Raises
     ------
     ExperimentError
-        Before anything is done, where the recipe, the data or the masks are wrong for all runs.
+        Before anything is done, where the recipe, the data or the masks are wrong for all runs, or the folder
+        holds runs of another recipe.
     SweepStopped
         After SIGINT or SIGTERM.
     """

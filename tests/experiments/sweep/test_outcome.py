@@ -1,6 +1,9 @@
 import dataclasses
 import json
 
+import pytest
+
+from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
 
 
@@ -17,11 +20,21 @@ def test_a_finished_run_is_found_and_an_unfinished_one_is_not(jobs, finished):
     assert earlier_outcome(jobs[0]) == expected
 
 
-def test_a_run_of_another_recipe_is_a_failure_that_names_the_keys(jobs, finished):
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "unfinished"])
+def test_a_run_of_another_recipe_ends_the_sweep_and_names_the_keys(is_finished, jobs, finished):
     write_run(jobs[0], jobs[0].recipe.override({"steps": 99}), finished(jobs[0], 0.5).result)
+    if not is_finished:
+        (jobs[0].folder / "result.json").unlink()
+    with pytest.raises(ExperimentError, match="holds a run of another recipe: steps: 99 there, 12 here"):
+        earlier_outcome(jobs[0])
+
+
+def test_a_damaged_result_is_a_failure(jobs, finished):
+    write_run(jobs[0], jobs[0].recipe, finished(jobs[0], 0.5).result)
+    (jobs[0].folder / "result.json").write_text("{")
     outcome = earlier_outcome(jobs[0])
     assert outcome.result is None
-    assert "holds a run of another recipe: steps: 99 there, 12 here" in outcome.error
+    assert "expected the result of a run" in outcome.error
 
 
 def test_summaries_have_a_status(jobs, finished):
