@@ -13,17 +13,9 @@ from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, check_model, unwrapped
+from sparsekern.methods.contributions import Scores, Selected, is_finite, keep_candidates, keep_factors
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
-from sparsekern.methods.growth import (
-    Growth,
-    NotFiniteError,
-    Scores,
-    Selected,
-    dense_total,
-    hold,
-    is_finite,
-    select,
-)
+from sparsekern.methods.growth import Growth, NotFiniteError, dense_total
 from sparsekern.methods.holdout import watch_holdout
 from sparsekern.methods.method_state import NEVER, read_state, state_of
 from sparsekern.methods.optimizer_state import check_states
@@ -274,8 +266,8 @@ class DynamicMethod:
     def _keep(self, layer: DrivenLayer) -> Callable[..., Any]:
         alone = self._ranks.size == 1 and layer.block_size is None
         if self.selects_largest and alone and layer.passes == 1:
-            return select(layer, lambda: self._count(layer))
-        return hold(layer)
+            return keep_candidates(layer, lambda: self._count(layer))
+        return keep_factors(layer)
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -370,7 +362,7 @@ class DynamicMethod:
             return {}
         trained = [layer for layer in self.layers if layer.parameter.requires_grad]
         for layer in trained:
-            layer.watch.keep = hold(layer)
+            layer.watch.keep = keep_factors(layer)
         return watch_holdout(self._holdout, trained) if trained else {}
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:

@@ -13,42 +13,7 @@ from sparsekern.backends import BackendError, select
 from sparsekern.formats.pattern import Pattern
 from sparsekern.ops.observers import WeightGradient
 
-__all__ = ["Held", "dense_gradient", "is_small", "joined", "largest_inactive"]
-
-
-class Held:
-    """A contribution kept until the optimizer has taken its step; its two factors by reference.
-
-    Parameters
-    ----------
-    gradient : WeightGradient
-    """
-
-    def __init__(self, gradient: WeightGradient) -> None:
-        grad_y, x, at_active, geometry = gradient
-        # A copy: the op's result becomes `grad`, which accumulation and clipping write to.
-        at_active = at_active.detach().clone()
-        self._gradient = WeightGradient(grad_y.detach(), x.detach(), at_active, geometry)
-        self._versions = self._current()
-
-    @property
-    def gradient(self) -> WeightGradient:
-        """The contribution.
-
-        Raises
-        ------
-        RuntimeError
-            When somebody has written to its tensors meanwhile.
-        """
-        if self._current() != self._versions:
-            raise RuntimeError(
-                "the input of a sparse layer was written to between its backward pass and the optimizer's "
-                "step, and the update of its pattern needs it: give every batch memory of its own"
-            )
-        return self._gradient
-
-    def _current(self) -> tuple[int, int]:
-        return self._gradient.grad_y._version, self._gradient.x._version
+__all__ = ["dense_gradient", "is_small", "joined", "largest_inactive"]
 
 
 def joined(gradients: Sequence[WeightGradient]) -> WeightGradient | None:

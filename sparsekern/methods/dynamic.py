@@ -9,8 +9,9 @@ from torch import nn
 
 from sparsekern.formats.checks import describe, is_number
 from sparsekern.methods.base import DynamicMethod
+from sparsekern.methods.contributions import Scores
 from sparsekern.methods.dense_gradient import dense_gradient
-from sparsekern.methods.growth import Growth, Scores
+from sparsekern.methods.growth import Growth
 from sparsekern.methods.timetable import Timetable
 
 __all__ = ["SET", "SNFS", "RigL", "RigLInverted", "Static"]

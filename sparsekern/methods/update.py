@@ -11,8 +11,9 @@ from torch import Tensor
 from sparsekern import ops
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.blocks import update_blocks
+from sparsekern.methods.contributions import Scores, score_parts
 from sparsekern.methods.driven_layer import DrivenLayer
-from sparsekern.methods.growth import Growth, NotFiniteError, Scores, score_parts
+from sparsekern.methods.growth import Growth, NotFiniteError
 from sparsekern.methods.options import Options
 from sparsekern.methods.ranks import Ranks
 from sparsekern.methods.statistics import LayerUpdate
