@@ -36,6 +36,8 @@ def _conflict_of_updates(recipe: Recipe) -> str:
             f"update_every must be below steps, {recipe.steps:,}, for method {recipe.method} to update its "
             f"masks, got {recipe.update_every:,}"
         )
+    if recipe.update_every == 1 and recipe.update == "replaces_step":
+        return "update_every must be at least 2 with update replaces_step, which leaves no step else, got 1"
     if recipe.stop_at is None:
         if recipe.drop_schedule == "cosine":
             return "stop_at must be given with drop_schedule cosine, which falls to 0 there, got none"

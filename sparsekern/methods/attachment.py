@@ -103,8 +103,9 @@ class Attachment:
         What the method moves, by layer name: no other optimizer may step it.
     before, after : callable
         Hooks of ``optimizer.step``.
-    state_dict, load_state_dict : callable
-        The method's own; its state travels inside the optimizer's.
+    state_dict, check_state, load_state_dict : callable
+        The method's own; its state travels inside the optimizer's. It is checked before the optimizer loads
+        anything, and loaded once that has succeeded.
     """
 
     def __init__(
@@ -116,19 +117,23 @@ class Attachment:
         before: Hook,
         after: Hook,
         state_dict: Callable[[], dict[str, Any]],
+        check_state: Callable[[Any], Any],
         load_state_dict: Callable[[dict[str, Any]], None],
     ) -> None:
         self._optimizer = optimizer
         self._owner = owner
         self._parameters = parameters
         self._state_dict = state_dict
+        self._check_state = check_state
         self._load_state_dict = load_state_dict
+        self._incoming: dict[str, Any] | None = None
         self._after: Hook | None = after
         self._after_handle = optimizer.register_step_post_hook(self._call_after)
         self._handles = [
             optimizer.register_step_pre_hook(before),
             optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._load),
+            optimizer.register_load_state_dict_pre_hook(self._check),
+            optimizer.register_load_state_dict_post_hook(self._load),
         ]
         _attachments.add(self)
         _register_guard()
@@ -160,7 +165,8 @@ class Attachment:
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         return {**state_dict, KEY: [*state_dict.get(KEY, []), self._state_dict()]}
 
-    def _load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    def _check(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        self._incoming = None
         found = state_dict.get(KEY, [])
         if not found:
             warnings.warn(
@@ -170,10 +176,16 @@ class Attachment:
             return None
         mine = [i for i, state in enumerate(found) if set(state.get("layers", ())) == set(self._parameters)]
         index = mine[0] if mine else 0
-        self._load_state_dict(found[index])
+        self._check_state(found[index])
+        self._incoming = found[index]
         # Methods on two models may have layers of the same names: the next one finds the states that are
         # left, which are in the order of the methods.
         return {**state_dict, KEY: found[:index] + found[index + 1 :]}
+
+    def _load(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._incoming is not None:
+            self._load_state_dict(self._incoming)
+            self._incoming = None
 
     def _refuse_another(self, optimizer: torch.optim.Optimizer) -> None:
         # An optimizer around this one, such as those that step twice, has the very same groups.

@@ -248,6 +248,7 @@ class DynamicMethod:
             before=self._before_step,
             after=self._after_step,
             state_dict=self.state_dict,
+            check_state=lambda state: read_state(self, state),
             load_state_dict=self.load_state_dict,
         )
         self._prepare()

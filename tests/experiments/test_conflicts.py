@@ -8,6 +8,10 @@ CONFLICTS = [
     ({"method": "set", "sparsity": 0}, "method set needs a sparsity above 0, got 0"),
     ({"sparsity": 0, "masks": "a.pt"}, "masks must be left out with sparsity 0, .*, got a.pt"),
     ({"method": "rigl", "update_every": 3000}, "update_every must be below steps, 3,000, .*, got 3,000"),
+    (
+        {"method": "rigl", "update_every": 1, "update": "replaces_step"},
+        "update_every must be at least 2 with update replaces_step",
+    ),
     ({"method": "rigl", "drop_schedule": "cosine"}, "stop_at must be given with drop_schedule cosine"),
     ({"method": "rigl", "stop_at": 100}, "stop_at must be above update_every, 100, .*, got 100"),
     (

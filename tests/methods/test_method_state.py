@@ -227,3 +227,15 @@ def test_a_gradient_on_another_pattern_than_the_loaded_one_moves_nothing(
         if isinstance(mine, SparseLayer):
             assert mine.pattern.nnz == theirs.pattern.nnz
             assert (mine.pattern == theirs.pattern) == (name != "SET")
+
+
+def test_an_optimizer_state_that_does_not_fit_leaves_the_method_as_it_is(network, train):
+    model, optimizer, method = make(network, "RigL")
+    train(model, optimizer, 4)
+    _, other_optimizer, other = make(network, "RigL")
+    state = optimizer.state_dict()
+    state["param_groups"].append(state["param_groups"][0])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        other_optimizer.load_state_dict(state)
+    assert (other.steps, other.updates, other.next_update) == (0, 0, 3)
+    assert method.steps == 4
