@@ -69,7 +69,7 @@ class RigLInverted(RigL):
 
     def scores(self, growth: Growth) -> Scores | None:
         magnitudes = growth.gradient_magnitudes()
-        return None if magnitudes is None else -magnitudes
+        return None if magnitudes is None else magnitudes.neg_()
 
 
 class SNFS(RigL):

@@ -89,7 +89,8 @@ class Growth:
         """The dense gradient's magnitude, or its sum over each block; None as for `largest_gradients`."""
         if not self._ranks.any(bool(self.layer.watch.kept), self.layer.pattern.device):
             return None
-        return self.magnitudes(self.gradient())
+        gradient = self.gradient()
+        return gradient.abs_() if self.layer.block_size is None else self.magnitudes(gradient)
 
     def magnitudes(self, dense: Tensor) -> Tensor:
         """The magnitude of a tensor of the weight's shape, or its sum over each block."""
