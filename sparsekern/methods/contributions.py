@@ -19,6 +19,7 @@ __all__ = [
     "Held",
     "Scores",
     "Selected",
+    "all_finite",
     "candidates_of",
     "held_total",
     "is_finite",
@@ -105,7 +106,12 @@ def is_finite(entry: Selected | Held | Tensor) -> bool:
         parts: Sequence[Tensor] = entry.gradient[:3]
     else:
         parts = score_parts(entry.scores if isinstance(entry, Selected) else entry)
-    return all(bool(part.isfinite().all()) for part in parts)
+    return all(map(all_finite, parts))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """``tensor.isfinite().all()`` without a temporary of the tensor's size; waits for the device."""
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def score_parts(scores: Scores) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsekern import ops
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.blocks import update_blocks
-from sparsekern.methods.contributions import Scores, score_parts
+from sparsekern.methods.contributions import Scores, all_finite, score_parts
 from sparsekern.methods.driven_layer import DrivenLayer
 from sparsekern.methods.growth import Growth, NotFiniteError
 from sparsekern.methods.options import Options
@@ -133,5 +133,5 @@ class Update:
 
 
 def _check_finite(layer: DrivenLayer, scores: Scores) -> None:
-    if not all(bool(part.isfinite().all()) for part in score_parts(scores)):
+    if not all(map(all_finite, score_parts(scores))):
         raise NotFiniteError(layer.name)
