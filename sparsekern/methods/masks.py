@@ -96,13 +96,13 @@ def save_masks(masks: Mapping[str, Tensor | Pattern] | nn.Module, path: str | os
     Raises
     ------
     TypeError, ValueError
-        When `masks` is none of the above, or has no mask.
+        When `masks` or `path` is none of the above, or `masks` has no mask.
     ImportError
         For ``*.safetensors`` without the package of that name.
     OSError
         When the file cannot be written; one that was there is still there.
     """
-    path = Path(path)
+    path = _checked_path(path)
     given = masks_of(masks) if isinstance(masks, nn.Module) else masks
     if not isinstance(given, Mapping):
         raise TypeError(f"masks must be a mapping from layer name to mask, or a model, got {describe(masks)}")
@@ -118,6 +118,15 @@ def save_masks(masks: Mapping[str, Tensor | Pattern] | nn.Module, path: str | os
         torch.save(tensors, buffer)
         content = buffer.getvalue()
     write_atomically(path, content)
+
+
+def _checked_path(path: Any) -> Path:
+    rule = "path must be the path of a file"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{rule}, got {describe(path)}")
+    if not Path(path).name:
+        raise ValueError(f"{rule}, got {os.fspath(path)!r}")
+    return Path(path)
 
 
 def _key(name: Any) -> str:
@@ -155,6 +164,8 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Pattern]:
 
     Raises
     ------
+    TypeError
+        When `path` is none.
     ValueError
         When the file is damaged or has no masks: names the file, what was expected and what was found.
     ImportError
@@ -162,7 +173,7 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Pattern]:
     OSError
         When the file cannot be read.
     """
-    path = Path(path)
+    path = _checked_path(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for place in PLACES:
         state = content

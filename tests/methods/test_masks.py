@@ -353,3 +353,15 @@ def test_bad_masks(tmp_path, masks, error, message):
     with pytest.raises(error, match=message):
         save_masks(masks, tmp_path / "masks.pt")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [(None, TypeError), (3, TypeError), ("", ValueError), (".", ValueError)],
+    ids=["None", "number", "empty", "folder"],
+)
+def test_what_is_no_path_of_a_file_is_named(path, error):
+    with pytest.raises(error, match="path must be the path of a file, got"):
+        save_masks({"a": torch.ones(2, 2, dtype=torch.bool)}, path)
+    with pytest.raises(error, match="path must be the path of a file, got"):
+        load_masks(path)
