@@ -9,13 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.optim.swa_utils import AveragedModel
 
-from sparsekern.formats.checks import describe
-
-__all__ = ["Attachment", "Withheld", "check_arguments", "check_model", "unwrapped"]
+__all__ = ["Attachment"]
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
@@ -24,71 +21,6 @@ _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 # Optimizers that are going through the hooks after their step, none of which can be taken away meanwhile.
 _calling_hooks: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 Hook = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
-
-
-def check_model(model: Any) -> None:
-    """Raise TypeError for what is no model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
-
-
-def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
-    """Raise TypeError for what is no model, optimizer or callback."""
-    check_model(model)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
-    if on_update is not None and not callable(on_update):
-        raise TypeError(f"on_update must be a function of the update's statistics, got {describe(on_update)}")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, an average or a compiled one: layers have the same names with and without."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
-
-
-class Withheld:
-    """Takes all gradients from an optimizer for one step, which then does nothing, and gives them back."""
-
-    def __init__(self) -> None:
-        self._grads: list[tuple[Tensor, Tensor]] = []
-
-    def arguments(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What ``step`` is to be called with, for a step pre-hook. A closure still computes the gradients."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._take(optimizer)
-            return None
-
-        def without_gradients() -> Any:
-            loss = closure()
-            self._take(optimizer)
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": without_gradients}
-        return (args[0], without_gradients, *args[2:]), kwargs
-
-    def give_back(self) -> None:
-        """Put the gradients where they were, unless the step failed and there are new ones by now."""
-        if all(parameter.grad is None for parameter, _ in self._grads):
-            for parameter, grad in self._grads:
-                parameter.grad = grad
-        self._grads.clear()
-
-    def _take(self, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._grads.append((parameter, parameter.grad))
-                    parameter.grad = None
 
 
 class Attachment:

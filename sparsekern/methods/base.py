@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.attachment import Attachment, Withheld, check_arguments, check_model, unwrapped
+from sparsekern.methods.arguments import check_arguments, check_model, unwrapped
+from sparsekern.methods.attachment import Attachment
 from sparsekern.methods.contributions import Scores, Selected, is_finite, keep_candidates, keep_factors
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
 from sparsekern.methods.growth import Growth, NotFiniteError, dense_total
@@ -25,6 +26,7 @@ from sparsekern.methods.schedules import drop_fraction
 from sparsekern.methods.statistics import UpdateStatistics
 from sparsekern.methods.timetable import Timetable, left_out
 from sparsekern.methods.update import Update
+from sparsekern.methods.withheld import Withheld
 from sparsekern.nn.survey import excluded_names
 
 __all__ = ["DynamicMethod"]
@@ -282,7 +284,8 @@ class DynamicMethod:
         if self.options.nonfinite == "raise" and not left_out(optimizer):
             # Where a closure computes the gradient inside the step, it is looked at after it.
             for layer in self.layers:
-                if not all(map(is_finite, layer.watch.kept)):
+                here = not all(map(is_finite, layer.watch.kept))
+                if self._ranks.any(here, layer.pattern.device):
                     self._report_nonfinite(NotFiniteError(layer.name), self.steps + 1)
         if self.options.update == "replaces_step":
             return self._withheld.arguments(optimizer, args, kwargs)

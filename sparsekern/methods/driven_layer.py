@@ -90,12 +90,17 @@ class DrivenLayer:
         self.watch_gradient(False)
         _drivers.pop(self.layer._topology, None)
 
-    def watch_gradient(self, wanted: bool) -> None:
-        """Have the backward pass tell the watch of the gradient, or not."""
-        if wanted != self.is_watched:
-            self.layer._topology.observe(self.watch if wanted else None)
-            self.is_watched = wanted
-            (self.watch.start if wanted else self.watch.stop)()
+    def watch_gradient(self, wanted: bool, confirmed: bool = True) -> None:
+        """Have backward passes tell the watch of the gradient, or not; see `GradientWatch.start`."""
+        if wanted == self.is_watched:
+            return
+        self.layer._topology.observe(self.watch if wanted else None)
+        self.is_watched = wanted
+        if wanted:
+            # FSDP2's Parameter never receives a gradient from autograd itself.
+            self.watch.start(confirmed and not self.is_sharded)
+        else:
+            self.watch.stop()
 
     def end_step(self) -> None:
         """What the last step's gradient was made of is no longer needed."""

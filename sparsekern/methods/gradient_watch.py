@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from sparsekern.ops.observers import WeightGradient
 
@@ -23,8 +24,7 @@ class GradientWatch:
 
     Contributions count once autograd adds to ``parameter.grad`` in the same backward pass, so a gradient that
     is only asked for (`torch.autograd.grad`) leaves no trace; and they are forgotten when that gradient was
-    thrown away, as after a step that a GradScaler left out. Where another object than the Parameter receives
-    the gradient (FSDP2 shards it), every contribution counts.
+    thrown away, as after a step that a GradScaler left out.
 
     Parameters
     ----------
@@ -52,9 +52,15 @@ class GradientWatch:
         self._version = -1
         self._remove_hook: weakref.finalize | None = None
 
-    def start(self) -> None:
-        """Begin to watch the Parameter; FSDP2's never receives a gradient from autograd itself."""
-        if hasattr(self._parameter, "full_tensor"):
+    def start(self, confirmed: bool) -> None:
+        """Begin to watch.
+
+        Parameters
+        ----------
+        confirmed : bool
+            False: every contribution counts at once, for a Parameter that autograd adds nothing to.
+        """
+        if not confirmed:
             return
         # Python's garbage collector does not see that a Parameter holds its hooks, so these do not hold it.
         weak = weakref.ref(self)
@@ -83,20 +89,14 @@ class GradientWatch:
             self._latest = task
             if self.count and self._was_discarded():
                 self._forget()
-        pending = self._pending.setdefault(task, [])
-        if self.keep is None:
-            pending.append(None)
-        else:
-            with torch.no_grad():
-                pending.append(self.keep(gradient))
+        if task not in self._pending:
+            self._pending[task] = []
+            # A pass that has added nothing to the gradient by its end leaves nothing.
+            Variable._execution_engine.queue_callback(lambda: self._pending.pop(task, None))
+        with torch.no_grad():
+            self._pending[task].append(None if self.keep is None else self.keep(gradient))
         if self._remove_hook is None:
             self._confirm(task)
-
-    def take_pending(self) -> list[Any]:
-        """What was kept of the last backward pass, which did not accumulate (`torch.autograd.grad`)."""
-        taken = self._pending[max(self._pending)] if self._pending else []
-        self._pending.clear()
-        return taken
 
     def clear(self) -> None:
         """Forget all contributions."""
@@ -124,5 +124,7 @@ class GradientWatch:
         grad = self._parameter.grad
         if grad is None:
             return True
-        # Reading the gradient waits for a GPU, so only where something hangs on it.
-        return self.keep is not None and grad._version != self._version and not bool(grad.any())
+        # Reading the gradient waits for a GPU, so only where something hangs on it. Of FSDP2's, a process
+        # has a part, on which it must decide nothing.
+        unread = self.keep is None or self._remove_hook is None or grad._version == self._version
+        return not unread and not bool(grad.any())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from sparsekern.methods.blocks import block_scores_of_gradient
+from sparsekern.methods.blocks import block_grid, block_scores_of_gradient
 from sparsekern.methods.contributions import Held, Scores, Selected, candidates_of, held_total
 from sparsekern.methods.dense_gradient import is_small, joined
 from sparsekern.methods.driven_layer import DrivenLayer
@@ -52,8 +50,8 @@ class Growth:
         pattern, block = self.layer.pattern, self.layer.block_size
         if block is None:
             return uniform_candidates(pattern, self.count, self._draws)
-        rows, columns = (math.ceil(size / block) for size in pattern.matrix_shape)
-        return torch.rand(rows, columns, generator=self._draws, dtype=torch.float64).to(pattern.device)
+        grid = block_grid(pattern, block)
+        return torch.rand(grid, generator=self._draws, dtype=torch.float64).to(pattern.device)
 
     def largest_gradients(self) -> Scores | None:
         """The gradient's magnitude, at active positions and the largest others, without the dense gradient

@@ -21,7 +21,7 @@ def watch_holdout(loss_of: Callable[[], Any], layers: Sequence[DrivenLayer]) -> 
     -------
     dict of str to Tensor
         By layer name, the gradient at the active positions ``(nnz,)``, with all that is in the loss beside
-        the layers' outputs.
+        the layers' outputs; 0 where the loss does not depend on the weight.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def watch_holdout(loss_of: Callable[[], Any], layers: Sequence[DrivenLayer]) -> 
         When the function returns no scalar that depends on the weights.
     """
     for layer in layers:
-        layer.watch_gradient(True)
+        layer.watch_gradient(True, confirmed=False)
     try:
         with torch.enable_grad():
             loss = loss_of()
@@ -40,9 +40,14 @@ def watch_holdout(loss_of: Callable[[], Any], layers: Sequence[DrivenLayer]) -> 
             found = torch.autograd.grad(loss, [layer.parameter for layer in layers], allow_unused=True)
     finally:
         for layer in layers:
-            taken = layer.watch.take_pending()
+            kept = list(layer.watch.kept)
             layer.watch_gradient(False)
-            layer.watch.kept = taken
-    return {
-        layer.name: layer.at_active(grad.detach()) for layer, grad in zip(layers, found) if grad is not None
-    }
+            layer.watch.kept = kept
+    return {layer.name: _at_active(layer, grad) for layer, grad in zip(layers, found)}
+
+
+def _at_active(layer: DrivenLayer, grad: Tensor | None) -> Tensor:
+    # In every process: what it holds is summed over all of them.
+    if grad is None:
+        return layer.parameter.new_zeros(layer.pattern.nnz)
+    return layer.at_active(grad.detach())

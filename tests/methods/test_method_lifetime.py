@@ -148,3 +148,31 @@ def test_a_method_may_be_collected_while_another_optimizer_steps(network):
     finally:
         gc.enable()
         collecting.remove()
+
+
+def test_gradients_that_are_only_asked_for_are_not_collected(network, loss_on, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = sk.RigL(model, optimizer, update_every=1)
+    train(model, optimizer, 1)
+    for _ in range(5):
+        torch.autograd.grad(loss_on(0)(model), list(model.parameters()))
+        assert all(not layer.watch._pending and not layer.watch.kept for layer in method.layers)
+    train(model, optimizer, 1, first=1)
+    assert [layer.passes for layer in method.layers] == [1] * len(method.layers)
+
+
+def test_a_holdout_loss_without_some_layer_leaves_that_one_alone(network, loss_on, train):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def holdout():
+        x = torch.ones(3, 48, dtype=torch.float64)
+        return model[5:](x).square().sum()
+
+    method = sk.RigL(model, optimizer, update_every=1, grow_gradient="holdout", holdout=holdout)
+    before = {layer.name: layer.pattern for layer in method.layers}
+    train(model, optimizer, 1)
+    changes = method.last_update.layers
+    assert [changes[name].dropped > 0 for name in before] == [False, False, True, True]
+    assert [layer.pattern == before[layer.name] for layer in method.layers] == [True, True, False, False]

@@ -209,6 +209,24 @@ def refused(rank, size, differing):
     return "no error"
 
 
+def not_finite_in_one(rank, size):
+    """The error, and whether the Parameters are as they were, where one process alone sees an infinity."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sk.RigL(model, optimizer, update_every=1, nonfinite="raise")
+    before = copy.deepcopy(model.state_dict())
+    x, _ = batch(0)
+    if rank == size - 1:
+        x[0, 0, 0, 0] = float("inf")
+    DistributedDataParallel(model)(x).sum().backward()
+    try:
+        optimizer.step()
+    except FloatingPointError as error:
+        unchanged = all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        return str(error), unchanged
+    return "no error", False
+
+
 def bytes_sent(rank, size, method="RigL"):
     """Bytes that DDP sends for the gradients of each step, and bytes of the Parameters."""
     model = DistributedDataParallel(network())

@@ -112,6 +112,11 @@ def test_different_counts_of_steps_end_the_run_in_every_process(processes):
         assert "the number of steps differs between processes (rank 1 from rank 0)" in message
 
 
+def test_an_infinity_in_one_process_ends_the_step_in_every_process(processes):
+    for message, unchanged in processes(2, "not_finite_in_one"):
+        assert "not finite" in message and unchanged
+
+
 def test_ddp_sends_active_gradients_only(processes):
     for result in processes(2, "bytes_sent"):
         assert result["per_step"] == [result["stored"]] * 6

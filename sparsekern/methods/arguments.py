@@ -1,0 +1,39 @@
+"""What methods are given: checks of it, and the model inside of its wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from sparsekern.formats.checks import describe
+
+__all__ = ["check_arguments", "check_model", "unwrapped"]
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+
+
+def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
+    """Raise TypeError for what is no model, optimizer or callback."""
+    check_model(model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+    if on_update is not None and not callable(on_update):
+        raise TypeError(f"on_update must be a function of the update's statistics, got {describe(on_update)}")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, an average or a compiled one: layers have the same names with and without."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
