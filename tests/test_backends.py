@@ -51,7 +51,7 @@ def ops_of(module):
     return {
         name
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and not name.startswith("_")
+        if function.__module__.startswith(module.__name__) and not name.startswith("_")
     }
 
 

@@ -1,8 +1,4 @@
-"""The reference backend: every op as one dense PyTorch expression. It defines what the others compute.
-
-A public function for each op, under its name. They work on any device and dtype that PyTorch has, with dense
-temporaries; they run only when asked for.
-"""
+"""The ops on patterns, each as one dense PyTorch expression."""
 
 from __future__ import annotations
 
