@@ -4,6 +4,7 @@ from sparsekern import init, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
+from sparsekern.formats.two_four import TwoFour
 from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static
 from sparsekern.nn import densify_, sparsify_
 
@@ -15,6 +16,7 @@ __all__ = [
     "RigL",
     "RigLInverted",
     "Static",
+    "TwoFour",
     "__version__",
     "densify_",
     "init",

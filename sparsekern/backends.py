@@ -50,7 +50,16 @@ class Backend:
 
 
 # They copy or compare bits, and know the floating-point types that they take themselves.
-_BIT_OPS = ("pack", "unpack", "transfer", "transfer_all", "update_topology")
+_BIT_OPS = (
+    "gather_two_four",
+    "pack",
+    "pack_two_four",
+    "transfer",
+    "transfer_all",
+    "unpack",
+    "unpack_two_four",
+    "update_topology",
+)
 
 
 def _name(dtype: torch.dtype) -> str:
