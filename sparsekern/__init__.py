@@ -5,7 +5,7 @@ from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
-from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static, nm_mask_
 from sparsekern.nn import densify_, sparsify_
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "densify_",
     "init",
     "methods",
+    "nm_mask_",
     "nn",
     "ops",
     "sparsify_",

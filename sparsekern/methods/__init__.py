@@ -6,6 +6,7 @@ from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
+from sparsekern.methods.nm_masks import nm_mask, nm_mask_
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "layer_sparsities",
     "load_masks",
     "masks_of",
+    "nm_mask",
+    "nm_mask_",
     "save_masks",
 ]
