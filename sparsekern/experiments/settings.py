@@ -42,6 +42,20 @@ class Masks:
     masks: str | None = path(
         "file of masks to start from, not random ones: a run's checkpoint.pt, .safetensors or .pt"
     )
+    at_init: str | None = choice(
+        "masks by scores of the initial weights (init dense keeps these), not random ones (default: none)",
+        ("random", "magnitude", "snip", "grasp", "synflow"),
+        None,
+        optional=True,
+    )
+    at_init_scope: str = choice(
+        "at_init: the weights of all layers compete, or each layer has its share by distribution",
+        ("global", "layer"),
+        "global",
+    )
+    at_init_examples: int = count(
+        "examples of each class that snip and grasp score by, the first ones of the training set", 10
+    )
     storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
     init: str = choice(
         "initial weights: dense (Glorot, then masked), per_layer (Liu et al.), per_neuron (Evci et al.)",

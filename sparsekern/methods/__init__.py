@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sparsekern.methods import at_init
+from sparsekern.methods.at_init import at_init_masks
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
@@ -18,6 +20,8 @@ __all__ = [
     "RigLInverted",
     "Static",
     "UpdateStatistics",
+    "at_init",
+    "at_init_masks",
     "layer_sparsities",
     "load_masks",
     "masks_of",

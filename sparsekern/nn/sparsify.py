@@ -18,7 +18,16 @@ from sparsekern.nn.checks import STORAGES, as_pattern
 from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, asked_sparsities, layer_sparsities
 from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
 from sparsekern.nn.report import LayerReport, SparsifyReport
-from sparsekern.nn.survey import SPARSE_TYPES, FilterFn, Found, survey
+from sparsekern.nn.survey import (
+    SPARSE_TYPES,
+    FilterFn,
+    Found,
+    check_any,
+    check_model,
+    check_replaceable,
+    survey,
+    tied_groups,
+)
 
 
 def sparsify_(
@@ -85,8 +94,8 @@ def sparsify_(
         convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves.
         Nothing has been changed then.
     """
-    _check_model(model)
-    _check_replaceable(model)
+    check_model(model)
+    check_replaceable(model)
     _check_source(sparsity, masks)
     check_choice(distribution, DISTRIBUTIONS, "distribution")
     block = _check_block(pattern, block_size)
@@ -97,9 +106,9 @@ def sparsify_(
         raise TypeError(f"filter_fn must be callable, got {describe(filter_fn)}")
     check_generator(generator)
     found = survey(model, exclude, filter_fn, None if masks is None else list(masks))
-    _check_any(model, found)
+    check_any(model, found)
     _check_attributes(found)
-    groups = _tied_groups(found)
+    groups = tied_groups(found)
     shapes = [tuple(group[0].module.weight.shape) for group in groups]
     patterns = asked = shares = [None] * len(groups)
     if masks is not None:
@@ -147,7 +156,7 @@ def densify_(model: nn.Module) -> list[str]:
         When the model is itself a sparse layer (use its ``to_dense_module()``) or wrapped in DDP. Nothing has
         been changed then.
     """
-    _check_model(model)
+    check_model(model)
     swaps: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     names = []
@@ -162,30 +171,6 @@ def densify_(model: nn.Module) -> list[str]:
     _swap(model, swaps)
     restore_fused_paths(model)
     return names
-
-
-def _check_model(model: Any) -> None:
-    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
-    rule = "model must be a module that contains layers"
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{rule}, got {describe(model)}")
-    if isinstance(model, SparseLayer):
-        raise TypeError(
-            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
-        )
-    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
-        raise ValueError(
-            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
-            " convert it before"
-        )
-
-
-def _check_replaceable(model: nn.Module) -> None:
-    if type(model) in SPARSE_TYPES:
-        raise TypeError(
-            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
-            f" replace itself; use {SPARSE_TYPES[type(model)].__name__}.from_dense"
-        )
 
 
 def _check_source(sparsity: Any, masks: Any) -> None:
@@ -223,27 +208,6 @@ def _check_attributes(found: list[Found]) -> None:
                 f"model must not use attribute names that sparse layers use themselves, got {taken[0]!r} on "
                 f"layer {entry.name!r}; rename it, or exclude the layer"
             )
-
-
-def _check_any(model: nn.Module, found: list[Found]) -> None:
-    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
-    if any(entry.reason is None or isinstance(entry.module, SparseLayer) for entry in found):
-        return
-    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
-    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-    raise ValueError(
-        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
-        + (f" ({why}{more})" if found else "")
-    )
-
-
-def _tied_groups(found: list[Found]) -> list[list[Found]]:
-    """The layers to convert, in module order; those that share one weight together."""
-    groups: dict[int, list[Found]] = {}
-    for entry in found:
-        if entry.reason is None:
-            groups.setdefault(id(entry.module.weight), []).append(entry)
-    return list(groups.values())
 
 
 def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Pattern:

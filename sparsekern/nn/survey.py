@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +57,30 @@ class Found:
         return max((tuple(p.shape) for p in _matrices(module)), key=lambda shape: torch.Size(shape).numel())
 
 
+def check_model(model: Any) -> None:
+    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
+    rule = "model must be a module that contains layers"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{rule}, got {describe(model)}")
+    if isinstance(model, SparseLayer):
+        raise TypeError(
+            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
+        )
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
+            " convert it before"
+        )
+
+
+def check_replaceable(model: nn.Module) -> None:
+    if type(model) in SPARSE_TYPES:
+        raise TypeError(
+            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
+            f" replace itself; use {SPARSE_TYPES[type(model)].__name__}.from_dense"
+        )
+
+
 def survey(
     model: nn.Module, exclude: Iterable[str], filter_fn: FilterFn | None, only: Collection[str] | None
 ) -> list[Found]:
@@ -81,6 +106,27 @@ def survey(
     _check_masked_names(found, only)
     _settle_ties(model, found, only)
     return found
+
+
+def check_any(model: nn.Module, found: list[Found]) -> None:
+    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
+    if any(entry.reason is None or isinstance(entry.module, SparseLayer) for entry in found):
+        return
+    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    raise ValueError(
+        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
+        + (f" ({why}{more})" if found else "")
+    )
+
+
+def tied_groups(found: list[Found]) -> list[list[Found]]:
+    """The layers to convert, in module order; those that share one weight together."""
+    groups: dict[int, list[Found]] = {}
+    for entry in found:
+        if entry.reason is None:
+            groups.setdefault(id(entry.module.weight), []).append(entry)
+    return list(groups.values())
 
 
 def excluded_names(model: nn.Module, exclude: Iterable[str]) -> set[str]:
