@@ -1,6 +1,6 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import init, methods, nn, ops
+from sparsekern import export, init, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
@@ -19,6 +19,7 @@ __all__ = [
     "TwoFour",
     "__version__",
     "densify_",
+    "export",
     "init",
     "methods",
     "nm_mask_",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_choice, check_integer, describe
+from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
 from sparsekern.nn.base import SparseLayer
-from sparsekern.ops.two_four_values import check_rows, unpack_two_four
+from sparsekern.ops.two_four_values import check_rows, gather_two_four, unpack_two_four
 
 __all__ = [
+    "dense_from_packed",
     "dense_state_dict",
     "load_safetensors",
     "save_safetensors",
@@ -66,6 +69,60 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return dense
 
 
+def dense_from_packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The dense state dict of a state dict with packed weights, without the model.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Of a model with sparse layers; on the CPU. Layers without a ``pattern`` or ``metadata`` are taken as
+        they are.
+
+    Returns
+    -------
+    dict of str to Tensor
+        As `dense_state_dict` of the model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `state` is no such mapping, or what a layer stores does not fit together: names the layer.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a state dict, got {describe(state)}")
+    dense: dict[str, Tensor] = {}
+    for key, value in state.items():
+        prefix, _, own = key.rpartition(".")
+        layer = f"{prefix}." if prefix else ""
+        packed = [name for name in PACKED_BY if f"{layer}{name}" in state]
+        if own in PACKED_BY and packed:
+            continue
+        if own not in ("values", "weight") or not packed:
+            dense[key] = value
+            continue
+        try:
+            dense[f"{layer}weight"] = PACKED_BY[packed[0]](own, value, state[f"{layer}{packed[0]}"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"state must have a weight for the {packed[0]} of {key!r}: {error}") from error
+    return dense
+
+
+def _of_pattern(name: str, stored: Tensor, data: Tensor) -> Tensor:
+    pattern = Pattern(data)
+    return pattern.unpack(stored if name == "values" else pattern.pack(stored))
+
+
+def _of_metadata(name: str, stored: Tensor, metadata: Tensor) -> Tensor:
+    if name == "weight":  # the dense one, of which the mask was chosen
+        values = stored.new_empty(stored.shape[0], stored.shape[1] // 2)
+        stored = gather_two_four(stored, TwoFour(values, metadata))
+    return unpack_two_four(TwoFour(stored, metadata).check())
+
+
+# What says where the weights beside it belong.
+PACKED_BY = {"pattern": _of_pattern, "metadata": _of_metadata}
+
+
 def to_torch_sparse(layer: SparseLayer, layout: str = "csr", *, block_size: int | None = None) -> Tensor:
     """The weight of a linear layer as a sparse tensor of PyTorch.
 
@@ -95,7 +152,8 @@ def to_torch_sparse(layer: SparseLayer, layout: str = "csr", *, block_size: int 
         if block_size is not None:
             raise ValueError(f"block_size must be left out for layout 'csr', got {describe(block_size)}")
         rows, columns = mask.nonzero(as_tuple=True)
-        return torch.sparse_csr_tensor(_row_starts(rows, mask), columns, dense[rows, columns], dense.shape)
+        starts, values = _row_starts(rows, mask), dense[rows, columns]
+        return torch.sparse_csr_tensor(starts, columns, values, dense.shape, check_invariants=True)
     block = check_integer(64 if block_size is None else block_size, "block_size")
     if any(size % block for size in dense.shape):
         raise ValueError(
@@ -104,7 +162,8 @@ def to_torch_sparse(layer: SparseLayer, layout: str = "csr", *, block_size: int 
     stored = _blocks(mask, block).flatten(2).any(2)
     rows, columns = stored.nonzero(as_tuple=True)
     blocks = _blocks(dense, block)[rows, columns]
-    return torch.sparse_bsr_tensor(_row_starts(rows, stored), columns, blocks, dense.shape)
+    starts = _row_starts(rows, stored)
+    return torch.sparse_bsr_tensor(starts, columns, blocks, dense.shape, check_invariants=True)
 
 
 def _row_starts(rows: Tensor, grid: Tensor) -> Tensor:

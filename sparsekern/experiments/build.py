@@ -8,6 +8,7 @@ from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
+from sparsekern.experiments.weights import load_weights
 from sparsekern.methods.masks import load_masks
 from sparsekern.nn import SparseLayer, SparsifyReport
 from sparsekern.seeds import generator
@@ -24,7 +25,9 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     Glorot weights, masked). Every linear and convolutional weight is masked, first and last included, as in
     the paper; biases are dense and start at zero. Initial weights come from ``recipe.seed_of("init")`` and
     random masks from ``recipe.seed_of("mask")``: either can be held while the other changes. With
-    ``sparsity`` 0 or a dense method the network stays dense, where the three initializations are one.
+    ``sparsity`` 0 or a dense method the network stays dense, where the three initializations are one. With a
+    2:4 method all weights are 2:4 and start from the dense ones. ``recipe.weights`` are taken in place of the
+    dense ones, and kept.
 
     Parameters
     ----------
@@ -41,9 +44,15 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     init_generator = generator(recipe.seed_of("init"), "init")
     _, construct = MODELS[recipe.network]
     model = construct(init_generator)
+    if recipe.weights is not None:
+        load_weights(model, recipe)
     if not recipe.is_sparse:
         return model, None
+    if recipe.is_two_four:
+        return model, _two_four(model, recipe)
     report = _mask(model, recipe, dataset)
+    if recipe.weights is not None:
+        return model, report
     for layer in model.modules():
         if not isinstance(layer, SparseLayer):
             continue
@@ -52,6 +61,19 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
         elif recipe.init == "per_neuron":
             sk.init.per_neuron_(layer, generator=init_generator)
     return model, report
+
+
+def _two_four(model: nn.Module, recipe: Recipe) -> SparsifyReport:
+    decay = {"decay": recipe.sr_ste_decay} if recipe.method == "sr_ste" else {}
+    fixed = recipe.method == "two_four_fixed"
+    return sk.sparsify_(
+        model,
+        pattern="2:4",
+        method="fixed" if fixed else recipe.method,
+        transposable=recipe.transposable,
+        refresh_every=1 if fixed else recipe.refresh_every,
+        **decay,
+    )
 
 
 def _mask(model: nn.Module, recipe: Recipe, dataset: Dataset | None) -> SparsifyReport:

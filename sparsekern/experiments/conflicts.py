@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsekern.experiments.models import SMALL_DENSE
-from sparsekern.experiments.settings import DENSE_METHODS
+from sparsekern.experiments.settings import DENSE_METHODS, TWO_FOUR_METHODS
 
 if TYPE_CHECKING:
     from sparsekern.experiments.recipe import Recipe
@@ -29,7 +29,7 @@ def find_conflict(recipe: Recipe) -> str:
 
 
 def _conflict_of_masks(recipe: Recipe) -> str:
-    if recipe.at_init is None or recipe.method in DENSE_METHODS:
+    if recipe.at_init is None or recipe.method in (*DENSE_METHODS, *TWO_FOUR_METHODS):
         return ""
     if recipe.masks:
         return f"at_init must be left out with masks, which are ready ones, got {recipe.at_init}"

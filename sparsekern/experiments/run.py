@@ -196,7 +196,9 @@ def _report_finished(recipe: Recipe, folder: RunFolder, say: Callable[[str], Non
 
 
 def _headline(recipe: Recipe) -> str:
-    if recipe.is_sparse:
+    if recipe.is_two_four:
+        kind = f"2:4 sparse{' both ways' if recipe.transposable else ''}, {recipe.method}"
+    elif recipe.is_sparse:
         percent = 100 * recipe.sparsity
         source = f"masks of {recipe.masks}" if recipe.masks else recipe.distribution
         if recipe.at_init:
@@ -207,6 +209,8 @@ def _headline(recipe: Recipe) -> str:
             kind += f" every {recipe.update_every:,}"
     else:
         kind = "dense"
+    if recipe.weights:
+        kind += f", from the weights of {recipe.weights}"
     return (
         f"{recipe.name}: {recipe.network} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
         f"{recipe.steps:,} steps of {recipe.batch_size}, seed {recipe.seed}"
