@@ -31,6 +31,14 @@ def check_pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
     return first, second
 
 
+def check_dtype(dtype: Any) -> torch.dtype:
+    """A layer's dtype, the default one for None."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    return dtype
+
+
 def check_pattern(pattern: Any, shape: tuple[int, ...], name: str = "pattern") -> Pattern:
     if not isinstance(pattern, Pattern):
         raise TypeError(f"{name} must be a sparsekern.Pattern, got {describe(pattern)}")
