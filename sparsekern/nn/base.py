@@ -183,7 +183,9 @@ class SparseLayer(SparseModule):
         """
         cls.check_dense(module)
         pattern = as_pattern(mask, tuple(module.weight.shape))
-        return cls.like(module, pattern, storage=storage)._take_weights(module)
+        layer = cls.like(module, pattern, storage=storage)
+        layer.write_dense(module.weight)
+        return layer._take_bias(module)
 
     @classmethod
     def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern.formats.checks import (
     check_generator,
@@ -73,6 +73,15 @@ def choose_pattern(
     if mask is not None:
         return Pattern.from_mask(check_mask(mask, shape=shape))
     return Pattern.random(shape, check_sparsity(sparsity), generator=generator)
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise for a model in DDP, whose Parameters must stay the ones that they are."""
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
+            " convert it before"
+        )
 
 
 def near_names(name: str, names: Iterable[str]) -> str:

@@ -125,9 +125,8 @@ class SparseModule(nn.Module):
         layer.stored_weight.requires_grad_(weight.requires_grad)
         return layer.train(module.training)
 
-    def _take_weights(self, module: nn.Module) -> SparseModule:
-        """Copies the weight and the bias of a dense module."""
-        self.write_dense(module.weight)
+    def _take_bias(self, module: nn.Module) -> SparseModule:
+        """Copies the bias of a dense module."""
         if module.bias is not None:
             self.bias.data.copy_(module.bias.data)
             self.bias.requires_grad_(module.bias.requires_grad)
