@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,17 @@ from torch import Tensor
 
 from sparsekern.formats.checks import describe
 
-__all__ = ["LAYOUTS", "TwoFour", "check_metadata", "columns_of", "metadata_of"]
+__all__ = ["LAYOUTS", "MASKS", "PAIRS", "TwoFour", "check_metadata", "columns_of", "metadata_of"]
 
 GROUP = 4
+# The two columns of a group that are kept, those with the earliest positions first.
+PAIRS = tuple(itertools.combinations(range(GROUP), 2))
+# Four pairs, one for each row of a tile, that keep two positions of each column as well: 90 masks.
+MASKS = tuple(
+    mask
+    for mask in itertools.product(range(len(PAIRS)), repeat=GROUP)
+    if all(sum(column in PAIRS[pair] for pair in mask) == 2 for column in range(GROUP))
+)
 # How the metadata is arranged: row by row, or as the 2:4 kernels of PyTorch take it.
 LAYOUTS = ("rows", "cutlass", "cusparselt")
 

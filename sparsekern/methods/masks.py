@@ -18,7 +18,7 @@ from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_mask, check_strided, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.nn import SparseLayer
-from sparsekern.nn.survey import SPARSE_TYPES
+from sparsekern.nn.survey import DENSE_TYPES
 
 __all__ = ["load_masks", "masks_of", "save_masks"]
 
@@ -57,7 +57,7 @@ def masks_of(model: nn.Module) -> dict[str, Pattern]:
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             masks[name] = module.pattern
-        elif parametrize.type_before_parametrizations(module) in SPARSE_TYPES:
+        elif parametrize.type_before_parametrizations(module) in DENSE_TYPES:
             mask = _pruning_mask(module)
             mask = _zeros(module, name) if mask is None else mask
             if mask is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern.backends import AUTOMATIC
 from sparsekern.formats.checks import check_bool, check_strided, describe
 from sparsekern.formats.two_four import GROUP, TwoFour, metadata_width
 from sparsekern.ops.arguments import backend_name
@@ -18,6 +19,7 @@ __all__ = [
     "check_packable",
     "check_rows",
     "gather_two_four",
+    "pack_at",
     "pack_two_four",
     "unpack_two_four",
 ]
@@ -179,6 +181,13 @@ def gather_two_four(dense: Tensor, packed: TwoFour, *, backend: str | None = Non
     if dense.device != packed.device:
         raise ValueError(f"dense must be on packed's device {packed.device}, got {dense.device}")
     return _gather(dense, packed.metadata, backend_name(backend))
+
+
+def pack_at(weight: Tensor, metadata: Tensor, metadata_t: Tensor | None = None) -> TwoFour:
+    """`weight` packed at the positions that metadata says, of its transpose too if given; no gradient."""
+    weight = weight.detach()
+    transposed = None if metadata_t is None else pack_at(weight.T, metadata_t)
+    return TwoFour(_gather(weight, metadata, AUTOMATIC), metadata, transposed)
 
 
 def check_rows(packed: Any) -> None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern.formats.two_four import GROUP, columns_of, metadata_of
-
-# The two columns of a group that are kept, those with the earliest positions first.
-PAIRS = tuple(itertools.combinations(range(GROUP), 2))
-# Four pairs, one for each row of a tile, that keep two positions of each column as well: 90 masks.
-MASKS = tuple(
-    mask
-    for mask in itertools.product(range(len(PAIRS)), repeat=GROUP)
-    if all(sum(column in PAIRS[pair] for pair in mask) == 2 for column in range(GROUP))
-)
+from sparsekern.formats.two_four import GROUP, MASKS, PAIRS, columns_of, metadata_of
 
 
 def pack_two_four(weights: list[Tensor], transposable: bool, transpose: bool) -> list[Tensor]:

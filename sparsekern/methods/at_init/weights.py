@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_shape, check_strided
+from sparsekern.nn.conversion import PatternConversion
 from sparsekern.nn.survey import check_any, check_model, check_replaceable, survey, tied_groups
 
 __all__ = ["left_unchanged", "masked", "weights_to_score"]
@@ -26,7 +27,7 @@ def weights_to_score(model: Any, exclude: Iterable[str]) -> dict[str, nn.Paramet
         For what `sparsify_` refuses too, a model without a dense layer left, and a weight without contents.
     """
     check_model(model)
-    check_replaceable(model)
+    check_replaceable(model, PatternConversion.types)
     found = survey(model, exclude, None, None)
     check_any(model, found)
     weights = {group[0].name: group[0].module.weight for group in tied_groups(found)}
