@@ -37,7 +37,7 @@ def synflow_scores(
     Parameters
     ----------
     model : torch.nn.Module
-        Left unchanged. Its forward must run in float64 and return a tensor.
+        Left unchanged. Its forward must run in float64, as sparse layers do on CPUs, and return a tensor.
     example : Tensor or tuple of Tensor
         What the model takes, floating-point; only shapes and devices are used, and one sample is enough.
     exclude : names or glob patterns
