@@ -37,7 +37,7 @@ def synflow_scores(
     Parameters
     ----------
     model : torch.nn.Module
-        Left unchanged. Its forward must run in float64 and return a tensor.
+        Left unchanged. Its forward must run in float64, as sparse layers do on CPUs, and return a tensor.
     example : Tensor or tuple of Tensor
         What the model takes, floating-point; only shapes and devices are used, and one sample is enough.
     exclude : names or glob patterns
@@ -74,7 +74,7 @@ def synflow(
         leaves = {p: _magnitude(p, masks.get(name)).requires_grad_() for name, p in weights.items()}
         tensors = {
             name: leaves[p] if p in leaves else _magnitude(p) for name, p in model.named_parameters()
-        } | {name: _widened(buffer).clone() for name, buffer in model.named_buffers()}
+        } | {name: _widened(buffer) for name, buffer in model.named_buffers()}
         ones = tuple(torch.ones_like(x, dtype=torch.float64, requires_grad=False) for x in inputs)
         output = functional_call(model, tensors, ones)
         if not isinstance(output, Tensor) or not output.requires_grad:
