@@ -76,8 +76,8 @@ def stage_cost(stage: str, model: nn.Module, dense: nn.Module, dataset: Dataset)
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of a network's weights and biases, with all that is needed to read them."""
     tensors = [*model.parameters(), *model.buffers()]
-    places = [m.place_bytes for m in model.modules() if isinstance(m, SparseModule)]
-    return sum(tensor.nbytes for tensor in tensors) + sum(places)
+    masks = [module.mask_bytes for module in model.modules() if isinstance(module, SparseModule)]
+    return sum(tensor.nbytes for tensor in tensors) + sum(masks)
 
 
 def _nonzeros(model: nn.Module) -> int:
