@@ -1,11 +1,11 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import init, methods, nn, ops
+from sparsekern import export, init, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
-from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static, nm_mask_
 from sparsekern.nn import densify_, sparsify_
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "TwoFour",
     "__version__",
     "densify_",
+    "export",
     "init",
     "methods",
+    "nm_mask_",
     "nn",
     "ops",
     "sparsify_",

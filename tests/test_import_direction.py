@@ -24,6 +24,7 @@ LAYERS = [
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},
+    {"export"},
     {"__init__"},
     {"experiments", "env"},
     {"cli"},

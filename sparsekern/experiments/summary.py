@@ -81,7 +81,7 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
 
     Both are built anew, so a trained network is left alone. One step each goes before, untimed.
     """
-    sparse = Trainer(build_model(recipe)[0].to(device), dataset, recipe)
+    sparse = Trainer(build_model(recipe, dataset)[0].to(device), dataset, recipe)
     dense = Trainer(build_model(recipe.dense_twin())[0].to(device), dataset, recipe.dense_twin())
     seconds: dict[Trainer, list[float]] = {sparse: [], dense: []}
     for step in range(recipe.benchmark_steps + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from sparsekern.nn.module import SparseModule
@@ -46,3 +48,11 @@ def taken_names(module: nn.Linear | nn.Conv2d, sparse: type[SparseModule]) -> li
         if name not in DENSE_ATTRIBUTES[dense]
         and (name in sparse.own_attributes or (hasattr(sparse, name) and not hasattr(dense, name)))
     ]
+
+
+def swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
+    """Puts each new module, by the old one's identity, wherever that is registered."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in swaps:
+                parent._modules[name] = swaps[id(child)]

@@ -20,7 +20,7 @@ from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.module import SparseModule
 from sparsekern.nn.survey import Found
 
-__all__ = ["Conversion", "PatternConversion", "tied_groups"]
+__all__ = ["Conversion", "PatternConversion"]
 
 
 class Conversion:
@@ -56,15 +56,6 @@ class Conversion:
     def figures(self, layer: SparseModule, choice: Any) -> dict[str, Any]:
         """What the report says of a layer, as attributes of `LayerReport`."""
         raise NotImplementedError
-
-
-def tied_groups(found: list[Found]) -> list[list[Found]]:
-    """The layers to convert, in module order; those that share one weight together."""
-    groups: dict[int, list[Found]] = {}
-    for entry in found:
-        if entry.reason is None:
-            groups.setdefault(id(entry.module.weight), []).append(entry)
-    return list(groups.values())
 
 
 class PatternConversion(Conversion):

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_choice, check_generator, describe
 from sparsekern.formats.pattern import Pattern
-from sparsekern.nn.attributes import carry, taken_names
-from sparsekern.nn.checks import check_unwrapped
-from sparsekern.nn.conversion import Conversion, PatternConversion, tied_groups
+from sparsekern.nn.attributes import carry, swap, taken_names
+from sparsekern.nn.conversion import Conversion, PatternConversion
 from sparsekern.nn.distributions import Distribution
 from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
 from sparsekern.nn.module import SparseModule
 from sparsekern.nn.report import LayerReport, SparsifyReport
-from sparsekern.nn.survey import FilterFn, Found, survey
+from sparsekern.nn.survey import (
+    FilterFn,
+    Found,
+    check_any,
+    check_model,
+    check_replaceable,
+    survey,
+    tied_groups,
+)
 from sparsekern.nn.two_four_conversion import TwoFourConversion
 
 PATTERNS = ("unstructured", "block", "2:4")
@@ -101,7 +108,7 @@ def sparsify_(
         convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves.
         Nothing has been changed then.
     """
-    _check_model(model)
+    check_model(model)
     two_four = {
         "method": method,
         "transposable": transposable,
@@ -133,12 +140,12 @@ def sparsify_(
             init=init,
             generator=generator,
         )
-    _check_replaceable(model, conversion)
+    check_replaceable(model, conversion.types)
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be callable, got {describe(filter_fn)}")
     check_generator(generator)
     found = survey(model, exclude, filter_fn, conversion.only, conversion.unsuited)
-    _check_any(model, found)
+    check_any(model, found)
     _check_attributes(found, conversion)
     return _convert(model, found, conversion)
 
@@ -164,7 +171,7 @@ def _convert(model: nn.Module, found: list[Found], conversion: Conversion) -> Sp
                 tied_to=None if entry is group[0] else group[0].name,
                 **conversion.figures(layer, choice),
             )
-    _swap(model, swaps)
+    swap(model, swaps)
     leave_fused_paths(model)
     return SparsifyReport(tuple(reports.get(id(entry.module)) or _left(entry) for entry in found))
 
@@ -186,7 +193,7 @@ def densify_(model: nn.Module) -> list[str]:
         When the model is itself a sparse layer (use its ``to_dense_module()``) or wrapped in DDP. Nothing has
         been changed then.
     """
-    _check_model(model)
+    check_model(model)
     swaps: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     names = []
@@ -198,21 +205,9 @@ def densify_(model: nn.Module) -> list[str]:
             carry(layer, dense)
             swaps[id(layer)] = dense
             names.append(name)
-    _swap(model, swaps)
+    swap(model, swaps)
     restore_fused_paths(model)
     return names
-
-
-def _check_model(model: Any) -> None:
-    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
-    rule = "model must be a module that contains layers"
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{rule}, got {describe(model)}")
-    if isinstance(model, SparseModule):
-        raise TypeError(
-            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
-        )
-    check_unwrapped(model)
 
 
 def _check_left_out(rule: str, **options: tuple[Any, Any]) -> None:
@@ -220,14 +215,6 @@ def _check_left_out(rule: str, **options: tuple[Any, Any]) -> None:
     for name, (value, default) in options.items():
         if value is not default and (default is None or value != default):
             raise ValueError(f"{name} must be left out {rule}, got {describe(value)}")
-
-
-def _check_replaceable(model: nn.Module, conversion: Conversion) -> None:
-    if type(model) in conversion.types:
-        raise TypeError(
-            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
-            f" replace itself; use {conversion.types[type(model)].__name__}.from_dense"
-        )
 
 
 def _check_attributes(found: list[Found], conversion: Conversion) -> None:
@@ -239,26 +226,6 @@ def _check_attributes(found: list[Found], conversion: Conversion) -> None:
                 f"model must not use attribute names that sparse layers use themselves, got {taken[0]!r} on "
                 f"layer {entry.name!r}; rename it, or exclude the layer"
             )
-
-
-def _check_any(model: nn.Module, found: list[Found]) -> None:
-    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
-    if any(entry.reason is None or isinstance(entry.module, SparseModule) for entry in found):
-        return
-    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
-    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-    raise ValueError(
-        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
-        + (f" ({why}{more})" if found else "")
-    )
-
-
-def _swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
-    """Puts each new module wherever the old one is registered, which may be in several places."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in swaps:
-                parent._modules[name] = swaps[id(child)]
 
 
 def _left(entry: Found) -> LayerReport:

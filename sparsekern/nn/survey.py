@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sparsekern.formats.checks import describe
-from sparsekern.nn.checks import near_names
+from sparsekern.nn.checks import check_unwrapped, near_names
 from sparsekern.nn.module import SparseModule
 
 DENSE_TYPES = (nn.Linear, nn.Conv2d)
@@ -54,12 +55,33 @@ class Found:
         return max((tuple(p.shape) for p in _matrices(module)), key=lambda shape: torch.Size(shape).numel())
 
 
+def check_model(model: Any) -> None:
+    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
+    rule = "model must be a module that contains layers"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{rule}, got {describe(model)}")
+    if isinstance(model, SparseModule):
+        raise TypeError(
+            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
+        )
+    check_unwrapped(model)
+
+
+def check_replaceable(model: nn.Module, types: Mapping[type[nn.Module], type[SparseModule]]) -> None:
+    """Raise for a single layer, which one of `types` would have to take the place of."""
+    if type(model) in types:
+        raise TypeError(
+            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
+            f" replace itself; use {types[type(model)].__name__}.from_dense"
+        )
+
+
 def survey(
     model: nn.Module,
     exclude: Iterable[str],
     filter_fn: FilterFn | None,
     only: Collection[str] | None,
-    unsuited: Callable[[nn.Module], str | None],
+    unsuited: Callable[[nn.Module], str | None] = lambda module: None,
 ) -> list[Found]:
     """Every module with a weight of two or more dimensions, in module order, each once.
 
@@ -85,6 +107,27 @@ def survey(
     _check_masked_names(found, only)
     _settle_ties(model, found, only)
     return found
+
+
+def check_any(model: nn.Module, found: list[Found]) -> None:
+    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
+    if any(entry.reason is None or isinstance(entry.module, SparseModule) for entry in found):
+        return
+    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    raise ValueError(
+        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
+        + (f" ({why}{more})" if found else "")
+    )
+
+
+def tied_groups(found: list[Found]) -> list[list[Found]]:
+    """The layers to convert, in module order; those that share one weight together."""
+    groups: dict[int, list[Found]] = {}
+    for entry in found:
+        if entry.reason is None:
+            groups.setdefault(id(entry.module.weight), []).append(entry)
+    return list(groups.values())
 
 
 def excluded_names(model: nn.Module, exclude: Iterable[str]) -> set[str]:

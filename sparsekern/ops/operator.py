@@ -30,10 +30,12 @@ def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.F
     return type(f"{name}_function", (torch.autograd.Function,), namespace)
 
 
-# Of the arguments that say which positions are active; all others have the dtype of the first.
+# By the arguments' names; all others have the dtype of the first.
 _DTYPES = {
     **dict.fromkeys(("pattern", "source", "target"), torch.int32),
     **dict.fromkeys(("metadata", "metadata_t"), torch.uint8),
+    **dict.fromkeys(("scale", "x_scale"), torch.float32),
+    "quantized": torch.int8,
 }
 
 
