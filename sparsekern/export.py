@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.cpp.two_four_packing import to_cutlass
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_choice, check_integer, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
-from sparsekern.nn.base import SparseLayer
+from sparsekern.nn import SparseModule, TwoFourLayer, TwoFourLinearInt8
 from sparsekern.ops.two_four_values import check_rows, gather_two_four, unpack_two_four
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "to_torch_sparse",
 ]
 
+PACKED = (SparseModule, TwoFourLinearInt8)
 # The header's key, and the version of what is under it.
 FORMAT, VERSION = "sparsekern", 1
 
@@ -56,7 +58,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     layers = {
         f"{name}." if name else "": module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, SparseLayer)
+        if isinstance(module, PACKED)
     }
     dense: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
@@ -123,12 +125,14 @@ def _of_metadata(name: str, stored: Tensor, metadata: Tensor) -> Tensor:
 PACKED_BY = {"pattern": _of_pattern, "metadata": _of_metadata}
 
 
-def to_torch_sparse(layer: SparseLayer, layout: str = "csr", *, block_size: int | None = None) -> Tensor:
+def to_torch_sparse(
+    layer: SparseModule | TwoFourLinearInt8, layout: str = "csr", *, block_size: int | None = None
+) -> Tensor:
     """The weight of a linear layer as a sparse tensor of PyTorch.
 
     Parameters
     ----------
-    layer : SparseLinear or TwoFourLinear
+    layer : SparseLinear, TwoFourLinear or TwoFourLinearInt8
     layout : str
         ``"csr"``, or ``"bsr"``: square blocks, of which those with an active position are stored.
     block_size : int, optional
@@ -145,7 +149,7 @@ def to_torch_sparse(layer: SparseLayer, layout: str = "csr", *, block_size: int 
         When an argument is none of the above; a convolution has no such matrix in PyTorch.
     """
     check_choice(layout, ("csr", "bsr"), "layout")
-    if not isinstance(layer, SparseLayer) or len(layer.mask.shape) != 2:
+    if not isinstance(layer, PACKED) or len(layer.mask.shape) != 2:
         raise TypeError(f"layer must be a sparse linear layer, got {type(layer).__name__}")
     dense, mask = layer.to_dense().detach(), layer.mask
     if layout == "csr":
@@ -204,8 +208,6 @@ def to_semi_structured(packed: TwoFour, kind: str | None = None) -> Tensor:
     from torch.sparse import SparseSemiStructuredTensorCUSPARSELT as CuSparseLt
     from torch.sparse import SparseSemiStructuredTensorCUTLASS as Cutlass
 
-    from sparsekern import cpp
-
     check_rows(packed)
     if kind is None:
         kind = "cusparselt" if packed.device.type == "cuda" and not Torch._FORCE_CUTLASS else "cutlass"
@@ -215,7 +217,7 @@ def to_semi_structured(packed: TwoFour, kind: str | None = None) -> Tensor:
             raise ValueError(f"packed must be on a GPU for kind 'cusparselt', got {packed.device}")
         return CuSparseLt.from_dense(unpack_two_four(packed).detach())
     host = packed.detach().to("cpu")
-    values, metadata = (part.to(packed.device) for part in cpp.to_cutlass(host.values, host.metadata))
+    values, metadata = (part.to(packed.device) for part in to_cutlass(host.values, host.metadata))
     return Cutlass(
         packed.shape,
         packed=values,
@@ -310,10 +312,17 @@ def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
-        name: {"class": type(layer).__name__, "shape": list(layer.mask.shape), "storage": layer.storage}
+        name: {"class": type(layer).__name__, "shape": list(layer.mask.shape), "stored": _stored(layer)}
         for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, SparseLayer)
+        if isinstance(layer, PACKED)
     }
+
+
+def _stored(layer: SparseModule | TwoFourLinearInt8) -> str:
+    """Which of the formats: its tensors are told apart by it."""
+    if isinstance(layer, TwoFourLinearInt8):
+        return "int8 2:4"
+    return f"{'2:4' if isinstance(layer, TwoFourLayer) else 'pattern'} {layer.weight_name}"
 
 
 def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:

@@ -204,7 +204,11 @@ class TestFiles:
         assert torch.equal(tensors["3.values"], model[3].values)
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["sparsekern"])
-        assert header["layers"]["3"] == {"class": "SparseLinear", "shape": [16, 32], "storage": "compact"}
+        assert header["layers"]["3"] == {
+            "class": "SparseLinear",
+            "shape": [16, 32],
+            "stored": "pattern values",
+        }
         assert "5" not in header["layers"]
 
     def test_another_model_is_refused_before_anything_is_loaded(self, tmp_path):
@@ -215,7 +219,7 @@ class TestFiles:
                 network()[0], nn.BatchNorm2d(8), nn.Flatten(), sk.nn.SparseLinear(32, 8, sparsity=0.5)
             ),
             "for layer '0', found .*SparseConv2d": dense_network(),
-            "'masked'.* for layer '0', found .*'compact'": network("masked"),
+            "'pattern weight'.* for layer '0', found .*'pattern values'": network("masked"),
         }
         for message, other in others.items():
             before = {key: value.clone() for key, value in other.state_dict().items()}

@@ -9,6 +9,7 @@ from sparsekern.cpp.grow_candidates import grow_candidates, grow_candidates_conv
 from sparsekern.cpp.linear import linear, linear_grad_input, linear_grad_values
 from sparsekern.cpp.memory import DTYPES
 from sparsekern.cpp.topology import update_topology
+from sparsekern.cpp.two_four_packing import gather_two_four, pack_two_four, unpack_two_four
 from sparsekern.cpp.values import pack, transfer, transfer_all, unpack
 
 __all__ = [
@@ -16,14 +17,17 @@ __all__ = [
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
+    "gather_two_four",
     "grow_candidates",
     "grow_candidates_conv2d",
     "linear",
     "linear_grad_input",
     "linear_grad_values",
     "pack",
+    "pack_two_four",
     "transfer",
     "transfer_all",
     "unpack",
+    "unpack_two_four",
     "update_topology",
 ]

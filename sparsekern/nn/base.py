@@ -81,6 +81,10 @@ class SparseLayer(SparseModule):
         return self._topology.pattern
 
     @property
+    def mask_bytes(self) -> int:
+        return self.pattern.nbytes
+
+    @property
     def mask(self) -> Tensor:
         """The pattern as a new bool tensor of the dense weight's shape."""
         return self.pattern.to_mask()

@@ -44,6 +44,11 @@ class SparseModule(nn.Module):
         raise NotImplementedError
 
     @property
+    def mask_bytes(self) -> int:
+        """Bytes that are stored of the mask."""
+        raise NotImplementedError
+
+    @property
     def stored_weight(self) -> nn.Parameter:
         """The weight's Parameter, whatever its name."""
         return self._parameters[self.weight_name]

@@ -58,6 +58,6 @@ class TwoFourConversion(Conversion):
             "fan_in_min": columns // 2,
             "fan_in_mean": columns / 2,
             "value_bytes": weight.numel() * weight.element_size(),
-            "pattern_bytes": layer.metadata_bytes,
+            "pattern_bytes": layer.mask_bytes,
             "dense_bytes": rows * columns * weight.element_size(),
         }

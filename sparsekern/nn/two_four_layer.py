@@ -242,8 +242,7 @@ class TwoFourLayer(SparseModule):
         self.write_dense(dense)
 
     @property
-    def metadata_bytes(self) -> int:
-        """Bytes that are stored of the mask."""
+    def mask_bytes(self) -> int:
         return 0 if self._held.metadata is None else self._held.metadata.nbytes
 
     def fix_mask_(self, packed: TwoFour | None = None) -> TwoFourLayer:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +10,11 @@ from torch import Tensor, nn
 from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.evaluate import evaluate
 from sparsekern.nn import SparseModule, TwoFourLinearInt8
+from sparsekern.timing import CudaClock, cpu_clock, interleave
 
 BATCHES = (1, 64, 1000)
-# For each batch size: how long to measure, and how often at least.
-SECONDS, REPEATS = 0.3, 15
+# Meant for the batches of one size through one network.
+SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def stage_cost(stage: str, model: nn.Module, dense: nn.Module, dataset: Dataset)
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of a network's weights and biases, with all that is needed to read them."""
     tensors = [*model.parameters(), *model.buffers()]
-    places = [m.place_bytes for m in model.modules() if isinstance(m, SparseModule)]
-    return sum(tensor.nbytes for tensor in tensors) + sum(places)
+    masks = [module.mask_bytes for module in model.modules() if isinstance(module, SparseModule)]
+    return sum(tensor.nbytes for tensor in tensors) + sum(masks)
 
 
 def _nonzeros(model: nn.Module) -> int:
@@ -92,21 +90,8 @@ def _nonzeros(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _speedup(model: nn.Module, dense: nn.Module, images: Tensor) -> float:
-    """Medians of batches that take turns, so that a slow moment of the machine slows both."""
-    networks = [network.eval() for network in (model, dense)]
-    times: list[list[float]] = [[], []]
-    for network in networks:
-        _timed(network, images)
-    while sum(times[1]) < SECONDS or len(times[1]) < REPEATS:
-        for network, seconds in zip(networks, times, strict=True):
-            seconds.append(_timed(network, images))
-    mine, its = map(statistics.median, times)
-    return its / mine
-
-
-def _timed(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    started = time.perf_counter()
-    network(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - started
+    networks = {"model": model.eval(), "dense": dense.eval()}
+    runs = {name: lambda network=network: network(images) for name, network in networks.items()}
+    clock = CudaClock() if images.is_cuda else cpu_clock
+    times = interleave(runs, seconds=SECONDS, clock=clock)
+    return times["dense"].median / times["model"].median

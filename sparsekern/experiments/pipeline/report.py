@@ -13,7 +13,7 @@ from sparsekern.experiments.pipeline.plan import Pipeline
 
 HEADER = ("stage", "zeros", "accuracy", "bytes", "smaller", *(f"speed at {size}" for size in BATCHES))
 NOTE = (
-    "zeros of all weights; accuracy on the test set; bytes of weights, their places, scales and biases; smaller "
+    "zeros of all weights; accuracy on the test set; bytes of weights, places, scales and biases; smaller "
     "and speed against the dense float32 network, for batches of {batches} with {threads} threads"
 )
 

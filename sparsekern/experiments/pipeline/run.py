@@ -23,7 +23,7 @@ from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import usable_device
 from sparsekern.files import write_atomically
-from sparsekern.nn import fix_, quantize_int8_
+from sparsekern.nn import fix_masks_, quantize_int8_
 
 Say = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     weights = str(RunFolder(folder / "sparse").checkpoint)
     refine = pipeline.refine.override({"weights": weights})
     refined = _trained("two-four", refine, options, dataset, say)
-    fix_(refined)
+    fix_masks_(refined)
     measure(f"3 2:4, {pipeline.refine.method}", refined)
     _round(pipeline, refined, on_device)
     measure(f"4 2:4 and int8, {pipeline.int8.activations}", refined)
