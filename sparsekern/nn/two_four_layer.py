@@ -273,9 +273,10 @@ class TwoFourLayer(SparseModule):
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         """A matrix as `weight_shape` has it, contiguous."""
-        if len(self._shape) == 2:
-            return matrix
-        rows, channels, height, width = self._shape
+        rows, channels, *kernel = self._shape
+        if matrix.shape[1] == channels:
+            return matrix.view(self._shape)
+        height, width = kernel
         return matrix.view(rows, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
     def _pack(self) -> TwoFour:
@@ -376,7 +377,9 @@ class TwoFourLayer(SparseModule):
                 unexpected_keys.remove(key)
 
     def _repr_tail(self) -> str:
-        parts = [f"method={self.method}", f"transposable={self.transposable}"]
+        parts = [f"method={self.method}"]
+        if self.transposable:
+            parts.append("transposable=True")
         if self.method != "fixed" and self.refresh_every > 1:
             parts.append(f"refresh_every={self.refresh_every}")
         if self.decay:
