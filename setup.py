@@ -39,6 +39,7 @@ X86_FLAGS = {
     "_avx2": AVX2_FLAGS,
     "_avx512": AVX512_FLAGS,
     "_vbmi2": ["-mavx512vbmi", "-mavx512vbmi2", *AVX512_FLAGS],
+    "_vnni": ["-mavx512vnni", "-mavx512vbmi", *AVX512_FLAGS],
 }
 
 # -ffp-contract=fast is GCC's default, stated because compilers differ in it: a multiply and an add fuse where
@@ -54,7 +55,7 @@ def fail(message: str) -> NoReturn:
 
 
 def isa_suffix(source: Path) -> str:
-    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2"), or "" for the baseline."""
+    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2", "_vnni"), or "" for the baseline."""
     return next((suffix for suffix in X86_FLAGS if source.stem.endswith(suffix)), "")
 
 

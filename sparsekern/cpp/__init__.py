@@ -9,6 +9,12 @@ from sparsekern.cpp.grow_candidates import grow_candidates, grow_candidates_conv
 from sparsekern.cpp.linear import linear, linear_grad_input, linear_grad_values
 from sparsekern.cpp.memory import DTYPES
 from sparsekern.cpp.topology import update_topology
+from sparsekern.cpp.two_four_linear import (
+    two_four_linear,
+    two_four_linear_grad_input,
+    two_four_linear_grad_values,
+    two_four_linear_int8,
+)
 from sparsekern.cpp.two_four_packing import gather_two_four, pack_two_four, unpack_two_four
 from sparsekern.cpp.values import pack, transfer, transfer_all, unpack
 
@@ -27,6 +33,10 @@ __all__ = [
     "pack_two_four",
     "transfer",
     "transfer_all",
+    "two_four_linear",
+    "two_four_linear_grad_input",
+    "two_four_linear_grad_values",
+    "two_four_linear_int8",
     "unpack",
     "unpack_two_four",
     "update_topology",
