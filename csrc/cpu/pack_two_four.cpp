@@ -78,9 +78,10 @@ PackedRows part(const OutputPacking& packed, int64_t columns, int64_t element_si
 }
 
 // Calls pack(row, rows, column, columns, scratch) for parts of the matrix until it returns false; whether it
-// never did. Each thread has `words` words of scratch.
+// never did. Each thread has `words` words of scratch. Parts follow one another to the right, or downward,
+// which is along the rows of the transpose.
 template <class Pack>
-bool for_each_part(TwoFourShape shape, int64_t words, int threads, const Pack& pack) {
+bool for_each_part(TwoFourShape shape, bool downward, int64_t words, int threads, const Pack& pack) {
     const int64_t strips = (shape.rows + kStripRows - 1) / kStripRows;
     const int64_t chunks = (shape.columns + kChunkColumns - 1) / kChunkColumns;
     const int worthwhile = worthwhile_threads(threads, 0, shape.rows * shape.columns);
@@ -93,7 +94,8 @@ bool for_each_part(TwoFourShape shape, int64_t words, int threads, const Pack& p
         const int64_t begin = strips * chunks * omp_get_thread_num() / omp_get_num_threads();
         const int64_t end = strips * chunks * (omp_get_thread_num() + 1) / omp_get_num_threads();
         for (int64_t i = begin; scratch && i < end && all; ++i) {
-            const int64_t row = i / chunks * kStripRows, column = i % chunks * kChunkColumns;
+            const int64_t row = (downward ? i % strips : i / chunks) * kStripRows;
+            const int64_t column = (downward ? i / strips : i % chunks) * kChunkColumns;
             all = pack(row, std::min(kStripRows, shape.rows - row), column,
                        std::min(kChunkColumns, shape.columns - column), scratch->data());
         }
@@ -150,7 +152,8 @@ void pack(WeightType type, TwoFourShape shape, InputValues weight, const OutputP
         const PackedRows to_transposed = part(*transposed, shape.rows, size, column, row);
         return tiles({from, stride, rows / 4, columns / 4, to, to_transposed, scratch});
     };
-    if (!for_each_part(shape, words, threads, pack_part)) refuse_nonfinite(type, weight.data, shape);
+    if (!for_each_part(shape, transposed != nullptr, words, threads, pack_part))
+        refuse_nonfinite(type, weight.data, shape);
 }
 
 }  // namespace

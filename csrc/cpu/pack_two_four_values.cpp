@@ -61,10 +61,10 @@ void unpack_two_four(int64_t element_size, TwoFourShape shape, InputPacking pack
         auto* const to = static_cast<Element*>(dense.data);
         for_each_group(shape, packed.metadata, threads, [=](int64_t row, int64_t group, uint32_t nibble) {
             const int64_t first = row * shape.columns + kGroupSize * group;
-            Element whole[kGroupSize] = {};
-            whole[nibble & 3u] = from[first / 2];
-            whole[nibble >> 2] = from[first / 2 + 1];
-            std::memcpy(to + first, whole, sizeof(whole));
+            // Not put together on the stack, where bytes written one by one are slow to read as a whole.
+            std::fill(to + first, to + first + kGroupSize, Element{0});
+            to[first + (nibble & 3u)] = from[first / 2];
+            to[first + (nibble >> 2)] = from[first / 2 + 1];
         });
     });
 }
