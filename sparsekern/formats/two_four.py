@@ -101,7 +101,7 @@ class TwoFour:
     def to_mask(self) -> Tensor:
         """bool ``(N, K)``: True where a value is stored. For the layout "rows"."""
         rows, columns = self.shape
-        mask = torch.zeros(rows, columns // GROUP, GROUP, dtype=torch.bool, device=self.device)
+        mask = torch.zeros(rows, columns // GROUP, GROUP, dtype=torch.bool, device=self.metadata.device)
         return mask.scatter_(2, columns_of(self.metadata, columns), True).view(rows, columns)
 
     def check(self) -> TwoFour:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends import AUTOMATIC
-from sparsekern.formats.checks import check_bool, check_strided, describe
+from sparsekern.formats.checks import check_bool, describe
 from sparsekern.formats.two_four import GROUP, TwoFour, metadata_width
 from sparsekern.ops.arguments import backend_name
 from sparsekern.ops.operator import Operator
@@ -142,7 +142,8 @@ def pack_two_four(
             "transpose must be False unless transposable is True: W.T would not be 2:4, got True"
         )
     check_packable(weight, transposable)
-    check_strided(weight, "weight")
+    if weight.layout != torch.strided:
+        raise TypeError(f"weight must be a tensor of layout torch.strided, got {weight.layout}")
     parts = _pack([weight.detach()], transposable, transpose, backend_name(backend))
     return as_two_four(parts)
 

@@ -110,9 +110,7 @@ def test_the_mask_follows_to_the_gpu(method):
     torch.testing.assert_close(layer(x.cuda()).cpu(), expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("sr_ste", "values"), ("ste", "values"), ("fixed", "weight")]
-)
+@pytest.mark.parametrize(("method", "name"), [("sr_ste", "values"), ("ste", "values"), ("fixed", "weight")])
 def test_the_other_form_has_another_name(method, name):
     layer = make_layer(method)
     message = f"a TwoFourLinear with method='{method}' has no '{name}': .*Parameter '{layer.weight_name}'"
@@ -193,3 +191,17 @@ def test_functional_call_and_gradients_of_functions(method):
     loss(parameters).backward()
     for name, parameter in parameters.items():
         torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+@every_method
+@both_kinds
+@pytest.mark.parametrize("transposable", [False, True], ids=["rows", "transposable"])
+def test_shapes_on_the_meta_device(transposable, kind, method):
+    layer = make_layer(method, kind, transposable=transposable).to("meta")
+    x = draw(layer).to("meta").requires_grad_()
+    y = layer(x)
+    assert y.is_meta
+    assert y.shape == ((4, 12) if kind == "linear" else (2, 12, 3, 3))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.stored_weight.grad.shape == layer.stored_weight.shape

@@ -192,7 +192,7 @@ def test_reset_parameters_keeps_a_fixed_mask():
 def test_memory_of_a_fixed_mask():
     layer = TwoFourLinear(4096, 64, bias=False, method="fixed")
     assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(64, 2048)]
-    assert layer.metadata_bytes == 64 * 512
+    assert layer.mask_bytes == 64 * 512
 
 
 def test_repr():
@@ -214,7 +214,11 @@ def test_numpy_numbers_are_taken():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"in_features": 10}, ValueError, "in_features must be a multiple of 4, got 10; the nearest: 8 and 12"),
+        (
+            {"in_features": 10},
+            ValueError,
+            "in_features must be a multiple of 4, got 10; the nearest: 8 and 12",
+        ),
         ({"in_features": 3}, ValueError, "in_features must be a multiple of 4, got 3; the nearest: 4"),
         ({"in_features": 0}, ValueError, "in_features must be at least 1, got 0"),
         ({"out_features": 4.0}, TypeError, "out_features must be an integer, got 4.0"),
@@ -318,8 +322,16 @@ def test_from_dense_and_back(method, dense):
         (lambda: TwoFourLinear.from_dense(nn.Conv2d(4, 4, 1)), TypeError, "module must be a torch.nn.Linear"),
         (lambda: TwoFourLinear.from_dense(make_layer()), TypeError, "module must .*already sparse"),
         (lambda: TwoFourLinear.from_dense(nn.LazyLinear(4)), ValueError, "module must .*lazy"),
-        (lambda: TwoFourLinear.from_dense(nn.Linear(6, 4)), ValueError, "in_features must be a multiple of 4"),
-        (lambda: TwoFourLinear.from_dense(nn.Linear(4, 4), method="rigl"), ValueError, "method must .*'rigl'"),
+        (
+            lambda: TwoFourLinear.from_dense(nn.Linear(6, 4)),
+            ValueError,
+            "in_features must be a multiple of 4",
+        ),
+        (
+            lambda: TwoFourLinear.from_dense(nn.Linear(4, 4), method="rigl"),
+            ValueError,
+            "method must .*'rigl'",
+        ),
         (
             lambda: TwoFourConv2d.from_dense(nn.Conv2d(4, 4, 1, padding_mode="reflect")),
             ValueError,

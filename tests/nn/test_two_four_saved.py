@@ -235,8 +235,16 @@ def corrupt(state):
         ("fixed", put("values", torch.ones(3)), r"values must have shape \(12, 8\), got .*\(3,\)"),
         ("fixed", put("bias", torch.ones(3)), r"bias must have shape \(12,\), got .*\(3,\)"),
         ("held", put("weight", torch.ones(12, 8)), r"weight must have shape \(12, 16\), got .*\(12, 8\)"),
-        ("fixed", put("metadata", torch.ones(12, 2)), r"metadata must be a uint8 .*\(12, 2\).* got a torch.f"),
-        ("fixed", put("metadata", torch.ones(12, 3).byte()), r"metadata must be .*\(12, 2\).* got .*\(12, 3\)"),
+        (
+            "fixed",
+            put("metadata", torch.ones(12, 2)),
+            r"metadata must be a uint8 .*\(12, 2\).* got a torch.f",
+        ),
+        (
+            "fixed",
+            put("metadata", torch.ones(12, 3).byte()),
+            r"metadata must be .*\(12, 2\).* got .*\(12, 3\)",
+        ),
         ("held", put("metadata", "x"), "metadata must be a uint8 tensor .*got 'x'"),
         ("fixed", put("metadata", torch.ones(12, 2).byte().to("meta")), "metadata must .*with contents"),
         ("fixed", corrupt, "metadata must have two ascending columns .* got 0 and 0 in row 3, group 0"),

@@ -263,7 +263,10 @@ REFUSED = {
         lambda: pack_two_four(WEIGHT, transpose=True),
         "transpose must be False unless transposable is True",
     ),
-    "meta": (lambda: pack_two_four(WEIGHT.to("meta")), "weight must be a tensor with contents"),
+    "layout": (
+        lambda: pack_two_four(WEIGHT.to_sparse()),
+        "weight must be a tensor of layout torch.strided, got torch.sparse_coo",
+    ),
     "nan": (
         lambda: pack_two_four(WEIGHT.index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(torch.nan))),
         "weight: expected finite values, got nan at row 3, column 5",
