@@ -12,12 +12,16 @@ from sparsekern.experiments.recipe import Recipe
 from sparsekern.methods import at_init_masks
 from sparsekern.seeds import generator
 
+# Without it, GraSP picks weights whose gradients are far larger than the dense network's.
+GRASP_TEMPERATURE = 200
+
 
 def masks_at_init(model: nn.Module, dataset: Dataset, recipe: Recipe) -> dict[str, Tensor]:
     """Masks of the dense network by the method ``recipe.at_init``, from its initial weights.
 
     SNIP and GraSP score by the mean cross-entropy of the first ``recipe.at_init_examples`` training examples
-    of each class, SynFlow by the shape of an image, random masks by ``recipe.seed_of("mask")``.
+    of each class, GraSP with the logits divided by its paper's temperature of 200; SynFlow by the shape of an
+    image, random masks by ``recipe.seed_of("mask")``.
 
     Raises
     ------
@@ -27,12 +31,13 @@ def masks_at_init(model: nn.Module, dataset: Dataset, recipe: Recipe) -> dict[st
         If scores are not finite, or 0 everywhere.
     """
     images, labels = _first_of_each_class(dataset, recipe.at_init_examples)
+    temperature = GRASP_TEMPERATURE if recipe.at_init == "grasp" else 1
     try:
         return at_init_masks(
             model,
             recipe.at_init,
             recipe.sparsity,
-            loss=lambda: F.cross_entropy(model(images), labels),
+            loss=lambda: F.cross_entropy(model(images) / temperature, labels),
             example=images[:1],
             scope=recipe.at_init_scope,
             distribution=recipe.distribution,

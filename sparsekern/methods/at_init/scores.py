@@ -148,8 +148,8 @@ def grasp_scores(model: nn.Module, loss: Loss, *, exclude: Iterable[str] = ()) -
 
     H g is the gradient of :math:`g^\top \mathrm{stopgrad}(g)`; no Hessian is made. As in the authors' code,
     g and H are with respect to the weights that are scored, not biases or other parameters. Their
-    temperature (outputs divided by 200 before the softmax) and their ten examples of each class are for
-    `loss` to have.
+    temperature (outputs divided by 200 before the softmax), without which weights may stay whose gradients
+    are far larger than the dense network's, and their ten examples of each class are for `loss` to have.
 
     Parameters, result and errors are those of `snip_scores`; all that the loss uses must be differentiable
     twice.
