@@ -11,7 +11,7 @@ from sparsekern.formats.checks import check_choice, describe, is_number
 from sparsekern.formats.two_four import TwoFour
 from sparsekern.ops.arguments import autocast, backend_name, check_tensor
 from sparsekern.ops.operator import Operator
-from sparsekern.ops.two_four_values import _unpack, check_rows
+from sparsekern.ops.two_four_values import _gather, _unpack, check_rows
 
 __all__ = [
     "two_four_linear",
@@ -144,8 +144,7 @@ def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
         if torch.is_grad_enabled():
-            # What the second derivative sees of W is the same straight-through estimate.
-            grad_x = grad @ (_unpack(values, metadata, ctx.backend) + (weight - weight.detach()))
+            grad_x = grad @ _differentiable_weight(ctx, weight, values, metadata)
         else:
             grad_x = _input_gradient(grad, values, metadata, *transposed, ctx.backend)
     if ctx.needs_input_grad[1]:
@@ -153,6 +152,13 @@ def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[2]:
         grad_bias = _bias_gradient(grad)
     return grad_x, grad_weight, grad_bias, *(None,) * 7
+
+
+def _differentiable_weight(ctx: Any, weight: Tensor, values: Tensor, metadata: Tensor) -> Tensor:
+    """What a second derivative sees of the packed weight: all of `weight`, or what is kept of it."""
+    if ctx.gradient == "masked":
+        return _unpack(_gather(weight, metadata, ctx.backend), metadata, ctx.backend)
+    return _unpack(values, metadata, ctx.backend) + (weight - weight.detach())
 
 
 def _dense_gradient(
