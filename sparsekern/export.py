@@ -264,7 +264,8 @@ def save_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
         else:
             aliases[key] = kept
     header = {"version": VERSION, "layers": _describe_layers(model), "aliases": aliases}
-    content = package.torch.save(tensors, {"format": "pt", FORMAT: json.dumps(header)})
+    # One key: the package writes several in any order, and equal models are to make equal files.
+    content = package.torch.save(tensors, {FORMAT: json.dumps(header)})
     write_atomically(path, content)
 
 

@@ -171,6 +171,13 @@ class TestFiles:
             assert torch.equal(other.state_dict()[key], value), key
         assert os.listdir(tmp_path) == ["model.safetensors"]
 
+    def test_equal_models_make_equal_files(self, tmp_path):
+        contents = set()
+        for i in range(5):
+            export.save_safetensors(network(), tmp_path / f"{i}.safetensors")
+            contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+        assert len(contents) == 1
+
     def test_another_number_of_values(self, tmp_path):
         model, path = network(), tmp_path / "model.safetensors"
         sk.densify_(model)

@@ -20,7 +20,7 @@ from sparsekern.experiments.arguments import (
 )
 from sparsekern.experiments.errors import ExperimentError, RecipeError
 from sparsekern.experiments.parser import Parser
-from sparsekern.experiments.pipeline.plan import int8_keys, load_pipeline, pipeline_names
+from sparsekern.experiments.pipeline.plan import load_pipeline, pipeline_keys, pipeline_names
 from sparsekern.experiments.pipeline.run import run_pipeline
 from sparsekern.experiments.recipe import recipe_keys
 from sparsekern.experiments.run import RunOptions, run
@@ -57,14 +57,14 @@ def train_command(arguments: list[str]) -> int:
 
 
 def _train_recipe(options: argparse.Namespace) -> None:
-    if given := given_keys(options, int8_keys()):
+    if given := given_keys(options, pipeline_keys()):
         raise RecipeError(f"{next(iter(given))} is a key of pipelines ({', '.join(pipeline_names())})")
     recipe, overrides = read_recipe(options)
     run(recipe, _run_options(options, recipe.name, overrides))
 
 
 def _train_pipeline(options: argparse.Namespace) -> None:
-    overrides = given_keys(options, {**recipe_keys(), **int8_keys()})
+    overrides = given_keys(options, {**recipe_keys(), **pipeline_keys()})
     pipeline = load_pipeline(options.recipe, overrides)
     run_pipeline(pipeline, _run_options(options, pipeline.name, overrides))
 
@@ -76,7 +76,7 @@ def build_parser() -> Parser:
         "[--data-dir DIR] [--output DIR] [--resume] [--KEY VALUE ...]",
         "Train a recipe. It holds a value for each of its keys, and each can be overridden.",
     )
-    lines = [f"  {name}  {load_pipeline(name).description}" for name in pipeline_names()]
+    lines = [f"  {name}  {load_pipeline(name).sparse.description}" for name in pipeline_names()]
     parser.epilog = "\n".join([parser.epilog, "", "pipelines:", *lines])
     parser.add_argument(
         "--output",
@@ -93,7 +93,7 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     add_keys(parser)
-    add_group(parser, "keys of a pipeline", int8_keys())
+    add_group(parser, "keys of a pipeline", pipeline_keys())
     return parser
 
 

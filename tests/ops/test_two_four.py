@@ -282,7 +282,7 @@ REFUSED = {
         lambda: two_four_linear(X, WEIGHT),
         "packed must be a sparsekern.TwoFour, got a torch.float32",
     ),
-    "layout": (
+    "layout of hardware": (
         lambda: two_four_linear(X, TwoFour(PACKED.values, M, layout="cutlass")),
         "packed must have the layout 'rows', got 'cutlass'",
     ),

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sparsekern.experiments.errors import RecipeError
-from sparsekern.experiments.keys import Key, choice, convert, count
+from sparsekern.experiments.keys import Key, choice, convert, count, near, positive
 from sparsekern.experiments.recipe import Recipe, recipe_from, recipe_keys
+from sparsekern.experiments.settings import TWO_FOUR_METHODS
 
 PIPELINES_FOLDER = Path(__file__).parents[1] / "pipelines"
-# Of a pipeline's file, beside the keys of a recipe.
-PARTS = ("refine", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8:
-    """How the last stage rounds activations; its weights have one scale for each output."""
+class LastStages:
+    """What the third and the fourth stage have of their own."""
 
+    refine_method: str = choice("2:4 refinement: its method", TWO_FOUR_METHODS, "sr_ste")
+    refine_learning_rate: float = positive("2:4 refinement: its initial learning rate")
+    refine_steps: int = count("2:4 refinement: its training steps")
     activations: str = choice(
         "int8 activations: a scale for each sample (dynamic), or one for all (static)",
         ("dynamic", "static"),
@@ -30,6 +32,10 @@ class Int8:
     calibration_examples: int = count(
         "training examples, the first ones, that static activations take their scale from", 1000
     )
+
+    def __post_init__(self) -> None:
+        for name, key in pipeline_keys().items():
+            object.__setattr__(self, name, convert(name, key, getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,41 +46,38 @@ class Pipeline:
     ----------
     sparse : Recipe
         Of the first two stages.
-    refine : Recipe
-        Of the third, without the weights that it starts from.
-    int8 : Int8
-        The fourth.
+    last : LastStages
     """
 
-    name: str
-    description: str
     sparse: Recipe
-    refine: Recipe
-    int8: Int8
+    last: LastStages
 
     def __post_init__(self) -> None:
-        for name, key in int8_keys().items():
-            object.__setattr__(self.int8, name, convert(name, key, getattr(self.int8, name)))
         if self.sparse.at_init is None or not self.sparse.is_sparse or self.sparse.is_two_four:
             raise RecipeError(
-                f"{self.name}: its first stages need at_init and a sparse method, got at_init "
-                f"{self.sparse.at_init or 'none'} and method {self.sparse.method}"
+                f"{self.name}: the first stages of a pipeline need at_init and a method for unstructured "
+                f"masks, got at_init {self.sparse.at_init or 'none'} and method {self.sparse.method}"
             )
-        if not self.refine.is_two_four:
-            raise RecipeError(f"{self.name}: refine needs a 2:4 method, got {self.refine.method}")
+
+    @property
+    def name(self) -> str:
+        return self.sparse.name
+
+    @property
+    def refine(self) -> Recipe:
+        """The recipe of the third stage, but for the weights that it starts from."""
+        changed = {"method": self.last.refine_method, "at_init": None}
+        changed |= {"learning_rate": self.last.refine_learning_rate, "steps": self.last.refine_steps}
+        return Recipe(name=f"{self.name}-refine", **{**self.sparse.settings(), **changed})
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the outcome."""
-        return {
-            "sparse": self.sparse.settings(),
-            "refine": self.refine.settings(),
-            "int8": asdict(self.int8),
-        }
+        return {**self.sparse.settings(), **asdict(self.last)}
 
 
-def int8_keys() -> dict[str, Key]:
-    """The keys of the last stage, with their meaning."""
-    return {name: field.metadata["key"] for name, field in Int8.__dataclass_fields__.items()}
+def pipeline_keys() -> dict[str, Key]:
+    """The keys that only pipelines have, with their meaning."""
+    return {field.name: field.metadata["key"] for field in fields(LastStages)}
 
 
 def pipeline_names() -> list[str]:
@@ -90,24 +93,24 @@ def load_pipeline(name: str, overrides: Mapping[str, Any] | None = None) -> Pipe
     name : str
         Of the pipeline.
     overrides : mapping of str to value
-        Keys of a recipe are those of the first two stages; the third has them too, but for those that the
-        pipeline itself sets there. Keys of :func:`int8_keys` are the last stage's.
+        Keys of :func:`pipeline_keys`, and keys of a recipe: those are for all stages that train.
 
     Raises
     ------
     RecipeError
-        For an unknown key or a value that a key does not take.
+        For an unknown name or key, or a value that a key does not take.
     """
+    names = pipeline_names()
+    if name not in names:
+        hint = near(name, names)
+        raise RecipeError(f"unknown pipeline {name!r}{hint}; the pipelines are {', '.join(names)}")
     path = PIPELINES_FOLDER / f"{name}.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    refine, int8 = (dict(content.pop(part)) for part in PARTS)
-    sparse = recipe_from(content, str(path), default_name=name)
     given = dict(overrides or {})
-    int8.update({key: given.pop(key) for key in int8_keys() if key in given})
-    sparse = sparse.override(given)
-    # The masks of the third stage are those of its own method.
-    settings = {key: value for key, value in sparse.settings().items() if key in recipe_keys()}
-    refined = Recipe(name=f"{name}-refine", **{**settings, "at_init": None, **refine})
-    return Pipeline(
-        name=name, description=sparse.description, sparse=sparse, refine=refined, int8=Int8(**int8)
-    )
+    for key in given:
+        if key not in (known := [*pipeline_keys(), *recipe_keys()]):
+            raise RecipeError(f"unknown key {key!r}{near(key, known)}")
+    last = {key: content.pop(key) for key in pipeline_keys() if key in content}
+    last |= {key: given.pop(key) for key in pipeline_keys() if key in given}
+    sparse = recipe_from(content, str(path), default_name=name).override(given)
+    return Pipeline(sparse=sparse, last=LastStages(**last))

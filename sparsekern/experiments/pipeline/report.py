@@ -18,6 +18,12 @@ NOTE = (
 )
 
 
+def as_line(stage: StageCost) -> str:
+    """One stage, as soon as it is measured."""
+    _, zeros, accuracy, size, smaller, *_ = _cells(stage)
+    return f"stage {stage.stage}: {zeros} zeros, accuracy {accuracy}, {size} bytes, {smaller} smaller"
+
+
 def as_table(stages: Sequence[StageCost]) -> str:
     """Columns for a terminal."""
     rows = [HEADER, *map(_cells, stages)]
@@ -33,7 +39,7 @@ def as_markdown(pipeline: Pipeline, stages: Sequence[StageCost]) -> str:
     """A page with the table."""
     rows = ["| " + " | ".join(row) + " |" for row in (HEADER, *map(_cells, stages))]
     rows.insert(1, "|---" + "|---:" * (len(HEADER) - 1) + "|")
-    title = f"# {pipeline.name}: {pipeline.description}"
+    title = f"# {pipeline.name}: {pipeline.sparse.description}"
     return "\n".join([title, "", *rows, "", note().capitalize() + ".", ""])
 
 

@@ -18,7 +18,7 @@ from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.folder import RunFolder
 from sparsekern.experiments.pipeline.measure import StageCost, stage_cost
 from sparsekern.experiments.pipeline.plan import Pipeline
-from sparsekern.experiments.pipeline.report import as_json, as_markdown, as_table
+from sparsekern.experiments.pipeline.report import as_json, as_line, as_markdown, as_table
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import usable_device
@@ -51,14 +51,14 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     _refuse_another(pipeline, folder, options)
     device = usable_device(options.device)
     dataset = load_dataset(pipeline.sparse.dataset, options.data_dir)
-    say(f"{pipeline.name}: {pipeline.description}\n")
+    say(f"{pipeline.name}: {pipeline.sparse.description}\n")
     dense = _trained("dense", pipeline.sparse.dense_twin(), options, dataset, say).to(device).eval()
     on_device = dataset.to(device)
     stages: list[StageCost] = []
 
     def measure(name: str, model: nn.Module) -> None:
         stages.append(stage_cost(name, model.to(device), dense, on_device))
-        say(f"\n{as_table(stages)}\n")
+        say(f"{as_line(stages[-1])}\n")
 
     measure("dense", dense)
     start, _ = build_model(pipeline.sparse, dataset)
@@ -70,9 +70,10 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     fix_masks_(refined)
     measure(f"3 2:4, {pipeline.refine.method}", refined)
     _round(pipeline, refined, on_device)
-    measure(f"4 2:4 and int8, {pipeline.int8.activations}", refined)
+    measure(f"4 2:4 and int8, {pipeline.last.activations}", refined)
     sk.export.save_safetensors(refined.cpu(), folder / "model.safetensors")
     _write(pipeline, stages, folder)
+    say(as_table(stages))
     say(f"saved in {folder}: pipeline.md, pipeline.json, model.safetensors")
     return stages
 
@@ -96,12 +97,12 @@ def _with_masks_of(folder: RunFolder, recipe: Recipe) -> Recipe:
 
 
 def _round(pipeline: Pipeline, model: nn.Module, dataset: Dataset) -> None:
-    images = dataset.train_images[: pipeline.int8.calibration_examples]
-    static = pipeline.int8.activations == "static"
+    images = dataset.train_images[: pipeline.last.calibration_examples]
+    static = pipeline.last.activations == "static"
     with torch.no_grad():
         quantize_int8_(
             model,
-            activations=pipeline.int8.activations,
+            activations=pipeline.last.activations,
             calibrate=(lambda: model(images)) if static else None,
         )
 
