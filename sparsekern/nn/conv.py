@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekern import ops
@@ -104,3 +105,11 @@ class SparseConv2d(Conv2dArguments, SparseLayer):
             dilation=self.dilation,
             groups=self.groups,
         )
+
+    def _pad_to_same(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """x and the symmetric padding left to the convolution; an odd total is padded here."""
+        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if all(t % 2 == 0 for t in total):
+            return x, (total[0] // 2, total[1] // 2)
+        top, left = total[0] // 2, total[1] // 2
+        return F.pad(x, (left, total[1] - left, top, total[0] - top)), (0, 0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from sparsekern.formats.checks import check_choice, check_integer
 from sparsekern.nn.checks import check_pair
@@ -41,14 +40,6 @@ class Conv2dArguments:
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
         arguments = {name: getattr(module, name) for name in (*names, "padding_mode")}
         return {**arguments, "bias": module.bias is not None}
-
-    def _pad_to_same(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """x and the symmetric padding left to the convolution; an odd total is padded here."""
-        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        if all(t % 2 == 0 for t in total):
-            return x, (total[0] // 2, total[1] // 2)
-        top, left = total[0] // 2, total[1] // 2
-        return F.pad(x, (left, total[1] - left, top, total[0] - top)), (0, 0)
 
     def extra_repr(self) -> str:
         parts = [

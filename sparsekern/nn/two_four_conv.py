@@ -17,6 +17,9 @@ from sparsekern.ops.arguments import check_tensor
 class TwoFourConv2d(Conv2dArguments, TwoFourLayer):
     r"""``F.conv2d`` with two of every four neighbouring input channels of each weight zeroed.
 
+    1 x 1 kernels without padding and groups are 2:4 products where x is in the memory format
+    `torch.channels_last`. All others are dense convolutions with the masked weight, and no faster.
+
     Parameters
     ----------
     in_channels, out_channels : int
@@ -26,7 +29,8 @@ class TwoFourConv2d(Conv2dArguments, TwoFourLayer):
         As in `SparseConv2d`.
     method, transposable, refresh_every, decay, dense_below, init, device, dtype, generator :
         As in `TwoFourLinear`, for the matrix (out_channels, kernel height * kernel width * in_channels /
-        groups); the rows of a batch are the pixels of the result.
+        groups); the rows of a batch are the pixels of the result. Where a convolution runs dense,
+        `dense_below` is without effect.
 
     Raises
     ------
@@ -82,23 +86,28 @@ class TwoFourConv2d(Conv2dArguments, TwoFourLayer):
         for name, value in geometry.items():
             setattr(self, name, value)
 
-    @property
-    def _is_pointwise(self) -> bool:
-        no_padding = self.padding in ("valid", "same", (0, 0))
-        return self.kernel_size == (1, 1) and self.groups == 1 and no_padding
+    def _is_product(self, x: Tensor) -> bool:
+        """Whether the convolution is a product of rows of x's memory, one for each pixel, with the weight.
+
+        Others run dense, on the masked weight: it costs more to unfold an image, or to bring the channels of
+        its pixels together, than the 2:4 product saves; and bitmap tiles, whose pattern would have to be made
+        for each new mask, break even at this sparsity.
+        """
+        one_by_one = self.kernel_size == (1, 1) and self.padding in ("valid", "same", (0, 0))
+        return one_by_one and self.groups == 1 and x.dim() == 4 and x.stride(1) == 1
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor("x", x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if self._is_pointwise:
+        if self._is_product(x):
             return self._pixels(x)
         weight = self._as_weight(self._masked_matrix(self._packed_for_forward()))
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _pixels(self, x: Tensor) -> Tensor:
         """The product of each pixel's channels with the weight; the result is in x's memory format."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if x.shape[1] != self.in_channels:
             raise ValueError(
                 f"x must have shape (batch, {self.in_channels}, height, width), got {tuple(x.shape)}"
             )

@@ -51,11 +51,17 @@ def convolved(layer, x, weight, bias):
     [((2,), False, 0), ((2,), True, 0), ((2,), False, 10_000), ((), False, 0), ((0,), False, 0)],
     ids=["batch", "transposable", "dense below", "no batch", "empty"],
 )
+@pytest.mark.parametrize(
+    "last", [pytest.param(False, id="channels first"), pytest.param(True, id="channels last")]
+)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_output_and_gradients_equal_dense(geometry, batch, transposable, dense_below, method, dense):
+def test_output_and_gradients_equal_dense(geometry, last, batch, transposable, dense_below, method, dense):
     decay = 0.3 if method == "sr_ste" else 0.0
     layer = make_layer(geometry, method, transposable, decay=decay, dense_below=dense_below)
-    x, x_dense = (draw(*batch, layer.in_channels, 7, 6).requires_grad_() for _ in range(2))
+    images = draw(*batch, layer.in_channels, 7, 6)
+    if last:
+        images = images.movedim(-3, -1).contiguous().movedim(-1, -3)
+    x, x_dense = (images.clone().requires_grad_() for _ in range(2))
     mask, fixed = layer.mask, method == "fixed"
     if not fixed:
         assert torch.equal(mask, dense.masks[transposable](layer.weight))
@@ -65,7 +71,7 @@ def test_output_and_gradients_equal_dense(geometry, batch, transposable, dense_b
     )
     y = layer(x)
     assert y.shape == expected.shape
-    assert y.is_contiguous()
+    assert y.is_contiguous() or last
     torch.testing.assert_close(y, expected)
     factor = draw(*expected.shape, seed=2)
     added = 0 if fixed else dense.penalty(weight, mask, decay)
@@ -87,13 +93,27 @@ def test_groups_of_four_are_neighbouring_channels():
     assert torch.equal(weight.permute(0, 2, 3, 1)[layer.mask.permute(0, 2, 3, 1)], layer.values.flatten())
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("geometry", ["1 x 1, stride", "3 x 2"])
-def test_channels_last(geometry):
+def test_the_memory_format_of_the_result_is_that_of_the_input(geometry, last):
     layer = make_layer(geometry)
-    x = draw(2, layer.in_channels, 7, 6).to(memory_format=torch.channels_last)
-    y = layer(x)
-    torch.testing.assert_close(y, convolved(layer, x, layer.to_dense(), layer.bias))
-    assert y.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    y = layer(draw(2, layer.in_channels, 7, 6).to(memory_format=memory_format))
+    assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "product"),
+    [("1 x 1, stride", True), ("1 x 1, same", True), ("1 x 1, padding", False), ("1 x 1, groups", False)],
+)
+def test_what_is_a_product_of_pixels(geometry, product, monkeypatch):
+    layer, calls = make_layer(geometry, "fixed"), []
+    monkeypatch.setattr(F, "conv2d", lambda *arguments: calls.append(1))
+    x = draw(2, layer.in_channels, 7, 6)
+    layer(x.to(memory_format=torch.channels_last))
+    assert calls == ([] if product else [1])
+    layer(x)
+    assert calls == [1] * (1 if product else 2)
 
 
 def test_from_dense_and_back():

@@ -206,7 +206,7 @@ def test_another_interval_may_be_loaded():
 def test_weights_alone_choose_a_mask_anew(dense):
     layer, module = make_layer("held"), nn.Linear(16, 12)
     layer(draw(layer))
-    with pytest.raises(RuntimeError, match='Missing key.*"metadata", "age"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"metadata", "age"'):
         layer.load_state_dict(module.state_dict())
     assert layer.load_state_dict(module.state_dict(), strict=False).missing_keys == ["metadata", "age"]
     assert torch.equal(layer.mask, dense.masks[False](module.weight))

@@ -263,7 +263,7 @@ REFUSED = {
         lambda: pack_two_four(WEIGHT, transpose=True),
         "transpose must be False unless transposable is True",
     ),
-    "layout": (
+    "sparse layout": (
         lambda: pack_two_four(WEIGHT.to_sparse()),
         "weight must be a tensor of layout torch.strided, got torch.sparse_coo",
     ),
