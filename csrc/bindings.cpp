@@ -7,5 +7,6 @@ PYBIND11_MODULE(_C, module) {
     bind_pattern(module);
     bind_compute(module);
     bind_grow_candidates(module);
+    bind_two_four(module);
     bind_cuda(module);
 }

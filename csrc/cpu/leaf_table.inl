@@ -7,6 +7,7 @@
 #include "leaf_pixels.inl"
 #include "leaf_tiles.inl"
 #include "leaf_transpose.inl"
+#include "leaf_two_four.inl"
 
 namespace sparsekern {
 namespace SPARSEKERN_ISA {

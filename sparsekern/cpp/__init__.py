@@ -9,21 +9,35 @@ from sparsekern.cpp.grow_candidates import grow_candidates, grow_candidates_conv
 from sparsekern.cpp.linear import linear, linear_grad_input, linear_grad_values
 from sparsekern.cpp.memory import DTYPES
 from sparsekern.cpp.topology import update_topology
+from sparsekern.cpp.two_four_packing import (
+    check_metadata,
+    from_cutlass,
+    gather_two_four,
+    pack_two_four,
+    to_cutlass,
+    unpack_two_four,
+)
 from sparsekern.cpp.values import pack, transfer, transfer_all, unpack
 
 __all__ = [
     "DTYPES",
+    "check_metadata",
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
+    "from_cutlass",
+    "gather_two_four",
     "grow_candidates",
     "grow_candidates_conv2d",
     "linear",
     "linear_grad_input",
     "linear_grad_values",
     "pack",
+    "pack_two_four",
+    "to_cutlass",
     "transfer",
     "transfer_all",
     "unpack",
+    "unpack_two_four",
     "update_topology",
 ]

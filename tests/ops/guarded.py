@@ -30,7 +30,7 @@ guarded_outputs = 0
 
 
 def guarded(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor full of NaN (or -1) between forbidden pages, with not a byte to spare on the chosen side."""
+    """A tensor full of NaN (or -1, 255) between forbidden pages, with not a byte to spare on one side."""
     count = max(1, torch.Size(size).numel())
     data_bytes = count * dtype.itemsize
     pages = (data_bytes + PAGE - 1) // PAGE
@@ -42,7 +42,7 @@ def guarded(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = PAGE if SIDE == "before" else (pages + 1) * PAGE - data_bytes
     flat = torch.frombuffer(region, dtype=dtype, count=count, offset=offset)
-    flat.fill_(torch.nan if dtype.is_floating_point else -1)
+    flat.fill_(torch.nan if dtype.is_floating_point else -1 if dtype.is_signed else 255)
     return flat[: torch.Size(size).numel()].view(size)
 
 
@@ -50,12 +50,14 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
     return guarded(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
-def guarded_result(like: torch.Tensor, *size: int | tuple[int, ...]) -> torch.Tensor:
+def guarded_result(
+    like: torch.Tensor, *size: int | tuple[int, ...], dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """In place of `Tensor.new_empty`, with which the ops make their results."""
     global guarded_outputs
     guarded_outputs += 1
     flat = size[0] if isinstance(size[0], (tuple, list)) else size
-    return guarded(tuple(flat), like.dtype)
+    return guarded(tuple(flat), dtype or like.dtype)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -135,6 +137,23 @@ def check_topology(shape: tuple[int, ...], tile_size: int, dtype: torch.dtype) -
         assert torch.equal(moved[1], pattern.transfer(values, Pattern(new)))
 
 
+def check_two_four(dtype: torch.dtype, rows: int, columns: int) -> None:
+    """The transpose, twice; and unpacking, which masks what has been packed."""
+    weight = keep((torch.randn(rows, columns) * 20).to(dtype))
+    values, metadata, values_t, metadata_t = cpp.pack_two_four([weight], True, True)
+    dense = cpp.unpack_two_four(keep(values), keep(metadata))
+    assert torch.equal(dense, torch.where(dense != 0, weight, dense))
+    assert torch.equal(cpp.unpack_two_four(values_t, metadata_t), dense.t())
+    assert torch.equal(cpp.gather_two_four(weight, keep(metadata)), values)
+    one = keep(weight[:1])
+    values, metadata = cpp.pack_two_four([one], False, False)
+    assert torch.equal(cpp.gather_two_four(one, metadata), values)
+    if dtype.itemsize <= 2 and rows % 32 == 0 and columns % 128 == 0:
+        given = cpp.pack_two_four([weight], False, False)
+        back = cpp.from_cutlass(*map(keep, cpp.to_cutlass(*given)))
+        assert torch.equal(cpp.unpack_two_four(*back), cpp.unpack_two_four(*given))
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.Tensor.new_empty = guarded_result
@@ -153,6 +172,9 @@ def main() -> None:
                 # Nine vectors of some level: images are used where they lie, in panels that end beyond them.
                 for pixels in ((3, 6), (6, 6), (8, 9), (12, 12)):
                     check_conv2d(dtype, (9, 40, 1, 1), (2, 40, *pixels), strides=PLAIN)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8):
+                for shape in ((4, 4), (4, 12), (36, 4), (12, 28), (68, 100), (132, 1052), (64, 128)):
+                    check_two_four(dtype, *shape)
     for shape in ((9, 65), (64, 64), (7, 5, 3, 3)):
         check_copies(shape)
         for tile_size in (8, 64):
