@@ -201,7 +201,8 @@ __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block
             }
             if (encode) encode_nonzeros(sides[side], &nibbles[side]);
         }
-        pack_rows<kBytes>(sides[0], sides[1], nibbles, rows, area.groups, wide, to + 2 * half * pitch, pitch / 2);
+        pack_rows<kBytes>(sides[0], sides[1], nibbles, rows, area.groups, wide, to + 2 * half * pitch,
+                          pitch / 2);
         const uint32_t bytes = nibbles[0] | (area.groups > 1 ? nibbles[1] << 4 : 0);
         uint8_t* const metadata = &shared->metadata.of_row[row_in_block + 4 * half][column_in_block / 8];
 #pragma unroll
@@ -211,11 +212,13 @@ __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block
         if (weight.values_t == nullptr) return;
         const bool wide_t = weight.rows % kThreadSide == 0;
         const int64_t pitch_t = weight.rows * kBytes / 2;
-        char* const to_t = static_cast<char*>(weight.values_t) + area.column * pitch_t + area.row * kBytes / 2;
+        char* const to_t =
+            static_cast<char*>(weight.values_t) + area.column * pitch_t + area.row * kBytes / 2;
         uint8_t* const metadata = &shared->metadata.of_column[column_in_block][row_in_block / 8];
 #pragma unroll
         for (int i = 0; i < kThreadSide; ++i) {
-            store_pairs<kBytes>(to_t + i * pitch_t, kept_t[i], i / 4 < area.groups ? area.rows / 4 : 0, wide_t);
+            store_pairs<kBytes>(to_t + i * pitch_t, kept_t[i], i / 4 < area.groups ? area.rows / 4 : 0,
+                                wide_t);
             metadata[i * (kBlockRows / 8)] = static_cast<uint8_t>(metadata_t[i / 4] >> 8 * (i % 4));
         }
     }
@@ -223,7 +226,9 @@ __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block
 
 // Blocks of a multiprocessor at a time, at least, with as many registers as each needs.
 template <class Format, bool kTransposable>
-constexpr int kLeastBlocks = !kTransposable || Format::kBits == 8 ? 5 : Format::kBits == 16 ? 4 : 3;
+constexpr int kLeastBlocks = !kTransposable || Format::kBits == 8 ? 5
+                             : Format::kBits == 16                ? 4
+                                                                  : 3;
 
 template <class Format, bool kTransposable>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks<Format, kTransposable>) pack_kernel(Parts parts) {
@@ -297,7 +302,8 @@ Status check_weight(const TwoFourWeight& weight, bool transposable, TwoFourLayou
         return Status::bad_weight_type;
     }
     const bool transpose = weight.values_t != nullptr;
-    if (transpose != (weight.metadata_t != nullptr) || (transpose && !transposable)) return Status::bad_transpose;
+    if (transpose != (weight.metadata_t != nullptr) || (transpose && !transposable))
+        return Status::bad_transpose;
     const Status status = check_sizes(weight, transposable, layout);
     const int64_t elements = weight.rows * weight.columns;
     if (status != Status::ok || elements == 0) return status;
@@ -323,7 +329,8 @@ Status launch_some(const TwoFourWeight* weights, int64_t count, WeightType type,
     for (; *next < count && parts.count < kParts; ++*next) {
         const TwoFourWeight& weight = weights[*next];
         if (weight.type != type || weight.rows * weight.columns == 0) continue;
-        parts.part[parts.count++] = {weight, static_cast<int>(blocks), static_cast<int>(blocks_across(weight))};
+        parts.part[parts.count++] = {weight, static_cast<int>(blocks),
+                                     static_cast<int>(blocks_across(weight))};
         blocks += blocks_of(weight);
     }
     if (blocks == 0) return Status::ok;

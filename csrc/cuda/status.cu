@@ -40,7 +40,8 @@ const char* status_message(Status status) {
         case Status::bad_weight_type:
             return "type: expected float16, bfloat16, float32 or int8, for the cutlass layout not float32";
         case Status::bad_weight_sizes:
-            return "rows, columns: expected columns in fours, and for transposable masks rows in fours; for the "
+            return "rows, columns: expected columns in fours, and for transposable masks rows in fours; for "
+                   "the "
                    "cutlass layout rows in multiples of 32 and columns of 64 (int8: 16 and 128)";
         case Status::bad_layout:
             return "layout: expected rows or cutlass";

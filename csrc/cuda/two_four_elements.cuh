@@ -68,7 +68,8 @@ class Keeper<2> {
 public:
     __device__ explicit Keeper(uint32_t nibbles) {
         const uint32_t first = nibbles & 0x03030303u, second = nibbles >> 2 & 0x03030303u;
-        // Element i is bytes 2i and 2i + 1, so a selector of two elements has the digits 2i, 2i + 1, 2j, 2j + 1.
+        // Element i is bytes 2i and 2i + 1, so a selector of two elements has the digits 2i, 2i + 1, 2j, 2j
+        // + 1.
         selectors_[0] = __byte_perm(first, second, 0x5140) * 0x22u + 0x10101010u;
         selectors_[1] = __byte_perm(first, second, 0x7362) * 0x22u + 0x10101010u;
     }
@@ -89,8 +90,13 @@ public:
     __device__ Four<4> keep(const Four<4>& four, int i) const {
         const uint32_t first = nibbles_ >> 8 * i & 3u, second = nibbles_ >> (8 * i + 2) & 3u;
         const uint32_t* const w = four.word;
-        return {{first == 0 ? w[0] : first == 1 ? w[1] : w[2],
-                 second == 1 ? w[1] : second == 2 ? w[2] : w[3], 0, 0}};
+        return {{first == 0   ? w[0]
+                 : first == 1 ? w[1]
+                              : w[2],
+                 second == 1   ? w[1]
+                 : second == 2 ? w[2]
+                               : w[3],
+                 0, 0}};
     }
 
 private:
@@ -140,8 +146,8 @@ __device__ inline uint32_t magnitude_of_element(const Four<kBytes>& four, int i)
     return four.word[i * kBytes / 4] >> 8 * (i * kBytes % 4) & kMagnitude;
 }
 
-// Four groups as CUTLASS is given them by PyTorch, which knows kept weights by not being zero. Where a kept one is,
-// the group's nibble becomes that which PyTorch gives it, and what is not kept becomes 0.
+// Four groups as CUTLASS is given them by PyTorch, which knows kept weights by not being zero. Where a kept
+// one is, the group's nibble becomes that which PyTorch gives it, and what is not kept becomes 0.
 template <int kBytes>
 __device__ inline void encode_nonzeros(Four<kBytes> (&groups)[4], uint32_t* nibbles) {
 #pragma unroll
@@ -157,7 +163,8 @@ __device__ inline void encode_nonzeros(Four<kBytes> (&groups)[4], uint32_t* nibb
         for (int j = 0; j < 4; ++j) {
             if ((kept >> j & 1u) == 0) groups[i].word[j * kBytes / 4] &= ~(kElement << 8 * (j * kBytes % 4));
         }
-        // Without weights, or with the third or fourth alone: 2 and 3; the first: 0 and 2; the second: 1 and 2.
+        // Without weights, or with the third or fourth alone: 2 and 3; the first: 0 and 2; the second: 1
+        // and 2.
         const uint32_t encoded = nonzero == 1 ? 8u : nonzero == 2 ? 9u : 14u;
         *nibbles = (*nibbles & ~(15u << 8 * i)) | encoded << 8 * i;
     }

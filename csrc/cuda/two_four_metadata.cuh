@@ -1,5 +1,5 @@
-// The metadata of a block of a weight and of its transpose: collected in shared memory, and stored in one layout
-// or the other.
+// The metadata of a block of a weight and of its transpose: collected in shared memory, and stored in one
+// layout or the other.
 #pragma once
 
 #include <cstdint>
@@ -48,13 +48,14 @@ __device__ inline void store_rows(const BlockMetadata& shared, const TwoFourWeig
     store_bytes(shared.of_row, weight.metadata, weight.rows, metadata_bytes(weight.columns), first_row,
                 first_column / 8);
     if (weight.values_t == nullptr) return;
-    store_bytes(shared.of_column, weight.metadata_t, weight.columns, metadata_bytes(weight.rows), first_column,
-                first_row / 8);
+    store_bytes(shared.of_column, weight.metadata_t, weight.columns, metadata_bytes(weight.rows),
+                first_column, first_row / 8);
 }
 
-// As matrix instructions read it. A block of 32 rows (int8: 16) and 4 bytes of metadata (int8: 8) is contiguous,
-// and blocks below each other follow one another. Within a block come 16 bytes each for rows 0, 8, 16 and 24
-// (int8: 0 and 8), for rows 1, 9, 17 and 25, and so on: half words (int8: words) of two rows in turns.
+// As matrix instructions read it. A block of 32 rows (int8: 16) and 4 bytes of metadata (int8: 8) is
+// contiguous, and blocks below each other follow one another. Within a block come 16 bytes each for rows 0,
+// 8, 16 and 24 (int8: 0 and 8), for rows 1, 9, 17 and 25, and so on: half words (int8: words) of two rows in
+// turns.
 template <int kBytes, int kRows, int kRowBytes>
 __device__ inline void store_interleaved_bytes(const uint8_t (&block)[kRows][kRowBytes], void* metadata,
                                                int64_t rows, int64_t row_bytes, int64_t first_row,
@@ -85,8 +86,8 @@ __device__ inline void store_interleaved_bytes(const uint8_t (&block)[kRows][kRo
 template <int kBytes>
 __device__ inline void store_interleaved(const BlockMetadata& shared, const TwoFourWeight& weight,
                                          int64_t first_row, int64_t first_column) {
-    store_interleaved_bytes<kBytes>(shared.of_row, weight.metadata, weight.rows, weight.columns / 8, first_row,
-                                    first_column / 8);
+    store_interleaved_bytes<kBytes>(shared.of_row, weight.metadata, weight.rows, weight.columns / 8,
+                                    first_row, first_column / 8);
     if (weight.values_t == nullptr) return;
     store_interleaved_bytes<kBytes>(shared.of_column, weight.metadata_t, weight.columns, weight.rows / 8,
                                     first_column, first_row / 8);

@@ -1,11 +1,12 @@
 // Which weights of a tile of four by four are kept, by one thread in registers.
 //
-// The 90 masks need not be tried one by one. By how many of their first two rows' kept weights are in each column they
-// fall into 19 groups, in which any upper half goes with any lower half: the best sum of a group is that of its
-// best halves. Ties are decided by the same sums: every weight has a little added, less than the weights'
-// own unit in all, so that no two masks are equal and an earlier one is larger. It also tells which mask the
-// largest sum is. All of it is exact in integers, or in float64 used as integers; a tile whose weights differ by
-// more powers of two than these hold is left to `select_tile`, which tries all masks as they are defined.
+// The 90 masks need not be tried one by one. By how many of their first two rows' kept weights are in each
+// column they fall into 19 groups, in which any upper half goes with any lower half: the best sum of a group
+// is that of its best halves. Ties are decided by the same sums: every weight has a little added, less than
+// the weights' own unit in all, so that no two masks are equal and an earlier one is larger. It also tells
+// which mask the largest sum is. All of it is exact in integers, or in float64 used as integers; a tile whose
+// weights differ by more powers of two than these hold is left to `select_tile`, which tries all masks as
+// they are defined.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ struct Int8Format {
     static constexpr int kBits = 8;
 };
 
-// What is added for a weight in (row, column), in units of which a weight's own has 256: two of a row add 1 to 6
-// times the row's place, the more the earlier the pair. The last row follows from the others.
+// What is added for a weight in (row, column), in units of which a weight's own has 256: two of a row add 1
+// to 6 times the row's place, the more the earlier the pair. The last row follows from the others.
 __device__ constexpr uint32_t tie_break(int row, int column) {
     return (row == 0 ? 36u : row == 1 ? 6u : row == 2 ? 1u : 0u) * (4u >> column);
 }
@@ -51,7 +52,7 @@ constexpr TileNibbleTable tile_nibble_table() {
         const int pair2 = kTileMasks.bottom[mask] / kPairs;
         const auto nibbles = static_cast<uint32_t>(kTileMasks.choice[mask]);
         table.of[36 * (5 - pair0) + 6 * (5 - pair1) + (5 - pair2)] = {spread_nibbles(nibbles & 0xFFFFu),
-                                                                     spread_nibbles(nibbles >> 16)};
+                                                                      spread_nibbles(nibbles >> 16)};
     }
     return table;
 }
@@ -108,8 +109,8 @@ __device__ inline Key largest_sum(const Key (&key)[4][4]) {
     return largest;
 }
 
-// The largest of both halves of the words of a tile of 16-bit weights without their signs, and the least of all
-// that are not zero, less 1.
+// The largest of both halves of the words of a tile of 16-bit weights without their signs, and the least of
+// all that are not zero, less 1.
 struct Extent16 {
     uint32_t largest;
     uint32_t least_less_one;
@@ -141,8 +142,8 @@ __device__ inline void magnitudes16(const Four<2> (&rows)[4], uint32_t (&magnitu
 template <class Format>
 __device__ bool find_mask(const Four<Format::kBits / 8> (&rows)[4], uint32_t* place);
 
-// Magnitudes below 2^21 in the upper 24 bits of a word, so that sums of eight fit: the largest weight's 8 bits have
-// 13 powers of two below them.
+// Magnitudes below 2^21 in the upper 24 bits of a word, so that sums of eight fit: the largest weight's 8
+// bits have 13 powers of two below them.
 template <>
 __device__ inline bool find_mask<BFloat16Format>(const Four<2> (&rows)[4], uint32_t* place) {
     uint32_t magnitude[4][2];
@@ -150,8 +151,8 @@ __device__ inline bool find_mask<BFloat16Format>(const Four<2> (&rows)[4], uint3
     const Extent16 extent(magnitude);
     // A smaller scale than this one is no float32.
     const uint32_t exponent = larger(extent.largest >> 7, 20u);
-    const bool exact = extent.largest < BFloat16Format::kInfinity &&
-                       extent.least_less_one >= ((exponent - 13) << 7) - 1;
+    const bool exact =
+        extent.largest < BFloat16Format::kInfinity && extent.least_less_one >= ((exponent - 13) << 7) - 1;
     const float scale = float_of((274 - exponent) << 23);
     uint32_t key[4][4];
 #pragma unroll
@@ -226,7 +227,8 @@ __device__ inline bool find_mask<Float32Format>(const Four<4> (&rows)[4], uint32
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
             const uint64_t magnitude = rows[row].word[column] & 0x7FFFFFFFu;
-            key[row][column] = fma(static_cast<double>(tie_break(row, column)), unit, double_of(magnitude << 29));
+            key[row][column] =
+                fma(static_cast<double>(tie_break(row, column)), unit, double_of(magnitude << 29));
         }
     }
     const double anchored = largest_sum(key) + double_of(static_cast<uint64_t>(exponent + 4) << 52);
@@ -254,14 +256,15 @@ __device__ inline uint32_t nibbles_of_largest(const Four<Format::kBits / 8> (&ro
     for (int row = 0; row < 4; ++row) {
         uint32_t magnitude[4];
 #pragma unroll
-        for (int column = 0; column < 4; ++column) magnitude[column] = magnitude_of<Format>(rows[row], column);
+        for (int column = 0; column < 4; ++column)
+            magnitude[column] = magnitude_of<Format>(rows[row], column);
         kept |= select_pair(magnitude[0], magnitude[1], magnitude[2], magnitude[3]) << 4 * row;
     }
     return nibbles_in_bytes(nibbles_of_bits(kept));
 }
 
-// |w| of the element `column` of a row, to be added up as `scaled_magnitude` says. Infinity outweighs all finite weights
-// of a tile, and NaN all infinities.
+// |w| of the element `column` of a row, to be added up as `scaled_magnitude` says. Infinity outweighs all
+// finite weights of a tile, and NaN all infinities.
 template <class Format>
 __device__ inline double weight_to_add(const Four<Format::kBits / 8>& row, int column) {
     const auto magnitude = static_cast<typename Format::Storage>(magnitude_of<Format>(row, column));

@@ -11,12 +11,13 @@ struct CUstream_st;
 
 namespace sparsekern::cuda {
 
-// How the kept weights of a matrix of M rows and C columns are laid out. In both layouts `values` is (M, C / 2), the
-// two of each group in column order.
+// How the kept weights of a matrix of M rows and C columns are laid out. In both layouts `values` is (M, C /
+// 2), the two of each group in column order.
 enum class TwoFourLayout : int32_t {
     // Metadata is (M, metadata_bytes(C)), the nibbles as two_four.h has them.
     rows = 0,
-    // What CUTLASS multiplies, and PyTorch's `_sparse_semi_structured_*` with it. Metadata has the same bytes,
+    // What CUTLASS multiplies, and PyTorch's `_sparse_semi_structured_*` with it. Metadata has the same
+    // bytes,
     // as int16 (M, C / 16), or int32 (M, C / 32) for int8, moved within and among blocks of 32 x 32 weights
     // (16 x 64 for int8). A kept zero is not told from a weight that is not kept, as in PyTorch's
     // `sparse_semi_structured_from_dense_cutlass`: the metadata of a group with less than two others names
@@ -38,14 +39,16 @@ struct TwoFourWeight {
 
 // Prunes and packs each weight, reading it once. What is kept is as on the CPU, bit for bit:
 //
-//   transposable  false: the two largest magnitudes of each group. true: of each tile of 4 x 4, two in each row and each
+//   transposable  false: the two largest magnitudes of each group. true: of each tile of 4 x 4, two in each
+//   row and each
 //                 column; rows are a multiple of 4 then. The transposes of weights are packed only then.
 //   weights       host memory, read before the function returns
 //   stream        where the work is queued; null is the default stream
 //
-// Nothing is allocated and nothing is waited for, so that a CUDA graph can record it. NaN and infinity can therefore not be
-// refused: NaN counts as larger than infinity, and infinity as larger than any sum of finite weights of a tile, so
-// that they are kept wherever a mask can keep them and show in what is computed from the packed weight.
+// Nothing is allocated and nothing is waited for, so that a CUDA graph can record it. NaN and infinity can
+// therefore not be refused: NaN counts as larger than infinity, and infinity as larger than any sum of finite
+// weights of a tile, so that they are kept wherever a mask can keep them and show in what is computed from
+// the packed weight.
 Status pack_two_four(const TwoFourWeight* weights, int64_t count, bool transposable, TwoFourLayout layout,
                      CUstream_st* stream);
 
