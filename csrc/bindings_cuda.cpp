@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "sparsekern/cuda_status.h"
+#include "bindings_cuda.h"
 #include "sparsekern/grid.h"
 #include "sparsekern/update_topology_cuda.h"
 
@@ -36,21 +36,6 @@ using TransferTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t
 // words.
 using LayerTuple = std::tuple<PatternTuple, std::tuple<int64_t, int64_t>, VectorTuple, VectorTuple,
                               std::optional<VectorTuple>, uintptr_t, int64_t, uintptr_t, int64_t>;
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-void check(const char* what, int64_t expected, int64_t got) {
-    if (expected == got) return;
-    throw py::value_error(std::string(what) + ": expected " + std::to_string(expected) + ", got " +
-                          std::to_string(got));
-}
-
-void require_ok(sk::cuda::Status status) {
-    if (status != sk::cuda::Status::ok) throw std::runtime_error(sk::cuda::status_message(status));
-}
 
 sk::cuda::DevicePattern device_pattern(const PatternTuple& pattern) {
     const auto& [given, data, words] = pattern;
@@ -124,6 +109,7 @@ void bind_cuda(py::module_& module) {
     cuda.def("transfer", &transfer);
     cuda.def("update_topology_workspace", &update_topology_workspace);
     cuda.def("update_topology", &update_topology);
+    bind_cuda_two_four(cuda);
 }
 
 #else

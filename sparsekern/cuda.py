@@ -17,6 +17,11 @@ from sparsekern.formats.known import layout_of
 from sparsekern.native import _C
 
 FLOAT_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+# What 2:4 weights may be.
+TWO_FOUR_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 4}
+TWO_FOUR_LAYOUTS = {"rows": 0, "cutlass": 1}
+# Memory that is loaded at once.
+ALIGNMENT = 16
 
 
 def is_built() -> bool:
@@ -104,3 +109,53 @@ def _floats(kept: list[Tensor], tensor: Tensor) -> tuple[int, int, int]:
         )
     kept.append(_contiguous(tensor))
     return FLOAT_TYPES[tensor.dtype], *_buffer(kept[-1])
+
+
+def pack_two_four(
+    weights: list[Tensor], transposable: bool, transpose: bool, layout: str = "rows"
+) -> list[Tensor]:
+    """As the op, in one of two layouts: of each weight values, metadata, and those of its transpose.
+
+    NaN and infinity are not refused, which would have to wait for the device: NaN counts as larger than
+    infinity, and infinity as larger than any sum of finite weights, so that both show in every product.
+
+    Parameters
+    ----------
+    weights : list of Tensor
+        ``(N, K)``, float16, bfloat16, float32 or int8, all on one device.
+    transposable, transpose : bool
+        As the op's.
+    layout : str
+        "rows"; or "cutlass", what PyTorch's ``sparse_semi_structured_from_dense_cutlass`` makes of the pruned
+        weight: metadata is int16 ``(N, K/16)``, or int32 ``(N, K/32)`` for int8.
+    """
+    if transpose and not transposable:
+        raise ValueError("transpose: expected transposable masks, got those of rows")
+    packed: list[Tensor] = []
+    kept: list[Tensor] = []
+    given = []
+    for weight in weights:
+        kept.append(_aligned(weight))
+        rows, columns = weight.shape
+        packings = [_new_packing(weight, rows, columns, layout)]
+        packings += [_new_packing(weight, columns, rows, layout)] if transpose else []
+        packed += [tensor for packing in packings for tensor in packing]
+        places = [(_buffer(values), (metadata.data_ptr(), metadata.nbytes)) for values, metadata in packings]
+        shape = TWO_FOUR_TYPES[weight.dtype], rows, columns
+        given.append((*shape, *_buffer(kept[-1]), places[0], places[1] if transpose else None))
+    if weights:
+        _C.cuda.pack_two_four(given, transposable, TWO_FOUR_LAYOUTS[layout], _stream(weights[0]))
+    return packed
+
+
+def _new_packing(weight: Tensor, rows: int, columns: int, layout: str) -> tuple[Tensor, Tensor]:
+    values = weight.new_empty((rows, columns // 2))
+    if layout == "rows":
+        return values, weight.new_empty((rows, (columns + 7) // 8), dtype=torch.uint8)
+    words = torch.int32 if weight.dtype == torch.int8 else torch.int16
+    return values, weight.new_empty((rows, columns // 8 // words.itemsize), dtype=words)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    tensor = _contiguous(tensor)
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

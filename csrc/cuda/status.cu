@@ -37,6 +37,16 @@ const char* status_message(Status status) {
             return "positions: expected at least as many as grow, or all inactive ones";
         case Status::bad_workspace:
             return "workspace: expected the bytes that update_topology_workspace asks for, aligned to 16";
+        case Status::bad_weight_type:
+            return "type: expected float16, bfloat16, float32 or int8, for the cutlass layout not float32";
+        case Status::bad_weight_sizes:
+            return "rows, columns: expected columns in fours, and for transposable masks rows in fours; for "
+                   "the "
+                   "cutlass layout rows in multiples of 32 and columns of 64 (int8: 16 and 128)";
+        case Status::bad_layout:
+            return "layout: expected rows or cutlass";
+        case Status::bad_transpose:
+            return "values_t, metadata_t: expected both or neither, and neither without transposable masks";
     }
     return cudaGetErrorString(static_cast<cudaError_t>(status));
 }

@@ -23,6 +23,10 @@ enum class Status : int32_t {
     bad_order = -12,
     too_few_candidates = -13,
     bad_workspace = -14,
+    bad_weight_type = -15,
+    bad_weight_sizes = -16,
+    bad_layout = -17,
+    bad_transpose = -18,
 };
 
 // One sentence for a status, a static string.

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <thread>
@@ -51,6 +52,31 @@ static inline void __syncthreads() {
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 static inline int __ffsll(long long word) { return __builtin_ffsll(word); }
+
+// Byte i of the result is one of the eight of a and b; the i-th digit of the selector says which, and, from 8
+// on, that only the byte's sign is taken.
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const unsigned long long bytes = a | static_cast<unsigned long long>(b) << 32;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) {
+        const unsigned digit = selector >> 4 * i & 15u;
+        const unsigned byte = static_cast<unsigned>(bytes >> 8 * (digit & 7u)) & 0xFFu;
+        result |= (digit < 8 ? byte : byte >= 0x80u ? 0xFFu : 0u) << 8 * i;
+    }
+    return result;
+}
+static inline unsigned larger_halves(unsigned a, unsigned b) {
+    const unsigned low = (a & 0xFFFFu) > (b & 0xFFFFu) ? a & 0xFFFFu : b & 0xFFFFu;
+    return low | (a >> 16 > b >> 16 ? a >> 16 : b >> 16) << 16;
+}
+// max(a, b, c) and min(a + b, c), in both halves of the words.
+static inline unsigned __vimax3_u16x2(unsigned a, unsigned b, unsigned c) {
+    return larger_halves(larger_halves(a, b), c);
+}
+static inline unsigned __viaddmin_u16x2(unsigned a, unsigned b, unsigned c) {
+    const unsigned sum = ((a + b) & 0xFFFFu) | ((a >> 16) + (b >> 16)) << 16;
+    return ~larger_halves(~sum, ~c);
+}
 
 template <class T>
 static inline T atomicAdd(T* to, T value) {
