@@ -51,7 +51,7 @@ COPIED = [
     "gather_two_four",
     "unpack_two_four",
 ]
-ON_CUDA = {"transfer", "transfer_all", "update_topology"}
+ON_CUDA = {"pack_two_four", "transfer", "transfer_all", "update_topology"}
 ON_CPU = torch.zeros(1)
 
 
