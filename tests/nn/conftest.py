@@ -14,18 +14,6 @@ from torch import nn
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.nn.base import SparseLayer
 
-
-def _patch():
-    import sparsekern.cpp as cpp
-    import sparsekern.reference as reference
-
-    for name in dir(reference):
-        if "two_four" in name and callable(getattr(reference, name)) and not hasattr(cpp, name):
-            setattr(cpp, name, getattr(reference, name))
-
-
-_patch()  # TEMPORARY, until the C++ kernels are merged
-
 LAYERS = {
     "linear": lambda **keywords: SparseLinear(20, 12, **keywords),
     "conv": lambda **keywords: SparseConv2d(4, 6, (3, 2), padding=1, **keywords),
