@@ -129,8 +129,8 @@ def _reference_refusals(op: str, dtype: torch.dtype, device: torch.device) -> li
 BACKENDS: dict[str, Backend] = {
     "cpp": Backend("cpp", _cpp_refusals, cpp),
     "cuda": Backend("cuda", _cuda_refusals, cuda),
-    "torch": Backend("torch", _torch_refusals, semi_structured),
     "triton": Backend("triton", _triton_refusals, triton),
+    "torch": Backend("torch", _torch_refusals, semi_structured),
     "reference": Backend("reference", _reference_refusals, reference),
 }
 
