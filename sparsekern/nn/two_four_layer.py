@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
 from sparsekern import ops
 from sparsekern.formats.checks import check_bool, check_choice, check_generator
@@ -16,13 +15,13 @@ from sparsekern.init import dense_
 from sparsekern.nn.checks import check_dtype
 from sparsekern.nn.module import SparseModule, target_device
 from sparsekern.nn.two_four_checks import check_options, misfit
+from sparsekern.nn.two_four_forward import TwoFourForward, as_matrix
 from sparsekern.nn.two_four_mask import HeldMask, first_metadata, random_metadata
 from sparsekern.nn.two_four_saved import load_mask
-from sparsekern.ops.two_four_masked import straight_through
 from sparsekern.ops.two_four_values import pack_at
 
 
-class TwoFourLayer(SparseModule):
+class TwoFourLayer(TwoFourForward, SparseModule):
     """Base of `TwoFourLinear` and `TwoFourConv2d`.
 
     The weight is one Parameter: for ``method="sr_ste"`` and ``"ste"`` the dense ``weight``, which forward
@@ -47,7 +46,7 @@ class TwoFourLayer(SparseModule):
             "values",
             "method",
             "transposable",
-            "refresh_every",
+            "_refresh_every",
             "decay",
             "dense_below",
             "init",
@@ -82,6 +81,7 @@ class TwoFourLayer(SparseModule):
             check_choice(init, ("dense",), "init")
         dtype = check_dtype(dtype)
         check_generator(generator)
+        self._held = HeldMask()
         for name, value in options.items():
             setattr(self, name, value)
         self.init = init
@@ -90,7 +90,6 @@ class TwoFourLayer(SparseModule):
         rows, columns = self.matrix_shape
         stored = (rows, columns // 2) if method == "fixed" else shape
         self._make_parameters(stored, rows if bias else None, device, dtype)
-        self._held = HeldMask()
         if self._holds_mask:
             # Of an age that the first forward pass chooses another, where it is not fixed.
             self._held.load(first_metadata(rows, columns), None, refresh_every)
@@ -115,6 +114,17 @@ class TwoFourLayer(SparseModule):
         return self._shape
 
     @property
+    def refresh_every(self) -> int:
+        """Changes of the weight from one choice of the mask to the next; may be set at any time."""
+        return self._refresh_every
+
+    @refresh_every.setter
+    def refresh_every(self, every: int) -> None:
+        self._refresh_every = check_options(self.method, refresh_every=every)["refresh_every"]
+        if every == 1 and self.method != "fixed":
+            self._held.load(None, None, 0)  # nobody counts from now on
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows N and columns K of the weight as a matrix."""
         rows, *others = self._shape
@@ -134,7 +144,7 @@ class TwoFourLayer(SparseModule):
         """
         if self.method == "fixed":
             return TwoFour(self.values, self._held.metadata)
-        if self._is_held and self._held.age_of(self.weight) < self.refresh_every:
+        if self._is_held and not self._held.is_due(self.weight, self.refresh_every):
             return self._held.pack(self._matrix())
         return self._pack()
 
@@ -282,49 +292,6 @@ class TwoFourLayer(SparseModule):
     def _pack(self) -> TwoFour:
         return ops.pack_two_four(self._matrix(), transposable=self.transposable)
 
-    @property
-    def _is_held(self) -> bool:
-        return self.training and self.refresh_every > 1
-
-    def _packed_for_forward(self) -> TwoFour:
-        """As `packed`; keeps what the next pass can use."""
-        if self.method == "fixed":
-            return TwoFour(self.values, self._held.metadata)
-        if self._is_held:
-            return self._count_and_pack()
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._pack()  # a pure function of the weight
-        return self._held.kept(self.weight, self._pack)
-
-    # A compiled graph cannot tell a weight's version: it is left for this, and entered again.
-    @_disable_dynamo
-    @torch.no_grad()
-    def _count_and_pack(self) -> TwoFour:
-        if self._held.count(self.weight) < self.refresh_every:
-            return self._held.pack(self._matrix())
-        packed = self._pack()
-        self._held.choose(packed)
-        return packed
-
-    @property
-    def _is_trained_dense(self) -> bool:
-        return self.method != "fixed" and torch.is_grad_enabled() and self.weight.requires_grad
-
-    def _product(self, x: Tensor) -> Tensor:
-        """``F.linear(x, W, bias)`` with the weight as a matrix."""
-        packed = self._packed_for_forward()
-        if self.dense_below and x.numel() < self.dense_below * packed.shape[1]:
-            return nn.functional.linear(x, self._masked_matrix(packed), self.bias)
-        if self._is_trained_dense:
-            return ops.two_four_linear_dense(x, self._matrix(), packed, self.bias, decay=self.decay)
-        return ops.two_four_linear(x, packed, self.bias)
-
-    def _masked_matrix(self, packed: TwoFour) -> Tensor:
-        """The dense matrix with the mask applied; its gradient is what the method says."""
-        if self._is_trained_dense:
-            return straight_through(self._matrix(), packed, self.decay)
-        return ops.unpack_two_four(packed)
-
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "weight" and hasattr(value, "full_tensor"):
@@ -345,11 +312,15 @@ class TwoFourLayer(SparseModule):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._holds_mask:
-            # A copy: what a state dict holds gets written to, as by EMA loops.
-            destination[prefix + "metadata"] = self._held.metadata.clone()
-        if self._holds_mask and self.method != "fixed":
-            destination[prefix + "age"] = torch.tensor(self._held.age_of(self.weight))
+        if not self._holds_mask:
+            return
+        metadata, age = self._held.metadata, self._held.age_of(self.stored_weight)
+        if metadata is None:
+            metadata, age = first_metadata(*self.matrix_shape), self.refresh_every
+        # A copy: what a state dict holds gets written to, as by EMA loops.
+        destination[prefix + "metadata"] = metadata.clone()
+        if self.method != "fixed":
+            destination[prefix + "age"] = torch.tensor(age)
 
     def _load_from_state_dict(
         self,
@@ -387,8 +358,3 @@ class TwoFourLayer(SparseModule):
         if self.dense_below:
             parts.append(f"dense_below={self.dense_below}")
         return ", ".join(parts)
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """A convolution's weight with its columns in (kernel height, kernel width, input channel) order."""
-    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)

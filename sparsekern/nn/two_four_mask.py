@@ -43,16 +43,19 @@ class HeldMask:
         """The mask's age with the change that may have come since the last count."""
         return self.age + int(self._seen is not None and not self._seen.is_of(self._origin(weight)))
 
-    def count(self, weight: Tensor) -> int:
-        """Count the change that may have come since the last call, and return the mask's age."""
+    def is_due(self, weight: Tensor, every: int) -> bool:
+        """Whether another mask is to be chosen."""
+        return self.metadata is None or self.age_of(weight) >= every
+
+    def count(self, weight: Tensor) -> None:
+        """Count the change that may have come since the last call."""
         self.age = self.age_of(weight)
         self._seen = _Version(self._origin(weight))
-        return self.age
 
     def choose(self, packed: TwoFour) -> None:
-        """Hold the mask of a weight that has just been counted and packed."""
-        self.metadata, self.age = packed.metadata, 0
-        self.metadata_t = None if packed.transposed is None else packed.transposed.metadata
+        """Hold the mask of a weight that has just been packed."""
+        metadata_t = None if packed.transposed is None else packed.transposed.metadata
+        self.load(packed.metadata, metadata_t, 0)
 
     def load(self, metadata: Tensor | None, metadata_t: Tensor | None, age: int) -> None:
         """Hold a mask of that age; what is written to the weight before the next count is part of it."""

@@ -279,6 +279,12 @@ def test_bad_inputs(x, message, method):
         TwoFourLinear(8, 4, method=method)(x)
 
 
+@pytest.mark.parametrize(("x", "message"), [([1.0], "got list"), (torch.ones(2, 8).int(), "got torch.int32")])
+def test_bad_inputs_of_the_dense_product(x, message):
+    with pytest.raises(TypeError, match=f"x must .*{message}"):
+        TwoFourLinear(8, 4, dense_below=9)(x)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_is_named(value):
     layer = make_layer()

@@ -8,7 +8,9 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern import ops
 from sparsekern.nn import TwoFourConv2d, TwoFourLinear
@@ -285,3 +287,63 @@ def test_a_frozen_weight_keeps_its_mask(packings):
     for _ in range(5):
         layer(draw(layer))
     assert len(packings) == 1
+
+
+def fake(layer, x):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        layer(mode.from_tensor(x))
+
+
+def traced(layer, x):
+    torch.jit.trace(layer, x, check_trace=False)
+
+
+def counted(layer, x):
+    with FlopCounterMode(display=False):
+        layer(x)
+
+
+def differentiated(layer, x):
+    torch.func.grad(lambda x: layer(x).sum())(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("run", [fake, traced, counted, differentiated])
+def test_what_traces_a_layer_leaves_nothing_behind(run, training):
+    layer, twin = make_layer(3).train(training), make_layer(3).train(training)
+    x = draw(layer)
+    with torch.no_grad():
+        for step in range(5):
+            run(layer, x)
+            assert torch.equal(layer(x), twin(x))
+            run(layer, x)
+            for each in (layer, twin):
+                change(each, step)
+
+
+def test_the_interval_may_change_at_any_time(dense):
+    layer, masks, chosen = make_layer(1), [], []
+    for step, layer.refresh_every in enumerate((1, 1, 3, 3, 3, 3, 1, 1, 2, 2)):
+        change(layer, step)
+        layer(draw(layer))
+        masks.append(layer.mask)
+        chosen.append(dense.masks[False](layer.weight))
+    for step, of in enumerate((0, 1, 2, 2, 2, 5, 6, 7, 8, 8)):
+        assert torch.equal(masks[step], chosen[of])
+
+
+@pytest.mark.parametrize(("method", "every"), [("ste", 0), ("fixed", 2)])
+def test_an_interval_that_makes_no_sense_is_refused(method, every):
+    layer = make_layer(1, method=method)
+    with pytest.raises(ValueError, match=f"refresh_every must be .*got {every}"):
+        layer.refresh_every = every
+    assert layer.refresh_every == 1
+
+
+def test_the_interval_may_change_before_saving():
+    layer, other = make_layer(1), make_layer(3, seed=1)
+    layer(draw(layer))
+    layer.refresh_every = 3
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.mask, layer.mask)
