@@ -1,8 +1,8 @@
 """2:4 sparse weights: what it costs to choose, pack and unpack them.
 
 ``python -m benchmarks.two_four`` measures all of `SECTIONS` and prints their tables;
-``python -m benchmarks.two_four packing --size 4096`` one of them, at one size. Contenders take turns, and what
-is printed are medians.
+``python -m benchmarks.two_four packing --size 4096`` one of them, at one size. Contenders take turns, and
+what is printed are medians.
 """
 
 from __future__ import annotations
