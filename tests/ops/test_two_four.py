@@ -329,7 +329,7 @@ def test_a_transposed_view_is_packed_as_it_reads():
 
 
 class TestWhoMultipliesOnAGpu:
-    """Told by fake tensors: PyTorch's products for many samples of sizes that they take, Triton for others."""
+    """Told by fake tensors: PyTorch's products for many samples of sizes that they take, else Triton."""
 
     @staticmethod
     def preferred(shape, samples, dtype=torch.bfloat16):
