@@ -93,7 +93,8 @@ def test_readme_is_short(readme):
     assert len(readme.splitlines()) < 200
 
 
-def test_python_blocks_run_one_after_another(readme, capsys):
+def test_python_blocks_run_one_after_another(readme, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = fenced(readme, "python")
     namespace: dict[str, object] = {}
     for block in blocks:
