@@ -1,5 +1,6 @@
 // Quantized samples times the rows of a 2:4 weight of int8, in exact sums of int32.
 
+#include "leaf_two_four_quantize.inl"
 #include "two_four_kernels.h"
 #include "vec.h"
 
@@ -8,6 +9,8 @@ namespace SPARSEKERN_ISA {
 namespace {
 
 #if SPARSEKERN_VECTOR_BYTES == 16
+constexpr int64_t kInt8Step = kQuantizedUnit;
+
 void int8_product(const Int8Work& given) {
     const Int8Work work = given;
     for (int64_t r = 0; r < work.block.rows; ++r) {
@@ -17,7 +20,7 @@ void int8_product(const Int8Work& given) {
             int32_t sum = 0;
             for (int64_t i = 0; i < work.block.columns / 2; ++i) {
                 const int64_t column = i / 2 * 4 + (metadata[i / 4] >> i % 4 * 2 & 3);
-                const int64_t place = (column / 16 * work.samples + m) * 16 + column % 16;
+                const int64_t place = (column / kInt8Step * work.samples + m) * kInt8Step + column % kInt8Step;
                 sum += int32_t{value[i]} * static_cast<int8_t>(work.x[place]);
             }
             work.sums[m * work.pitch + r] = sum;
@@ -32,8 +35,8 @@ void set_int8_from(TwoFourInt8Kernels& table) {
 }
 
 void set_int8(TwoFourInt8Kernels& table) {
-    table.step = 16;
-    table.offset = 0;
+    table.step = kInt8Step;
+    table.quantize = quantize<kInt8Step, 0>;
     set_int8_from<1>(table);
 }
 #else
@@ -135,7 +138,7 @@ void set_int8_from(TwoFourInt8Kernels& table) {
 
 void set_int8(TwoFourInt8Kernels& table) {
     table.step = kInt8Step;
-    table.offset = 0;
+    table.quantize = quantize<kInt8Step, 0>;
     set_int8_from<1>(table);
 }
 #endif

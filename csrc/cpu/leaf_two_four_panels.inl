@@ -76,9 +76,10 @@ struct PanelSums {
     }
 };
 
-// Asks for the block's part of the row `ahead` of this one, or of the next block's first rows behind its last.
+// Asks for the block's part of a row, or behind its last row for the next block's part of its first ones. GCC
+// takes calls of a function that does nothing else for superfluous, unless it is inlined first.
 template <class T>
-inline void prefetch_row(const TwoFourRows<T>& block, int64_t row) {
+__attribute__((always_inline)) inline void prefetch_row(const TwoFourRows<T>& block, int64_t row) {
     const bool next = row >= block.rows;
     const int64_t place = next ? row - block.rows : row;
     const T* value = block.values + place * block.value_stride + (next ? block.columns / 2 : 0);
@@ -89,6 +90,14 @@ inline void prefetch_row(const TwoFourRows<T>& block, int64_t row) {
     __builtin_prefetch(block.metadata + place * block.metadata_stride + (next ? block.columns / 8 : 0), 0, 2);
 }
 
+template <class A>
+__attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row, int64_t rows) {
+    const int64_t lines = count * static_cast<int64_t>(sizeof(A)) / 64;
+    const int64_t share = (lines + rows - 1) / rows;
+    const char* const at = reinterpret_cast<const char*>(next) + row * share * 64;
+    for (int64_t i = 0; i < share; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+}
+
 template <class T, int V>
 void accumulate_panel(const TwoFourPanelWork<T>& given, bool fresh, const AccumulateType<T>* start) {
     using A = AccumulateType<T>;
@@ -96,6 +105,7 @@ void accumulate_panel(const TwoFourPanelWork<T>& given, bool fresh, const Accumu
     const TwoFourRows<T> block = given.block;
     for (int64_t r = 0; r < block.rows; ++r) {
         prefetch_row(block, r + kRowsAhead);
+        prefetch_share(given.x + block.columns * width, block.columns * width, r, block.rows);
         PanelSums<A, V> sums(broadcast<A>(fresh && start != nullptr ? start[r] : A(0)));
         const T* value = block.values + r * block.value_stride;
         const unsigned char* metadata = block.metadata + r * block.metadata_stride;

@@ -17,13 +17,11 @@ inline DoubleVec add_masked(uint32_t mask, DoubleVec a, DoubleVec b, DoubleVec s
     return (DoubleVec)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum, static_cast<__mmask8>(mask));
 }
 
-// The bits of the columns that a row keeps: lane by lane a nibble's.
+// As column_masks for 16 bytes.
 inline void column_masks(const unsigned char* metadata, int64_t bytes, unsigned char (&masks)[64]) {
     const __mmask64 live = bytes >= 64 ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
     const __m512i given = _mm512_maskz_loadu_epi8(live, metadata);
-    // By nibble; those that name no two columns come from behind the row's end.
-    const __m128i low = _mm_setr_epi8(0, 0, 0, 0, 3, 0, 0, 0, 5, 6, 0, 0, 9, 10, 12, 0);
-    const __m512i table = _mm512_broadcast_i32x4(low);
+    const __m512i table = _mm512_broadcast_i32x4(mask_of_nibble());
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i first = _mm512_shuffle_epi8(table, _mm512_and_si512(given, nibble));
     const __m512i second =
@@ -109,7 +107,7 @@ private:
 
     const T* values_[kSpreadRows];
     const A* y_[kSpreadRows];
-    unsigned char masks_[kSpreadRows][64];
+    unsigned char masks_[kSpreadRows][kSpreadColumns / 8];
     int64_t ahead_;
 };
 

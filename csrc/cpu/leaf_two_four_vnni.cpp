@@ -4,8 +4,10 @@
 
 // GCC 12 takes the undefined operands that its own intrinsics start from for a mistake.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
+#include "leaf_two_four_quantize.inl"
 #include "two_four_kernels.h"
 
 namespace sparsekern {
@@ -42,76 +44,72 @@ inline __m512i lanes_of(__m512i columns) {
 }
 
 // The sums of two pairs of rows, one of each row.
-inline __m128i sum_rows(const __m512i (&sum)[kPairs]) {
-    __m128i four[kPairs];
-#pragma GCC unroll 2
-    for (int p = 0; p < kPairs; ++p) {
-        const __m256i half =
-            _mm256_add_epi32(_mm512_castsi512_si256(sum[p]), _mm512_extracti64x4_epi64(sum[p], 1));
-        four[p] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+inline __m128i fold(__m512i pair) {
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(pair), _mm512_extracti64x4_epi64(pair, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+inline __m128i sum_rows(__m512i first, __m512i second) { return _mm_hadd_epi32(fold(first), fold(second)); }
+
+// What a step has added up, for `samples` samples: sums by pair of rows, and the sums of the rows' values where
+// these are new. Not inlined: what comes behind the loop would compete for its registers.
+__attribute__((noinline)) void finish_rows(const Int8Work& work, int64_t first, int64_t samples, const __m512i* sums,
+                                           const __m512i* of_values) {
+    const int64_t rows = work.block.rows - first;
+    const auto live = static_cast<__mmask8>(rows >= kRows ? 0xF : (1u << rows) - 1);
+    int32_t* const row_sums = work.row_sums + first;
+    if (work.fresh) _mm_mask_storeu_epi32(row_sums, live, sum_rows(of_values[0], of_values[1]));
+    const __m128i of_rows = _mm_maskz_loadu_epi32(live, row_sums);
+    const __m128i excess = _mm_mullo_epi32(of_rows, _mm_set1_epi32(kOffset));
+    for (int64_t m = 0; m < samples; ++m) {
+        int32_t* const to = work.sums + m * work.pitch + first;
+        const __m128i sum = sum_rows(sums[kPairs * m], sums[kPairs * m + 1]);
+        _mm_mask_storeu_epi32(to, live, _mm_sub_epi32(sum, excess));
     }
-    return _mm_hadd_epi32(four[0], four[1]);
 }
 
-template <int M>
-class Int8Rows {
-public:
-    // Rows from `first` on; where fewer than kRows are left, the last one stands in for those missing.
-    Int8Rows(const TwoFourRows<int8_t>& block, int64_t first) {
+// Four rows' places in memory; where fewer are left, the last one stands in for those missing.
+struct RowPlaces {
+    const int8_t* values[kRows];
+    const unsigned char* metadata[kRows];
+
+    RowPlaces(const TwoFourRows<int8_t>& block, int64_t first) {
         for (int i = 0; i < kRows; ++i) {
             const int64_t row = first + i < block.rows ? first + i : block.rows - 1;
-            values_[i] = block.values + row * block.value_stride;
-            metadata_[i] = block.metadata + row * block.metadata_stride;
+            values[i] = block.values + row * block.value_stride;
+            metadata[i] = block.metadata + row * block.metadata_stride;
         }
-        ahead_ = kRows * block.value_stride;
     }
+};
 
-    template <bool kFresh>
-    void multiply(int64_t columns, const uint8_t* x) {
-        const int64_t whole = columns / kStep;
-        for (int64_t step = 0; step < whole; ++step, x += M * kStep) {
-            for (int i = 0; i < kRows; ++i) __builtin_prefetch(values_[i] + step * 64 + ahead_, 0, 2);
-            add_step<kFresh>(step, x, ~__mmask64{0}, 0xFFFF);
-        }
-        const int64_t rest = columns % kStep;
-        if (rest == 0) return;
-        add_step<kFresh>(whole, x, (__mmask64{1} << rest / 2) - 1,
-                         static_cast<__mmask16>((1u << (rest + 7) / 8) - 1));
-    }
-
-    // `row_sums` holds each row's sum of values, or is given it if kFresh.
-    template <bool kFresh>
-    void finish(int32_t* sums, int64_t pitch, int32_t* row_sums, int64_t rows) const {
-        const auto live = static_cast<__mmask8>(rows >= kRows ? 0xF : (1u << rows) - 1);
-        __m128i of_values;
-        if (kFresh) {
-            of_values = sum_rows(of_values_);
-            _mm_mask_storeu_epi32(row_sums, live, of_values);
-        } else {
-            of_values = _mm_maskz_loadu_epi32(live, row_sums);
-        }
-        const __m128i excess = _mm_mullo_epi32(of_values, _mm_set1_epi32(kOffset));
+// kRows rows or fewer, from `first` on. kFresh: the sums of the rows' values are not known
+// yet.
+template <int M, bool kFresh>
+void multiply_rows(const Int8Work& work, int64_t first) {
+    const RowPlaces at(work.block, first);
+    const int64_t ahead = kRows * work.block.value_stride;
+    const __m512i ones = _mm512_set1_epi8(1);
+    const uint8_t* x = work.x;
+    __m512i sum[M][kPairs];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            _mm_mask_storeu_epi32(sums + m * pitch, live, _mm_sub_epi32(sum_rows(sum_[m]), excess));
-        }
-    }
-
-private:
-    template <bool kFresh>
-    void add_step(int64_t step, const uint8_t* x, __mmask64 values, __mmask16 bytes) {
+    for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = _mm512_setzero_si512();
+    __m512i of_values[kPairs] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int64_t column = 0; column < work.block.columns; column += kStep, x += M * kStep) {
+        const int64_t left = work.block.columns - column;
+        const __mmask64 values = left >= kStep ? ~__mmask64{0} : (__mmask64{1} << left / 2) - 1;
+        const auto bytes = static_cast<__mmask16>(left >= kStep ? 0xFFFF : (1u << (left + 7) / 8) - 1);
         EvenOdd row[kPairs], index[kPairs];
 #pragma GCC unroll 2
         for (int p = 0; p < kPairs; ++p) {
-            row[p] = swap_eights(_mm512_maskz_loadu_epi8(values, values_[2 * p] + step * 64),
-                                 _mm512_maskz_loadu_epi8(values, values_[2 * p + 1] + step * 64));
+            const int8_t *a = at.values[2 * p] + column / 2, *b = at.values[2 * p + 1] + column / 2;
+            _mm_prefetch(reinterpret_cast<const char*>(a + ahead), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(b + ahead), _MM_HINT_T1);
+            row[p] = swap_eights(_mm512_maskz_loadu_epi8(values, a), _mm512_maskz_loadu_epi8(values, b));
             index[p] = swap_eights(
-                lanes_of(columns_of(_mm_maskz_loadu_epi8(bytes, metadata_[2 * p] + step * kStepBytes))),
-                lanes_of(columns_of(_mm_maskz_loadu_epi8(bytes, metadata_[2 * p + 1] + step * kStepBytes))));
+                lanes_of(columns_of(_mm_maskz_loadu_epi8(bytes, at.metadata[2 * p] + column / 8))),
+                lanes_of(columns_of(_mm_maskz_loadu_epi8(bytes, at.metadata[2 * p + 1] + column / 8))));
             if (kFresh) {
-                const __m512i ones = _mm512_set1_epi8(1);
-                of_values_[p] = _mm512_dpbusd_epi32(of_values_[p], ones, row[p].even);
-                of_values_[p] = _mm512_dpbusd_epi32(of_values_[p], ones, row[p].odd);
+                of_values[p] = _mm512_dpbusd_epi32(of_values[p], ones, row[p].even);
+                of_values[p] = _mm512_dpbusd_epi32(of_values[p], ones, row[p].odd);
             }
         }
 #pragma GCC unroll 8
@@ -119,34 +117,26 @@ private:
             const __m512i even = _mm512_load_si512(x + m * kStep), odd = _mm512_load_si512(x + m * kStep + 64);
 #pragma GCC unroll 2
             for (int p = 0; p < kPairs; ++p) {
-                sum_[m][p] =
-                    _mm512_dpbusd_epi32(sum_[m][p], _mm512_shuffle_epi8(even, index[p].even), row[p].even);
-                sum_[m][p] =
-                    _mm512_dpbusd_epi32(sum_[m][p], _mm512_shuffle_epi8(odd, index[p].odd), row[p].odd);
+                sum[m][p] = _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(even, index[p].even), row[p].even);
+                sum[m][p] = _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(odd, index[p].odd), row[p].odd);
             }
         }
     }
-
-    const int8_t* values_[kRows];
-    const unsigned char* metadata_[kRows];
-    int64_t ahead_;
-    __m512i sum_[M][kPairs] = {};
-    __m512i of_values_[kPairs] = {};
-};
-
-template <int M, bool kFresh>
-void product_rows(const Int8Work& work) {
-    for (int64_t r = 0; r < work.block.rows; r += kRows) {
-        Int8Rows<M> rows(work.block, r);
-        rows.template multiply<kFresh>(work.block.columns, work.x);
-        rows.template finish<kFresh>(work.sums + r, work.pitch, work.row_sums + r, work.block.rows - r);
+    __m512i sums[M * kPairs];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        sums[kPairs * m] = sum[m][0];
+        sums[kPairs * m + 1] = sum[m][1];
     }
+    finish_rows(work, first, M, sums, of_values);
 }
 
 template <int M>
 void int8_product(const Int8Work& given) {
     const Int8Work work = given;
-    return work.fresh ? product_rows<M, true>(work) : product_rows<M, false>(work);
+    for (int64_t r = 0; r < work.block.rows; r += kRows) {
+        work.fresh ? multiply_rows<M, true>(work, r) : multiply_rows<M, false>(work, r);
+    }
 }
 
 template <int M>
@@ -159,7 +149,7 @@ void set_from(TwoFourInt8Kernels& table) {
 
 void set_two_four(TwoFourInt8Kernels& table) {
     table.step = kStep;
-    table.offset = kOffset;
+    table.quantize = quantize<kStep, kOffset>;
     set_from<1>(table);
 }
 

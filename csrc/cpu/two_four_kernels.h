@@ -41,7 +41,7 @@ struct TwoFourPanelWork {
     AccumulateType<T>* y;
 };
 
-// The transpose of a block: for each of its columns a list of the kept values, with the rows that they are in.
+// The transpose of a block of kListColumns columns or fewer: for each of its columns a list of the kept values, with the rows that they are in.
 // The lists of neighbouring columns begin `capacity` elements apart.
 template <class A>
 struct ColumnLists {
@@ -50,6 +50,7 @@ struct ColumnLists {
     int32_t* counts;
     int64_t capacity;
 };
+constexpr int64_t kListColumns = 128;
 constexpr int64_t kListSlackRows = 16;  // capacity beyond a block's rows: what is appended ends in whole vectors
 
 // Lists of `columns` columns against one panel, whose features are rows of the weight.
@@ -123,7 +124,7 @@ template <class T>
 const TwoFourKernels<T>& two_four_kernels();
 
 // sums[m * pitch + r] = sum of row r's values times what sample m has in their columns, up to kFewSamples
-// samples. They are arranged in steps of `step` columns: sixteens of columns, those of an even number first.
+// samples, which are laid out as `quantize` does.
 struct Int8Work {
     TwoFourRows<int8_t> block;
     const uint8_t* x;
@@ -136,7 +137,9 @@ struct Int8Work {
 
 struct TwoFourInt8Kernels {
     int64_t step;
-    int offset;  // added to each quantized element, which then is unsigned
+    // A sample as bytes for `product`, its steps `stride` bytes apart, zeros behind its end. Returns its scale: the
+    // one that is given, or the largest magnitude divided by 127. NaN where the sample holds that.
+    float (*quantize)(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride);
     void (*product[kFewSamples + 1])(const Int8Work&);
 };
 

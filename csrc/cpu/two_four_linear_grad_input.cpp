@@ -18,55 +18,92 @@ constexpr int64_t kFeaturesPerTask = 512;
 // Rows whose products are summed on their own: one long chain of additions would lose digits.
 constexpr int64_t kRowsTogether = 1024;
 
+// Rows whose values stay in a core's own cache.
+constexpr int64_t kRowsInTurn = 256;
+
 // A whole multiple of `unit` columns, `most` or fewer, for a thread to take at a time.
 int64_t share_of(int64_t columns, int threads, int64_t most, int64_t unit) {
     return std::clamp(round_to_multiple(divide_rounding_up(columns, 4 * threads), unit), unit, most);
 }
 
 // A batch of a few samples: the sums of a block of columns stay in the nearest cache, and every row adds to
-// them.
+// them. Where the samples are more than a kernel takes, they are cut in two, and read the same rows in turn.
 template <class T>
-void few_grad_input(const TwoFourRows<T>& weight, const InputMatrix& grad_y, const OutputMatrix& grad_x,
-                    int threads) {
+class SpreadProduct {
     using A = AccumulateType<T>;
-    const KernelTable<A>& table = kernels<A>();
-    const int64_t samples = grad_y.rows;
-    const auto spread = two_four_kernels<T>().spread[samples];
-    const int64_t share = share_of(weight.columns, threads, kSpreadColumns, 64);
-    Buffer<A> y(samples * weight.rows);
-    Buffer<A> scratch(threads * 2 * samples * share);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+
+public:
+    static constexpr int64_t kMostSamples = 2 * kFewSamples;
+
+    SpreadProduct(const TwoFourRows<T>& weight, int64_t samples, int threads)
+        : weight_(weight),
+          samples_(samples),
+          first_half_(samples <= kFewSamples ? samples : (samples + 1) / 2),
+          threads_(threads),
+          share_(share_of(weight.columns, threads, kSpreadColumns, 64)) {}
+
+    void run(const InputMatrix& grad_y, const OutputMatrix& grad_x) const {
+        Buffer<A> y(samples_ * weight_.rows);
+        Buffer<A> scratch(threads_ * 2 * samples_ * share_);
+#pragma omp parallel num_threads(threads_) if (threads_ > 1)
+        {
+            pack_samples(grad_y, 0, first_half_, y.data());
+            if (first_half_ < samples_) pack_samples(grad_y, first_half_, samples_, y.data());
+            A* const totals = scratch.data() + omp_get_thread_num() * 2 * samples_ * share_;
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < weight.rows; first += kFeaturesPerTask) {
-            const int64_t count = std::min(kFeaturesPerTask, weight.rows - first);
-            pack(table, samples_of<T>(grad_y, 0, samples, first, count), y.data() + first * samples, samples);
-        }
-        A* const totals = scratch.data() + omp_get_thread_num() * 2 * samples * share;
-        A* const sums = totals + samples * share;
-#pragma omp for schedule(static)
-        for (int64_t column = 0; column < weight.columns; column += share) {
-            const int64_t columns = std::min(share, weight.columns - column);
-            std::fill(totals, totals + samples * share, A(0));
-            for (int64_t row = 0; row < weight.rows; row += kRowsTogether) {
-                const int64_t rows = std::min(kRowsTogether, weight.rows - row);
-                std::fill(sums, sums + samples * share, A(0));
-                spread({weight.block(row, rows, column, columns), y.data() + row * samples, sums, share});
-                for (int64_t i = 0; i < samples * share; ++i) totals[i] += sums[i];
+            for (int64_t column = 0; column < weight_.columns; column += share_) {
+                const int64_t columns = std::min(share_, weight_.columns - column);
+                sum_columns(column, columns, y.data(), totals);
+                T* const to = static_cast<T*>(grad_x.data) + column;
+                unpack(kernels<A>(), totals, share_, Samples<T>{to, 1, grad_x.row_stride, columns, samples_});
             }
-            T* const to = static_cast<T*>(grad_x.data) + column;
-            unpack(table, totals, share, Samples<T>{to, 1, grad_x.row_stride, columns, samples});
         }
     }
-}
+
+private:
+    // Inside a parallel region: samples [begin, end) behind those before, feature by feature.
+    void pack_samples(const InputMatrix& grad_y, int64_t begin, int64_t end, A* y) const {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < weight_.rows; row += kFeaturesPerTask) {
+            const int64_t rows = std::min(kFeaturesPerTask, weight_.rows - row);
+            pack(kernels<A>(), samples_of<T>(grad_y, begin, end - begin, row, rows),
+                 y + begin * weight_.rows + row * (end - begin), end - begin);
+        }
+    }
+
+    void sum_columns(int64_t column, int64_t columns, const A* y, A* totals) const {
+        A* const sums = totals + samples_ * share_;
+        std::fill(totals, totals + samples_ * share_, A(0));
+        for (int64_t part = 0; part < weight_.rows; part += kRowsTogether) {
+            std::fill(sums, sums + samples_ * share_, A(0));
+            const int64_t end = std::min(part + kRowsTogether, weight_.rows);
+            for (int64_t row = part; row < end; row += kRowsInTurn) {
+                const auto block = weight_.block(row, std::min(kRowsInTurn, end - row), column, columns);
+                add(block, row, 0, first_half_, y, sums);
+                if (first_half_ < samples_) add(block, row, first_half_, samples_, y, sums);
+            }
+            for (int64_t i = 0; i < samples_ * share_; ++i) totals[i] += sums[i];
+        }
+    }
+
+    void add(const TwoFourRows<T>& block, int64_t row, int64_t begin, int64_t end, const A* y, A* sums) const {
+        two_four_kernels<T>().spread[end - begin](
+            {block, y + begin * weight_.rows + row * (end - begin), sums + begin * share_, share_});
+    }
+
+    TwoFourRows<T> weight_;
+    int64_t samples_;
+    int64_t first_half_;
+    int threads_;
+    int64_t share_;  // columns of a block
+};
 
 // Larger batches, some panels at a time. A thread transposes a block of the weight where it uses it, into
 // lists, which all panels then read.
 template <class T>
 class ListedProduct {
     using A = AccumulateType<T>;
-    static constexpr int64_t kPanels = 4;     // that one transposition serves, at most
-    static constexpr int64_t kColumns = 128;  // of a block, at most
+    static constexpr int64_t kPanels = 4;  // that one transposition serves, at most
     static constexpr int64_t kRows = 512;
 
 public:
@@ -74,7 +111,7 @@ public:
         : weight_(weight),
           shape_(shape),
           threads_(threads),
-          columns_(share_of(weight.columns, threads, kColumns, 16)),
+          columns_(share_of(weight.columns, threads, kListColumns, 16)),
           near_rows_(std::min(kRows, kNearCacheBytes / (shape.width * static_cast<int64_t>(sizeof(A))))),
           lists_(divide_rounding_up(kRows, near_rows_)),
           capacity_(near_rows_ + kListSlackRows),
@@ -180,8 +217,8 @@ void grad_input_of(const TwoFourWeight& weight, const InputMatrix& grad_y, const
     const int64_t kept = weight.rows * weight.cols / 2;
     const int worthwhile =
         worthwhile_threads(threads, (grad_y.rows + 1) * kept, grad_y.rows * (weight.rows + weight.cols));
-    if (grad_y.rows <= kFewSamples && two_four_kernels<T>().spread[grad_y.rows] != nullptr) {
-        return few_grad_input<T>(rows, grad_y, grad_x, worthwhile);
+    if (two_four_kernels<T>().spread[1] != nullptr && grad_y.rows <= SpreadProduct<T>::kMostSamples) {
+        return SpreadProduct<T>(rows, grad_y.rows, worthwhile).run(grad_y, grad_x);
     }
     const PanelShape shape(grad_y.rows, kernels<A>().lanes, kMaxVectors);
     ListedProduct<T>(rows, shape, worthwhile).run(grad_y, grad_x);

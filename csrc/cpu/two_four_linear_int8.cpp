@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <type_traits>
 
 #include "buffer.h"
@@ -15,37 +13,6 @@ namespace {
 
 // Rows whose weights stay in a core's own cache while all samples use them.
 constexpr int64_t kRowsTogether = 128;
-constexpr int64_t kUnit = 16;  // columns that no arrangement parts
-constexpr float kLargest = 127.0f;
-
-// The largest |x| of a sample, NaN where it holds one. Of integers, so that it takes no care of order: the bits
-// of magnitudes order as these do, and those of NaN are above all.
-float largest_magnitude(const float* x, int64_t count) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, x + i, sizeof(bits));
-        largest = std::max(largest, bits & 0x7FFFFFFFu);
-    }
-    float value;
-    std::memcpy(&value, &largest, sizeof(value));
-    return value;
-}
-
-// Rounded to the nearest integer, half to even, and clamped; what NaN becomes does not matter, but is the same
-// everywhere.
-void quantize(const float* x, int64_t count, float scale, int8_t* to) {
-    constexpr float kIntegers = 12582912.0f;  // 1.5 * 2^23: float32 of this size are whole
-    for (int64_t i = 0; i < count; ++i) {
-        const float q = x[i] / scale;
-        const float above = q > -kLargest ? q : -kLargest;
-        const float clamped = above < kLargest ? above : kLargest;
-        const float shifted = clamped + kIntegers;
-        int32_t bits;
-        std::memcpy(&bits, &shifted, sizeof(bits));
-        to[i] = static_cast<int8_t>(bits - 0x4B400000);
-    }
-}
 
 // Samples in groups of kFewSamples, each arranged for the kernels, and their scales.
 template <class T>
@@ -64,33 +31,25 @@ public:
     const uint8_t* data(int64_t group) const { return quantized_.data() + group * kFewSamples * columns_; }
     float scale(int64_t sample) const { return scales_[sample]; }
 
-    // Inside a parallel region; `wide` and `narrow` have room for a sample.
-    void fill(float* wide, int8_t* narrow) {
+    // Inside a parallel region; `room` is for a sample.
+    void fill(float* room) {
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < x_.rows; ++m) {
-            pack(kernels<float>(), samples_of<T>(x_, m, 1, 0, x_.cols), wide, 1);
-            const float largest = largest_magnitude(wide, x_.cols);
-            float scale = largest == 0.0f ? 1.0f : largest / kLargest;
-            if (scale_ != nullptr) scale = std::isnan(largest) ? largest : *scale_;
-            quantize(wide, x_.cols, scale, narrow);
-            std::fill(narrow + x_.cols, narrow + columns_, int8_t{0});
-            arrange(narrow, m);
-            scales_[m] = scale;
+            const int64_t group = m / kFewSamples;
+            uint8_t* const to = quantized_.data() + group * kFewSamples * columns_ + m % kFewSamples * table_.step;
+            scales_[m] = table_.quantize(widened(m, room), x_.cols, scale_, to, size(group) * table_.step);
         }
     }
 
 private:
-    // Of each step, the sixteens of columns of an even number come first.
-    void arrange(const int8_t* from, int64_t m) {
-        const int64_t group = m / kFewSamples, samples = size(group);
-        const int64_t steps = columns_ / table_.step, units = table_.step / kUnit;
-        uint8_t* to = quantized_.data() + group * kFewSamples * columns_ + m % kFewSamples * table_.step;
-        for (int64_t step = 0; step < steps; ++step, to += samples * table_.step) {
-            for (int64_t unit = 0; unit < units; ++unit, from += kUnit) {
-                uint8_t* const place = to + (unit % 2 * (units / 2) + unit / 2) * kUnit;
-                for (int64_t i = 0; i < kUnit; ++i) place[i] = static_cast<uint8_t>(from[i] + table_.offset);
-            }
+    // Where the sample lies, or a copy of it.
+    const float* widened(int64_t m, float* copy) const {
+        const T* const sample = static_cast<const T*>(x_.data) + m * x_.row_stride;
+        if constexpr (std::is_same<T, float>::value) {
+            if (x_.col_stride == 1) return sample;
         }
+        pack(kernels<float>(), Samples<const T>{sample, x_.col_stride, 1, x_.cols, 1}, copy, x_.cols);
+        return copy;
     }
 
     const InputMatrix& x_;
@@ -113,13 +72,12 @@ public:
           samples_(x, x_scale) {}
 
     void run(int threads) {
-        const int64_t columns = round_to_multiple(rows_.columns, two_four_int8_kernels().step);
         Team team;
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
-            auto scratch = team.scratch([&] { return Scratch(columns); });
+            auto scratch = team.scratch([&] { return Scratch(rows_.columns); });
             if (scratch) {
-                samples_.fill(scratch->wide.data(), scratch->narrow.data());
+                samples_.fill(scratch->sample.data());
                 const int64_t share = rows_together(threads);
 #pragma omp for schedule(static)
                 for (int64_t row = 0; row < rows_.rows; row += share) {
@@ -132,15 +90,13 @@ public:
 
 private:
     struct Scratch {
-        Buffer<float> wide;
-        Buffer<int8_t> narrow;
+        Buffer<float> sample;
         Buffer<int32_t> sums;
         Buffer<int32_t> row_sums;
         Buffer<float> results;
 
         explicit Scratch(int64_t columns)
-            : wide(columns),
-              narrow(columns),
+            : sample(columns),
               sums(kFewSamples * kRowsTogether),
               row_sums(kRowsTogether),
               results(kRowsTogether) {}
