@@ -237,10 +237,15 @@ setup(
     packages=[
         *find_packages(include=["sparsekern", "sparsekern.*"]),
         "sparsekern.experiments.recipes",
+        "sparsekern.experiments.pipelines",
         "sparsekern.kernels",
     ],
     package_dir={"sparsekern.kernels": "kernels"},
-    package_data={"sparsekern": ["py.typed"], "sparsekern.experiments.recipes": ["*.yaml"]},
+    package_data={
+        "sparsekern": ["py.typed"],
+        "sparsekern.experiments.recipes": ["*.yaml"],
+        "sparsekern.experiments.pipelines": ["*.yaml"],
+    },
     ext_modules=[Extension("sparsekern._C", [str(source) for source in cpp_sources()])],
     cmdclass={"build_ext": BuildNative},
 )

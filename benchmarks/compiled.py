@@ -74,7 +74,7 @@ class Resources:
 @functools.cache
 def _entries(capability: int, arithmetic: str) -> list[Any]:
     from sparsekern.formats.known import index_of
-    from sparsekern.kernels import catalog, catalog_conv2d
+    from sparsekern.kernels import catalog, catalog_conv2d, catalog_two_four
 
     generator = torch.Generator().manual_seed(0)
     tiles = sk.Pattern.random((256, 512), 0.9, tile_size=64, generator=generator)
@@ -84,6 +84,7 @@ def _entries(capability: int, arithmetic: str) -> list[Any]:
     return [
         *catalog.entries(capability, *indices, arithmetics=(arithmetic,)),
         *catalog_conv2d.conv2d_entries(capability, index_of(taps.data), arithmetic),
+        *catalog_two_four.two_four_entries(capability, arithmetic),
     ]
 
 

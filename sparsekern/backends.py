@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sparsekern import cpp, cuda, reference, triton
+from sparsekern import cpp, cuda, reference, semi_structured, triton
 
 __all__ = ["AUTOMATIC", "BACKENDS", "Backend", "BackendError", "select"]
 
@@ -87,6 +87,20 @@ def _cuda_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[st
     return reasons
 
 
+def _torch_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
+    reasons = []
+    if not hasattr(semi_structured, op):
+        reasons.append(f"it has no kernel for {op}")
+    if dtype not in semi_structured.DTYPES:
+        names = ", ".join(map(_name, semi_structured.DTYPES))
+        reasons.append(f"it computes in {names}, and the inputs are {_name(dtype)}")
+    # A layout without an objection is enough.
+    objections = [semi_structured.device_refusals(layout, device) for layout in semi_structured.LAYOUTS]
+    if all(objections):
+        reasons += dict.fromkeys(reason for found in objections for reason in found)
+    return reasons
+
+
 def _triton_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[str]:
     reasons = []
     if not hasattr(triton, op):
@@ -116,6 +130,7 @@ BACKENDS: dict[str, Backend] = {
     "cpp": Backend("cpp", _cpp_refusals, cpp),
     "cuda": Backend("cuda", _cuda_refusals, cuda),
     "triton": Backend("triton", _triton_refusals, triton),
+    "torch": Backend("torch", _torch_refusals, semi_structured),
     "reference": Backend("reference", _reference_refusals, reference),
 }
 

@@ -19,17 +19,22 @@ __all__ = [
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_values",
+    "gather_two_four",
     "grow_candidates",
     "linear",
     "linear_grad_input",
     "linear_grad_values",
     "pack",
+    "two_four_linear",
+    "two_four_linear_grad_input",
+    "two_four_linear_grad_values",
     "unpack",
+    "unpack_two_four",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Ops whose kernels move values and compute nothing, and so take any floating-point dtype.
-BIT_COPIES = ("pack", "unpack")
+# Ops whose kernels move values and compute nothing, and so take any dtype.
+BIT_COPIES = ("pack", "unpack", "gather_two_four", "unpack_two_four")
 # Matrix instructions on bfloat16, and asynchronous copies, came with it.
 LEAST_CAPABILITY = (8, 0)
 
@@ -113,6 +118,41 @@ def grow_candidates(
     index = index_of(pattern)
     passes = Passes(_matrix(grad_y, shape[0]), _matrix(x, shape[1]), index)
     return largest(passes, shape[0] * shape[1] - index.layout.nnz, count)
+
+
+def two_four_linear(x: Tensor, values: Tensor, bias: Tensor | None, metadata: Tensor) -> Tensor:
+    from sparsekern.kernels.two_four import two_four_linear
+
+    rows, kept = values.shape
+    y = two_four_linear(_matrix(x, 2 * kept), _plain(values), _plain(bias), _plain(metadata))
+    return y.view(*x.shape[:-1], rows)
+
+
+def two_four_linear_grad_input(grad_y: Tensor, values: Tensor, metadata: Tensor) -> Tensor:
+    from sparsekern.kernels.two_four import two_four_linear_grad_input
+
+    rows, kept = values.shape
+    grad_x = two_four_linear_grad_input(_matrix(grad_y, rows), _plain(values), _plain(metadata))
+    return grad_x.view(*grad_y.shape[:-1], 2 * kept)
+
+
+def two_four_linear_grad_values(grad_y: Tensor, x: Tensor, metadata: Tensor) -> Tensor:
+    from sparsekern.kernels.two_four import two_four_linear_grad_values
+
+    matrices = _matrix(grad_y, metadata.shape[0]), _matrix(x, x.shape[-1])
+    return two_four_linear_grad_values(*matrices, _plain(metadata))
+
+
+def gather_two_four(dense: Tensor, metadata: Tensor) -> Tensor:
+    from sparsekern.kernels.two_four_values import gather_two_four
+
+    return gather_two_four(_plain(dense), _plain(metadata))
+
+
+def unpack_two_four(values: Tensor, metadata: Tensor) -> Tensor:
+    from sparsekern.kernels.two_four_values import unpack_two_four
+
+    return unpack_two_four(_plain(values), _plain(metadata))
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

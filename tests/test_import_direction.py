@@ -20,7 +20,8 @@ PACKAGE = ROOT / "sparsekern"
 LAYERS = [
     {"_version", "files", "timing"},
     {"native", "kernels", "_C"},
-    {"formats", "seeds", "geometry", "candidates", "backends", "cpp", "cuda", "triton", "reference"},
+    {"formats", "seeds", "geometry", "candidates"}
+    | {"backends", "cpp", "cuda", "semi_structured", "triton", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 import sparsekern as sk
 from sparsekern import env, ops
 from sparsekern.backends import BACKENDS
+from sparsekern.experiments.arguments import given_keys
 from sparsekern.experiments.command import build_parser, read_recipe
-from sparsekern.experiments.recipe import load_recipe, recipe_names
+from sparsekern.experiments.pipeline.plan import load_pipeline, pipeline_keys, pipeline_names
+from sparsekern.experiments.recipe import load_recipe, recipe_keys, recipe_names
 from sparsekern.experiments.sweep.command import build_parser as build_sweep_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +93,8 @@ def test_readme_is_short(readme):
     assert len(readme.splitlines()) < 200
 
 
-def test_python_blocks_run_one_after_another(readme, capsys):
+def test_python_blocks_run_one_after_another(readme, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = fenced(readme, "python")
     namespace: dict[str, object] = {}
     for block in blocks:
@@ -275,7 +278,11 @@ def test_training_commands_are_accepted(document):
     spans = [span for span in code_spans(text) if re.match(r"sparsekern train [a-z]", span)]
     assert len(spans) >= 2
     for span in spans:
-        read_recipe(build_parser().parse_args(shlex.split(span)[2:]))
+        options = build_parser().parse_args(shlex.split(span)[2:])
+        if options.recipe in pipeline_names():
+            load_pipeline(options.recipe, given_keys(options, [*pipeline_keys(), *recipe_keys()]))
+        else:
+            read_recipe(options)
 
 
 def test_sweep_commands_are_accepted():

@@ -70,6 +70,8 @@ class Operator:
         ``ran(arguments, result)``: called after every run on real tensors, in whatever way it was called.
     inputs : int, optional
         How many of the leading arguments the backends take; the others are for the gradient. All by default.
+    prefer : callable, optional
+        ``prefer(*arguments)``: the backend to take where none is named, ``""`` for the first that can run.
     run : callable, optional
         Computes the result from the same arguments, in place of the backends' function of the op's name.
     """
@@ -83,14 +85,17 @@ class Operator:
         backward: Callable[..., tuple[Tensor | None, ...]],
         ran: Callable[[tuple[Any, ...], Any], None] | None = None,
         inputs: int | None = None,
+        prefer: Callable[..., str] | None = None,
         run: Callable[..., Any] | None = None,
     ) -> None:
         name = schema.partition("(")[0]
         self.name = name
 
         def selected(*arguments: Any) -> Any:
-            first = arguments[0]
-            return select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1][:inputs])
+            first, backend = arguments[0], arguments[-1]
+            if prefer is not None and not backend:
+                backend = prefer(*arguments)
+            return select(name, first.dtype, first.device, backend)(*arguments[:-1][:inputs])
 
         compute = selected if run is None else run
 

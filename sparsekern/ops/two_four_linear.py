@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern import semi_structured
+from sparsekern.backends import AUTOMATIC
 from sparsekern.formats.checks import check_choice, describe, is_number
 from sparsekern.formats.two_four import TwoFour
 from sparsekern.ops.arguments import autocast, backend_name, check_tensor
@@ -39,6 +41,17 @@ def _input_gradient(
     if values_t is None or torch.is_grad_enabled():
         return _grad_input(grad, values, metadata, backend)
     return _linear(grad, values_t, None, metadata_t, None, None, backend)
+
+
+def _preferred(x: Tensor, values: Tensor, *others: Any) -> str:
+    """PyTorch's products, which have sparse tensor cores, for many samples and sizes that they take."""
+    if not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16):
+        return AUTOMATIC
+    rows, columns = values.shape[0], 2 * values.shape[1]
+    if x.numel() < semi_structured.FEWEST_SAMPLES * columns:
+        return AUTOMATIC
+    layout, _ = semi_structured.choose_layout(rows, columns, x.dtype, x.device)
+    return AUTOMATIC if layout == "rows" else "torch"
 
 
 def _linear_fake(
@@ -115,6 +128,7 @@ _linear = Operator(
     save=_linear_save,
     backward=_linear_backward,
     inputs=4,
+    prefer=_preferred,
 )
 _grad_input = Operator(
     "two_four_linear_grad_input(Tensor grad_y, Tensor values, Tensor metadata, str backend) -> Tensor",
@@ -236,8 +250,9 @@ def two_four_linear(
     bias : Tensor, optional
         ``(N,)``.
     backend : str, optional
-        ``"cpp"``, ``"triton"`` or ``"reference"``; by default the first that can run the inputs, never the
-        reference.
+        ``"cpp"``, ``"triton"``, ``"torch"`` (PyTorch's own 2:4 products, on sparse tensor cores) or
+        ``"reference"``; by default the first that can run the inputs, ``"torch"`` for many samples of sizes
+        that it takes, and never the reference.
 
     Returns
     -------

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 is set: nothing can be compiled"
 )
 PRODUCTS = ("linear", "linear_grad_input", "linear_grad_values")
+TWO_FOUR_PRODUCTS = tuple(f"two_four_{name}" for name in PRODUCTS)
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
@@ -23,7 +24,7 @@ def best_guesses(entries):
     first = {}
     for entry in entries:
         on_blackwell = (entry.capability, entry.arithmetic) == (100, "ieee")
-        if entry.storage == "compact" or entry.arithmetic == "bf16" or on_blackwell:
+        if entry.storage in ("compact", "two-four") or entry.arithmetic == "bf16" or on_blackwell:
             key = (entry.capability, entry.arithmetic, entry.name, entry.storage, entry.config.narrow)
             first.setdefault(key, entry)
     return list(first.values())
@@ -31,7 +32,11 @@ def best_guesses(entries):
 
 def usual(entries):
     """The best guesses, and every config for compact bfloat16 on sm_90."""
-    most = [e for e in entries if (e.capability, e.arithmetic, e.storage) == (90, "bf16", "compact")]
+    most = [
+        e
+        for e in entries
+        if (e.capability, e.arithmetic) == (90, "bf16") and e.storage in ("compact", "two-four")
+    ]
     return list(dict.fromkeys([*best_guesses(entries), *most]))
 
 
@@ -74,17 +79,17 @@ def test_half_products_use_the_newest_tensor_cores(resources, arithmetic, capabi
     chosen = [
         row
         for row in resources
-        if row.entry.name in PRODUCTS
+        if row.entry.name in PRODUCTS + TWO_FOUR_PRODUCTS
         and (row.entry.arithmetic, row.entry.capability) == (arithmetic, capability)
     ]
     instructions = {str(row.entry): row.instruction for row in chosen}
-    assert {row.entry.name for row in chosen} == set(PRODUCTS)
+    assert {row.entry.name for row in chosen} == {*PRODUCTS, *TWO_FOUR_PRODUCTS}
     assert set(instructions.values()) == {MATRIX_INSTRUCTION[capability]}, instructions
 
 
 def test_tf32_uses_tensor_cores_and_ieee_does_not(resources):
     for row in resources:
-        if row.entry.name in PRODUCTS and row.entry.arithmetic in ("tf32", "ieee"):
+        if row.entry.name in PRODUCTS + TWO_FOUR_PRODUCTS and row.entry.arithmetic in ("tf32", "ieee"):
             assert row.instruction.startswith("FFMA") == (row.entry.arithmetic == "ieee"), row.entry
 
 

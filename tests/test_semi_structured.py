@@ -1,0 +1,395 @@
+"""PyTorch's own 2:4 products as a backend: what they are handed, on CPU tensors, with stand-ins for them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
+
+from sparsekern import semi_structured
+from sparsekern.backends import BackendError, select
+from sparsekern.semi_structured import (
+    LAYOUTS,
+    MULTIPLES,
+    arrange,
+    choose_layout,
+    semi_structured_linear,
+    size_refusals,
+    write_values,
+)
+
+PAIRS = torch.tensor(list(itertools.combinations(range(4), 2)))
+HALVES = [torch.float16, torch.bfloat16]
+DTYPES = [*HALVES, torch.int8]
+CUDA = torch.device("cuda", 0)
+
+
+def name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def random(shape, dtype, seed=0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (x * 40).round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else x.to(dtype)
+
+
+def weight(rows, columns, dtype, zeros=False, seed=0):
+    """Values and metadata, and the dense weight that they are; with many kept zeros if asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = PAIRS[torch.randint(6, (rows, columns // 4), generator=generator)]
+    nibbles = kept[..., 0] | kept[..., 1] << 2
+    values = random((rows, columns // 2), dtype, seed)
+    values = (
+        values.masked_fill(torch.rand(values.shape, generator=generator) < 0.5, 0) if zeros else values + 1
+    )
+    values = torch.where(values == 0, 0 if zeros else 1, values).to(dtype)
+    places = (kept + 4 * torch.arange(columns // 4)[:, None]).flatten(1)
+    dense = torch.zeros(rows, columns, dtype=dtype).scatter_(1, places, values)
+    return values, (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8), dense
+
+
+def product(dense, x_t, bias, out_dtype):
+    y = dense.double() @ x_t.double()
+    y = y if bias is None else y + bias.double()[:, None]
+    return y.to(out_dtype or x_t.dtype)
+
+
+class Library:
+    """In place of cuSPARSELt: a layout that nobody would guess, kept weights being those that are not 0."""
+
+    def __init__(self, values_lead=True):
+        self.values_lead = values_lead
+        self.searches = []
+        self.products = []
+
+    def compress(self, dense):
+        rows, columns = dense.shape
+        groups = dense.view(rows, -1, 4)
+        # Those that are not 0 first, else those of low columns.
+        order = (groups == 0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(-1).values
+        values = groups.gather(-1, order).flatten()
+        nibbles = (order[..., 0] | order[..., 1] << 2).flatten()
+        metadata = (nibbles[::2] | nibbles[1::2] << 4).to(torch.uint8).flip(0).view(dense.dtype)
+        return torch.cat([values, metadata] if self.values_lead else [values.flip(0), metadata])
+
+    def dense(self, packed, columns):
+        count = packed.shape[0] * columns // 2
+        values, metadata = packed.view(-1)[:count], packed.view(-1)[count:].view(torch.uint8).flip(0)
+        values = values if self.values_lead else values.flip(0)
+        nibbles = torch.stack([metadata & 15, metadata >> 4], -1).flatten()
+        places = torch.stack([nibbles & 3, nibbles >> 2], -1).long()
+        groups = packed.new_zeros(len(places), 4).scatter_(1, places, values.view(-1, 2))
+        return groups.view(packed.shape[0], columns)
+
+    def multiply(self, packed, x_t, bias=None, *, out_dtype, transpose_result, alg_id):
+        assert packed.dim() == 2
+        assert not x_t.is_contiguous()
+        assert x_t.t().is_contiguous()
+        assert transpose_result
+        self.products.append((tuple(x_t.shape), alg_id))
+        return product(self.dense(packed, x_t.shape[0]), x_t, bias, out_dtype).t().contiguous()
+
+    def search(self, packed, x_t, bias=None, *, out_dtype, transpose_result):
+        self.searches.append((tuple(x_t.shape), bias is not None))
+        return 7
+
+
+class Cutlass:
+    """In place of PyTorch's CUTLASS kernels."""
+
+    def __init__(self):
+        self.shapes = []
+
+    def mm(self, values, metadata, x_t, *, out_dtype):
+        return self.addmm(None, values, metadata, x_t, out_dtype=out_dtype)
+
+    def addmm(self, bias, values, metadata, x_t, *, out_dtype):
+        assert x_t.t().is_contiguous()
+        self.shapes.append(tuple(x_t.shape))
+        return product(sparse_semi_structured_to_dense_cutlass(values, metadata), x_t, bias, out_dtype)
+
+
+@pytest.fixture
+def library(monkeypatch):
+    return install(monkeypatch, Library())
+
+
+def install(monkeypatch, library):
+    monkeypatch.setattr(torch, "_cslt_compress", library.compress)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", library.multiply)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", library.search)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for cache in ("_algorithms", "_values_lead"):
+        monkeypatch.setattr(semi_structured, cache, {})
+    return library
+
+
+@pytest.fixture
+def cutlass(monkeypatch):
+    kernels = Cutlass()
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", kernels.mm)
+    monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", kernels.addmm)
+    return kernels
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_multiples_are_those_of_pytorch(layout, dtype):
+    tensor = {
+        "cutlass": SparseSemiStructuredTensorCUTLASS,
+        "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
+    }
+    least = tensor[layout]._DTYPE_SHAPE_CONSTRAINTS[dtype]
+    assert MULTIPLES[layout, dtype] == (least.sparse_min_rows, least.sparse_min_cols, least.dense_min_rows)
+    assert least.dense_min_rows == least.dense_min_cols
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("shape", [(32, 128), (96, 256), (128, 640)], ids=str)
+def test_metadata_in_the_order_of_cutlass(shape, dtype):
+    values, metadata, dense = weight(*shape, dtype)
+    found = arrange(values, metadata, "cutlass")
+    right = sparse_semi_structured_from_dense_cutlass(dense)
+    assert found[0] is values
+    assert torch.equal(found[0], right[0])
+    assert found[1].dtype == right[1].dtype
+    assert torch.equal(found[1], right[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_kept_zeros_stay_in_their_places(dtype):
+    values, metadata, dense = weight(64, 256, dtype, zeros=True)
+    found = sparse_semi_structured_to_dense_cutlass(*arrange(values, metadata, "cutlass"))
+    assert torch.equal(found, dense)
+
+
+@pytest.mark.parametrize("values_lead", [True, False], ids=["values-first", "values-elsewhere"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_what_cusparselt_is_given_and_how_values_are_renewed(monkeypatch, dtype, values_lead):
+    library = install(monkeypatch, Library(values_lead))
+    for zeros in (False, True):
+        values, metadata, dense = weight(64, 96, dtype, zeros)
+        packed, none = arrange(values, metadata, "cusparselt")
+        assert none is None
+        assert packed.shape == (64, 96 * (10 if dtype == torch.int8 else 9) // 16)
+        assert torch.equal(library.dense(packed, 96), dense)
+        new = values.flip(0)
+        write_values(packed, new, metadata)
+        again, _ = arrange(new, metadata, "cusparselt")
+        assert torch.equal(library.dense(packed, 96), library.dense(again, 96))
+        assert not torch.equal(library.dense(packed, 96), dense)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "has_bias"),
+    [(torch.int8, False), *itertools.product(HALVES, (False, True))],
+    ids=lambda value: name(value) if isinstance(value, torch.dtype) else "bias" if value else "no-bias",
+)
+def test_linear(library, cutlass, dtype, layout, has_bias):
+    values, metadata, dense = weight(64, 128, dtype)
+    bias = random((64,), dtype, 3) if has_bias else None
+    arranged = arrange(values, metadata, layout)
+    for shape in ((16,), (1,), (13,), (3, 5), (2, 1, 4), (0,), (3, 0)):
+        x = random((*shape, 128), dtype, 4)
+        for given in (x, random((128, *shape), dtype, 5).movedim(0, -1)):
+            y = semi_structured_linear(given, arranged[0], bias, arranged[1], layout, 64)
+            right = F.linear(given.double(), dense.double(), None if bias is None else bias.double())
+            assert y.is_contiguous()
+            assert y.dtype == (torch.int32 if dtype == torch.int8 else dtype)
+            assert torch.equal(y, right.to(y.dtype))
+    padded = {shape[1] for shape in cutlass.shapes} | {shape[1] for shape, _ in library.products}
+    assert padded == ({16} if dtype == torch.int8 else {8, 16})
+
+
+def test_the_fastest_algorithm_is_searched_for_once_for_a_problem(library):
+    values, metadata, _ = weight(32, 64, torch.bfloat16)
+    packed, _ = arrange(values, metadata, "cusparselt")
+
+    def run(samples, bias=None):
+        x = random((samples, 64), torch.bfloat16)
+        semi_structured_linear(x, packed, bias, None, "cusparselt", 32)
+
+    for samples in (8, 5, 100, 128, 70):
+        run(samples)
+    run(8, random((32,), torch.bfloat16))
+    assert library.searches == [((64, 8), False), ((64, 104), False), ((64, 8), True)]
+    assert {algorithm for _, algorithm in library.products} == {7}
+
+
+@pytest.mark.parametrize("while_", ["captured", "compiled"])
+def test_nothing_is_searched_for_in_a_capture_or_in_compiling(library, monkeypatch, while_):
+    values, metadata, _ = weight(32, 64, torch.bfloat16)
+    packed, _ = arrange(values, metadata, "cusparselt")
+    x = random((8, 64), torch.bfloat16)
+    where, what = {
+        "captured": (torch.cuda, "is_current_stream_capturing"),
+        "compiled": (torch.compiler, "is_compiling"),
+    }[while_]
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what, lambda: True)
+        semi_structured_linear(x, packed, None, None, "cusparselt", 32)
+    assert library.searches == []
+    semi_structured_linear(x, packed, None, None, "cusparselt", 32)
+    assert [algorithm for _, algorithm in library.products] == [0, 7]
+
+
+BFLOAT16, FLOAT16, INT8 = torch.bfloat16, torch.float16, torch.int8
+REFUSED = [
+    (
+        (100, 128, BFLOAT16, "cutlass"),
+        "out_features must be a multiple of 32 for bfloat16 in layout cutlass, got 100; "
+        "the nearest are 96 and 128",
+    ),
+    (
+        (32, 32, FLOAT16, "cutlass"),
+        "in_features must be a multiple of 64 for float16 in layout cutlass, got 32; the nearest is 64",
+    ),
+    (
+        (32, 48, INT8, "cusparselt"),
+        "in_features must be a multiple of 32 for int8 in layout cusparselt, got 48; "
+        "the nearest are 32 and 64",
+    ),
+    (
+        (0, 64, BFLOAT16, "cusparselt"),
+        "out_features must be a multiple of 16 for bfloat16 in layout cusparselt, got 0; the nearest is 16",
+    ),
+    (
+        (32, 64, torch.float32, "cutlass"),
+        "it multiplies float16, bfloat16 and int8, and the inputs are float32, "
+        "whose sparsity on tensor cores is 1:2",
+    ),
+    (
+        (32, 64, torch.float64, "cusparselt"),
+        "it multiplies float16, bfloat16 and int8, and the inputs are float64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "reason"), REFUSED, ids=range(len(REFUSED)))
+def test_sizes_and_dtypes_are_refused_in_words(case, reason):
+    rows, columns, dtype, layout = case
+    assert size_refusals(rows, columns, dtype, layout) == [reason]
+    values, metadata = torch.zeros(rows, columns // 2, dtype=dtype), torch.zeros(rows, columns // 8).byte()
+    x = torch.zeros(8, columns, dtype=dtype)
+    exactly = f"^{re.escape(reason)}$"
+    with pytest.raises(ValueError, match=exactly):
+        arrange(values, metadata, layout)
+    with pytest.raises(ValueError, match=exactly):
+        semi_structured_linear(x, values, None, metadata, layout, rows)
+
+
+def test_every_size_that_does_not_fit_is_named():
+    assert len(size_refusals(100, 100, torch.bfloat16, "cutlass")) == 2
+
+
+def test_a_bias_for_int8_is_refused():
+    values, metadata, _ = weight(32, 128, torch.int8)
+    x, bias = random((16, 128), torch.int8), random((32,), torch.int8)
+    with pytest.raises(ValueError, match="bias: expected None for int8"):
+        semi_structured_linear(x, values, bias, metadata, "cutlass", 32)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(capability, cusparselt): a GPU is said to be there."""
+
+    def pretend(capability, cusparselt=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: cusparselt)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "cusparselt", "shape", "layout"),
+    [
+        ((8, 0), True, (4096, 4096), "cutlass"),
+        ((8, 6), False, (4096, 4096), "cutlass"),
+        ((8, 0), True, (48, 80), "cusparselt"),
+        ((8, 0), False, (48, 80), "rows"),
+        ((9, 0), True, (4096, 4096), "cusparselt"),
+        ((9, 0), False, (4096, 4096), "rows"),
+        ((10, 0), True, (4096, 4096), "cusparselt"),
+        ((9, 0), True, (100, 4096), "rows"),
+        ((7, 5), True, (4096, 4096), "rows"),
+    ],
+    ids=str,
+)
+def test_the_layout_for_a_gpu(gpu, capability, cusparselt, shape, layout):
+    gpu(capability, cusparselt)
+    found, reasons = choose_layout(*shape, torch.bfloat16, CUDA)
+    assert found == layout
+    passed_over = {"cutlass": set(), "cusparselt": {"cutlass"}, "rows": {"cutlass", "cusparselt"}}[layout]
+    assert {reason.partition(": ")[0] for reason in reasons} == passed_over
+
+
+def test_why_a_layout_was_passed_over(gpu):
+    gpu((9, 0), cusparselt=False)
+    assert choose_layout(100, 4096, torch.bfloat16, CUDA)[1] == [
+        "cutlass: PyTorch's CUTLASS kernels are for compute capability 8.x, and cuda:0 has 9.0",
+        "cutlass: out_features must be a multiple of 32 for bfloat16 in layout cutlass, got 100; "
+        "the nearest are 96 and 128",
+        "cusparselt: this PyTorch is built without cuSPARSELt",
+        "cusparselt: out_features must be a multiple of 16 for bfloat16 in layout cusparselt, got 100; "
+        "the nearest are 96 and 112",
+    ]
+    assert choose_layout(64, 64, torch.float32, torch.device("cpu"))[0] == "rows"
+
+
+class TestBackend:
+    op = "semi_structured_linear"
+
+    @pytest.fixture(autouse=True)
+    def _answers_are_forgotten(self):
+        yield
+        # A GPU that was not there must not be remembered.
+        select.cache_clear()
+
+    def test_it_runs_where_one_layout_does(self, gpu):
+        gpu((9, 0))
+        assert select(self.op, torch.bfloat16, CUDA, "torch") is semi_structured_linear
+        assert select(self.op, torch.int8, CUDA, "torch") is semi_structured_linear
+
+    @pytest.mark.parametrize(
+        ("dtype", "device", "capability", "reasons"),
+        [
+            (
+                torch.float32,
+                CUDA,
+                (9, 0),
+                ["it computes in float16, bfloat16, int8, and the inputs are float32"],
+            ),
+            (
+                torch.int8,
+                torch.device("cpu"),
+                None,
+                ["PyTorch's 2:4 products run on CUDA devices, and the inputs are on cpu"],
+            ),
+            (
+                torch.bfloat16,
+                CUDA,
+                (7, 5),
+                ["it needs a GPU of compute capability 8.0 or newer, and cuda:0 has 7.5"],
+            ),
+        ],
+        ids=["dtype", "device", "capability"],
+    )
+    def test_it_refuses_in_words(self, gpu, dtype, device, capability, reasons):
+        gpu(capability)
+        with pytest.raises(BackendError) as refused:
+            select(self.op, dtype, device, "torch")
+        assert str(refused.value).splitlines()[1:] == [f"  torch: {reason}" for reason in reasons]
+
+    def test_it_has_no_other_kernel(self, gpu):
+        gpu((9, 0))
+        with pytest.raises(BackendError, match="torch: it has no kernel for linear"):
+            select("linear", torch.bfloat16, CUDA, "torch")
