@@ -111,6 +111,23 @@ def test_a_write_after_loading_is_no_change():
         assert torch.equal(layer.weight, resumed.weight)
 
 
+def test_a_run_that_goes_back_to_a_checkpoint_is_the_unbroken_one():
+    layer = make_layer("held")
+    optimizer = trained(layer, 2)
+    states = copy.deepcopy([layer.state_dict(), optimizer.state_dict()])
+    weights = []
+    for _ in range(2):
+        layer.load_state_dict(states[0])
+        optimizer.load_state_dict(copy.deepcopy(states[1]))
+        for step in range(2, 7):
+            trained(layer, 1, optimizer, step)
+        weights.append(layer.weight.detach().clone())
+    assert torch.equal(*weights)
+    unbroken = make_layer("held")
+    trained(unbroken, 7)
+    assert torch.equal(unbroken.weight, weights[0])
+
+
 @every_form
 @both_kinds
 def test_safetensors_round_trip(form, kind, tmp_path):
