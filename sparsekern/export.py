@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from sparsekern.formats.checks import check_choice, check_integer, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
 from sparsekern.nn import SparseModule, TwoFourLayer, TwoFourLinearInt8
-from sparsekern.ops.two_four_values import check_rows, gather_two_four, unpack_two_four
+from sparsekern.ops.two_four_values import check_rows, unpack_two_four
 
 __all__ = [
     "dense_from_packed",
@@ -78,12 +79,13 @@ def dense_from_packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ----------
     state : mapping of str to Tensor
         Of a model with sparse layers; on the CPU. Layers without a ``pattern`` or ``metadata`` are taken as
-        they are.
+        they are: so is a 2:4 one whose mask is a function of its dense weight. A convolution with a fixed 2:4
+        mask has the matrix that it is stored as, the shape of its weight being nowhere.
 
     Returns
     -------
     dict of str to Tensor
-        As `dense_state_dict` of the model.
+        As `dense_state_dict` of the model, but for those.
 
     Raises
     ------
@@ -97,13 +99,15 @@ def dense_from_packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix, _, own = key.rpartition(".")
         layer = f"{prefix}." if prefix else ""
         packed = [name for name in PACKED_BY if f"{layer}{name}" in state]
-        if own in PACKED_BY and packed:
+        if own in (*PACKED_BY, *BESIDE) and packed:
             continue
         if own not in ("values", "weight") or not packed:
             dense[key] = value
             continue
         try:
-            dense[f"{layer}weight"] = PACKED_BY[packed[0]](own, value, state[f"{layer}{packed[0]}"])
+            weight = PACKED_BY[packed[0]](own, value, state[f"{layer}{packed[0]}"])
+            scale = state.get(f"{layer}scale")
+            dense[f"{layer}weight"] = weight if scale is None else weight.float() * scale[:, None]
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"state must have a weight for the {packed[0]} of {key!r}: {error}") from error
     return dense
@@ -115,14 +119,22 @@ def _of_pattern(name: str, stored: Tensor, data: Tensor) -> Tensor:
 
 
 def _of_metadata(name: str, stored: Tensor, metadata: Tensor) -> Tensor:
-    if name == "weight":  # the dense one, of which the mask was chosen
-        values = stored.new_empty(stored.shape[0], stored.shape[1] // 2)
-        stored = gather_two_four(stored, TwoFour(values, metadata))
-    return unpack_two_four(TwoFour(stored, metadata).check())
+    if name == "values":
+        return unpack_two_four(TwoFour(stored, metadata).check())
+    # The dense weight, of which the mask was chosen; a convolution's matrix has input channels last.
+    matrix = stored if stored.dim() == 2 else stored.permute(0, 2, 3, 1).flatten(1)
+    packed = TwoFour(matrix.new_empty(len(matrix), matrix.shape[1] // 2), metadata).check()
+    masked = matrix.where(packed.to_mask(), 0)
+    if stored.dim() == 2:
+        return masked
+    rows, channels, height, width = stored.shape
+    return masked.view(rows, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
 # What says where the weights beside it belong.
 PACKED_BY = {"pattern": _of_pattern, "metadata": _of_metadata}
+# What 2:4 and int8 layers have besides, which a dense one has not.
+BESIDE = ("age", "scale", "x_scale")
 
 
 def to_torch_sparse(
@@ -209,6 +221,7 @@ def to_semi_structured(packed: TwoFour, kind: str | None = None) -> Tensor:
     from torch.sparse import SparseSemiStructuredTensorCUTLASS as Cutlass
 
     check_rows(packed)
+    packed.check()
     if kind is None:
         kind = "cusparselt" if packed.device.type == "cuda" and not Torch._FORCE_CUTLASS else "cutlass"
     check_choice(kind, ("cutlass", "cusparselt"), "kind")
@@ -303,12 +316,19 @@ def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: expected a safetensors file, found a damaged one ({error})") from None
     _check_layers(path, _describe_layers(model), header["layers"])
     state = {**tensors, **{key: tensors[kept] for key, kept in header["aliases"].items() if kept in tensors}}
-    lengths = {key: tensor.shape for key, tensor in model.state_dict().items() if key.endswith("values")}
-    resized = any(key in state and state[key].shape != shape for key, shape in lengths.items())
-    try:
-        model.load_state_dict(state, assign=resized)
+    own = model.state_dict()
+    resized = any(
+        key.endswith("values") and key in state and state[key].shape != tensor.shape
+        for key, tensor in own.items()
+    )
+    for key, tensor in own.items():
+        if key in state and tensor.is_floating_point() and state[key].is_floating_point():
+            state[key] = state[key].to(tensor.dtype)
+    try:  # on a copy, since PyTorch stops half way at what does not fit
+        copy.deepcopy(model).load_state_dict(state, assign=resized)
     except RuntimeError as error:
         raise ValueError(f"{path}: expected the tensors of this model: {error}") from error
+    model.load_state_dict(state, assign=resized)
 
 
 def _describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -330,9 +350,13 @@ def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     text = (metadata or {}).get(FORMAT)
     if text is None:
         raise ValueError(f"{path}: expected a file of save_safetensors, found one without its header")
-    header = json.loads(text)
-    if header.get("version") != VERSION:
-        raise ValueError(f"{path}: expected version {VERSION}, found {header.get('version')}")
+    try:
+        header = json.loads(text)
+        version, _, _ = header["version"], header["layers"].items(), header["aliases"].items()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path}: expected the header of save_safetensors, found {text[:60]!r}") from None
+    if version != VERSION:
+        raise ValueError(f"{path}: expected version {VERSION}, found {version}")
     return header
 
 

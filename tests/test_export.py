@@ -88,6 +88,33 @@ def test_what_does_not_fit_names_the_layer():
         export.dense_from_packed(wrong)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "fixed"}, {"method": "sr_ste", "refresh_every": 3}],
+    ids=["fixed", "held"],
+)
+def test_states_of_two_four_layers(options):
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    sk.sparsify_(model, pattern="2:4", **options)
+    model(torch.randn(3, 16))
+    state = export.dense_from_packed(model.state_dict())
+    assert set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert torch.equal(state["0.weight"], model[0].to_dense())
+    if options["method"] == "fixed":
+        sk.nn.quantize_int8_(model.eval())
+        state = export.dense_from_packed(model.state_dict())
+        assert torch.equal(state["0.weight"], model[0].to_dense())
+        assert set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_state_of_a_two_four_convolution_that_is_trained():
+    model = nn.Sequential(nn.Conv2d(8, 4, 3))
+    sk.sparsify_(model, pattern="2:4", refresh_every=2)
+    model(torch.randn(1, 8, 5, 5))
+    state = export.dense_from_packed(model.state_dict())
+    assert torch.equal(state["0.weight"], model[0].to_dense())
+
+
 @pytest.mark.filterwarnings("ignore:Sparse .SR tensor support is in beta state")
 class TestTorchSparse:
     def test_csr(self):
@@ -234,6 +261,16 @@ class TestFiles:
                 export.load_safetensors(other, path)
             assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
+    def test_a_tensor_that_does_not_fit_leaves_all_as_they_were(self, tmp_path):
+        model, path = network(), tmp_path / "model.safetensors"
+        export.save_safetensors(model, path)
+        other = network(seed=1)
+        other[5] = nn.Linear(16, 7)
+        before = {key: value.clone() for key, value in other.state_dict().items()}
+        with pytest.raises(ValueError, match=r"expected the tensors of this model: (?s:.*)5\.weight"):
+            export.load_safetensors(other, path)
+        assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+
     def test_files_of_others(self, tmp_path):
         path = tmp_path / "model.safetensors"
         safetensors.torch.save_file({"a": torch.ones(2)}, path)
@@ -244,7 +281,9 @@ class TestFiles:
         path.write_bytes(b"no file of tensors")
         with pytest.raises(ValueError, match="expected a safetensors file, found a damaged one"):
             export.load_safetensors(network(), path)
-        content = safetensors.torch.save({"a": torch.ones(2)}, {"sparsekern": json.dumps({"version": 9})})
+        content = safetensors.torch.save(
+            {"a": torch.ones(2)}, {"sparsekern": json.dumps({"version": 9, "layers": {}, "aliases": {}})}
+        )
         path.write_bytes(content)
         with pytest.raises(ValueError, match="expected version 1, found 9"):
             export.load_safetensors(network(), path)

@@ -53,7 +53,8 @@ template <int64_t Step, int Offset>
 float quantize(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride) {
     constexpr int64_t lanes = kLanes<float>, units = Step / kQuantizedUnit;
     const float largest = largest_magnitude(x, count);
-    const bool finite = largest == largest;
+    // A scale of its own that is infinite would turn signs around; clamping an infinity to a given one is right.
+    const bool finite = given != nullptr ? largest == largest : largest - largest == 0.0f;
     const float scale = given != nullptr ? *given : largest == 0.0f ? 1.0f : largest / kLargestQuantized;
     for (int64_t column = 0; column < count; column += Step, to += stride) {
         for (int64_t unit = 0; unit < units; ++unit) {
@@ -67,7 +68,7 @@ float quantize(const float* x, int64_t count, const float* given, uint8_t* to, i
             }
         }
     }
-    return finite ? scale : largest;
+    return finite ? scale : largest - largest;
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ import torch
 
 from sparsekern.bench.layers import PATTERNS, Answer, Question, answer
 from sparsekern.experiments.parser import Parser
+from sparsekern.formats.checks import check_sparsity
 
 _PROG = "sparsekern bench"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,6 +32,9 @@ def bench_command(arguments: list[str]) -> int:
             dtype=DTYPES[options.dtype],
             device=torch.device(options.device),
         )
+        if question.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device must be cpu or cuda, got {options.device}")
+        check_sparsity(question.sparsity)
         print(_headline(question))
         answers = []
         for tokens in options.tokens:
@@ -64,7 +68,7 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--seconds", type=float, default=0.5, metavar="S", help="meant for each thing timed (default: 0.5)"
+        "--seconds", type=_seconds, default=0.5, metavar="S", help="meant for each thing timed (default: 0.5)"
     )
     return parser
 
@@ -154,6 +158,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 7 or not 1 <= int(text) <= MOST:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST}, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most 3600, got {text!r}")
+    return seconds
 
 
 def _counts(text: str) -> list[int]:

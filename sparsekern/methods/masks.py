@@ -17,14 +17,15 @@ from torch.nn.utils import parametrize
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_mask, check_strided, describe
 from sparsekern.formats.pattern import Pattern
-from sparsekern.nn import SparseLayer, SparseModule
+from sparsekern.formats.two_four import TwoFour
+from sparsekern.nn import SparseLayer, SparseModule, TwoFourLinearInt8
 from sparsekern.nn.survey import DENSE_TYPES
 
 __all__ = ["load_masks", "masks_of", "save_masks"]
 
 # Where files keep a state dict: they are one, a run's checkpoint, Lightning's, and common habits.
 PLACES = ((), ("state", "trainer", "model"), ("state_dict",), ("model",), ("model_state_dict",))
-KINDS = ("pattern", "weight_mask")
+KINDS = ("pattern", "weight_mask", "metadata")
 
 
 def masks_of(model: nn.Module) -> dict[str, Pattern]:
@@ -57,7 +58,7 @@ def masks_of(model: nn.Module) -> dict[str, Pattern]:
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             masks[name] = module.pattern
-        elif isinstance(module, SparseModule):
+        elif isinstance(module, (SparseModule, TwoFourLinearInt8)):
             masks[name] = Pattern.from_mask(module.mask)
         elif parametrize.type_before_parametrizations(module) in DENSE_TYPES:
             mask = _pruning_mask(module)
@@ -194,11 +195,28 @@ def _mask_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
         name, _, kind = key.rpartition(".")
         if kind == "pattern" and tensor.dtype == torch.int32:
             found[name] = tensor
+        elif kind == "metadata" and tensor.dtype == torch.uint8 and tensor.dim() == 2:
+            found[name] = _two_four_mask(tensor, tensors, f"{name}." if name else "")
         # Pruned layers of other dimensions are none that can become sparse.
         elif kind == "weight_mask" and tensor.dim() in (2, 4):
             found[name] = tensor != 0
     only_masks = len(tensors) == len(state) and all(tensor.dtype == torch.bool for tensor in tensors.values())
     return tensors if only_masks and not found else found
+
+
+def _two_four_mask(metadata: Tensor, tensors: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """Of a linear layer; a convolution's shape is that of its dense weight, where it has one."""
+    weight, values = (tensors.get(prefix + name) for name in ("weight", "values"))
+    like = values if weight is None else weight
+    if like is None:
+        raise ValueError(f"{prefix}metadata must come with values or a weight, got it alone")
+    columns = 2 * values.shape[1] if weight is None else weight[0].numel()
+    packed = TwoFour(metadata.new_empty(len(metadata), columns // 2), metadata).check()
+    mask = packed.to_mask()
+    if weight is None or weight.dim() == 2:
+        return mask
+    rows, channels, height, width = weight.shape
+    return mask.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _loaded(path: Path, name: str, tensor: Tensor) -> Pattern:
@@ -227,10 +245,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with package.safe_open(path, framework="pt") as file:
             keys = list(file.keys())
             if not all(file.get_slice(key).get_dtype() == "BOOL" for key in keys):
-                keys = [key for key in keys if key.rpartition(".")[2] in KINDS]
+                layers = {key.rpartition(".")[0] for key in keys if key.rpartition(".")[2] == "metadata"}
+                keys = [key for key in keys if key.rpartition(".")[2] in KINDS or _is_of(key, layers)]
             return {key: file.get_tensor(key) for key in keys}
     except package.SafetensorError as error:
         raise _unexpected(path, f"a damaged file or one of another kind ({_reason(error)})") from None
+
+
+def _is_of(key: str, layers: set[str]) -> bool:
+    """Whether it is the weight of a 2:4 layer, whose shape is needed."""
+    name, _, kind = key.rpartition(".")
+    return name in layers and kind in ("values", "weight")
 
 
 def _safetensors(path: Path) -> ModuleType:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from sparsekern.nn.int8 import TwoFourLinearInt8
 from sparsekern.nn.module import SparseModule
 
 # The hooks that run around forward and backward. Handles that users keep point at these very dictionaries.
@@ -31,7 +32,7 @@ def carry(old: nn.Module, new: nn.Module) -> None:
     for name in HOOKS:
         if name in vars(old):
             vars(new)[name] = vars(old)[name]
-    is_sparse = isinstance(old, SparseModule)
+    is_sparse = isinstance(old, (SparseModule, TwoFourLinearInt8))
     dense, own = (old.dense_type, old.own_attributes) if is_sparse else (type(old), ())
     known = {*DENSE_ATTRIBUTES[dense], *own, *vars(new)}
     for name, value in vars(old).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from sparsekern.nn.int8 import TwoFourLinearInt8
 from sparsekern.nn.module import SparseModule
 
 # The attribute of each class that lets it read ``linear1.weight`` and ``linear2.weight`` itself, past the
@@ -42,4 +43,4 @@ def _switches(model: nn.Module) -> list[tuple[nn.Module, str, int]]:
 
 
 def _holds_sparse(module: nn.Module) -> bool:
-    return any(isinstance(inner, SparseModule) for inner in module.modules())
+    return any(isinstance(inner, (SparseModule, TwoFourLinearInt8)) for inner in module.modules())

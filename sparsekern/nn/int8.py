@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from sparsekern import ops
 from sparsekern.formats.checks import describe
 from sparsekern.formats.two_four import TwoFour
+from sparsekern.ops.two_four_int8 import INT8_INPUT_DTYPES, check_int8_columns
 from sparsekern.ops.two_four_values import check_rows
 
 __all__ = ["TwoFourLinearInt8"]
@@ -38,12 +40,18 @@ class TwoFourLinearInt8(nn.Module):
         When an argument is none of the above, or the weights cannot be quantized.
     """
 
+    dense_type: ClassVar[type[nn.Module]] = nn.Linear
+    own_attributes: ClassVar[frozenset[str]] = frozenset()
     # Buffers that keep their dtype wherever the module goes.
     SCALES = ("scale", "x_scale")
 
     def __init__(self, packed: TwoFour, bias: Tensor | None = None, *, x_scale: float | None = None) -> None:
         super().__init__()
         check_rows(packed)
+        if packed.dtype not in INT8_INPUT_DTYPES:
+            raise TypeError(f"packed must be float32 or bfloat16, as the layer's inputs, got {packed.dtype}")
+        check_int8_columns(packed)
+        packed.check()
         self.out_features, self.in_features = packed.shape
         quantized, scale = ops.quantize_two_four(packed)
         if bias is not None and (not isinstance(bias, Tensor) or bias.shape != (self.out_features,)):
@@ -67,6 +75,19 @@ class TwoFourLinearInt8(nn.Module):
     def to_dense(self) -> Tensor:
         """The float32 weight that the integers stand for."""
         return ops.unpack_two_four(self.packed).float() * self.scale[:, None]
+
+    def to_dense_module(self) -> nn.Linear:
+        """An ``nn.Linear`` with the weight that the integers stand for."""
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        has_bias = self.bias is not None
+        module = skip_init(
+            nn.Linear, self.in_features, self.out_features, has_bias, device=self.values.device, dtype=dtype
+        )
+        with torch.no_grad():
+            module.weight.copy_(self.to_dense())
+            if has_bias:
+                module.bias.copy_(self.bias)
+        return module.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -99,11 +120,26 @@ class TwoFourLinearInt8(nn.Module):
         )
 
     def _check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        values, metadata = (state_dict.get(prefix + name) for name in ("values", "metadata"))
-        if values is not None and values.dtype != torch.int8:
-            raise TypeError(f"values must be int8, got {describe(values)}")
-        if values is not None and metadata is not None and not metadata.is_meta:
-            TwoFour(values, metadata).check()
+        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        if ("values" in found) != ("metadata" in found):
+            raise ValueError(f"values and metadata must come together, got {' and '.join(found)}")
+        for name, tensor in found.items():
+            expected = self._buffers[name]
+            if not isinstance(tensor, Tensor) or expected is None:
+                raise TypeError(f"{name} must be a tensor that the layer has, got {describe(tensor)}")
+            if tensor.shape != expected.shape or (name != "bias" and tensor.dtype != expected.dtype):
+                rule = f"{name} must be a {expected.dtype} tensor of shape {tuple(expected.shape)}"
+                raise TypeError(f"{rule}, got {describe(tensor)}")
+            if (
+                name in self.SCALES
+                and not tensor.is_meta
+                and not bool((tensor > 0).all() & tensor.isfinite().all())
+            ):
+                raise ValueError(f"{name} must be positive and finite")
+        if "values" in found and not found["metadata"].is_meta:
+            TwoFour(found["values"], found["metadata"]).check()
+            if bool((found["values"] == -128).any()):
+                raise ValueError("values must be between -127 and 127, got -128")
 
     def extra_repr(self) -> str:
         activations = "dynamic" if self.x_scale is None else "static"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_choice, describe
-from sparsekern.nn.attributes import swap
+from sparsekern.nn.attributes import carry, swap
 from sparsekern.nn.int8 import TwoFourLinearInt8
 from sparsekern.nn.report import LayerReport, SparsifyReport
 from sparsekern.nn.survey import check_model, excluded_names
@@ -79,6 +79,7 @@ def quantize_int8_(
             rounded = TwoFourLinearInt8(layer.packed.detach(), layer.bias, x_scale=scales[name])
         except (TypeError, ValueError) as error:
             raise ValueError(f"model must have weights with an int8 form, got {name!r}: {error}") from error
+        carry(layer, rounded)
         swaps[id(layer)] = rounded.train(layer.training)
         reports.append(_report(name, layer, rounded))
     swap(model, swaps)
@@ -88,16 +89,18 @@ def quantize_int8_(
 def _input_scales(layers: dict[str, TwoFourLinear], calibrate: Callable[[], Any]) -> dict[str, float]:
     largest = dict.fromkeys(layers, 0.0)
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs[0].numel():
-                largest[name] = max(largest[name], float(inputs[0].abs().amax()))
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = inputs[0] if inputs else named["x"]
+            if x.numel() and not largest[name] != largest[name]:
+                found = float(x.abs().amax())
+                largest[name] = found if found != found else max(largest[name], found)
 
         return note
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(watch(name)))
+            hooks.enter_context(layer.register_forward_pre_hook(watch(name), with_kwargs=True))
         calibrate()
     for name, magnitude in largest.items():
         if not 0 < magnitude < float("inf"):

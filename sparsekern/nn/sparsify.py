@@ -14,6 +14,7 @@ from sparsekern.nn.attributes import carry, swap, taken_names
 from sparsekern.nn.conversion import Conversion, PatternConversion
 from sparsekern.nn.distributions import Distribution
 from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
+from sparsekern.nn.int8 import TwoFourLinearInt8
 from sparsekern.nn.module import SparseModule
 from sparsekern.nn.report import LayerReport, SparsifyReport
 from sparsekern.nn.survey import (
@@ -198,7 +199,12 @@ def densify_(model: nn.Module) -> list[str]:
     weights: dict[int, nn.Parameter] = {}
     names = []
     for name, layer in model.named_modules():
-        if isinstance(layer, SparseModule):
+        if isinstance(layer, TwoFourLinearInt8):
+            dense = layer.to_dense_module()
+            carry(layer, dense)
+            swaps[id(layer)] = dense
+            names.append(name)
+        elif isinstance(layer, SparseModule):
             dense = layer.to_dense_module()
             dense.weight = weights.setdefault(id(layer.stored_weight), dense.weight)
             dense.register_parameter("bias", layer.bias)

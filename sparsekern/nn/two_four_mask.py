@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsekern.formats.two_four import GROUP, MASKS, PAIRS, TwoFour, metadata_of
 from sparsekern.ops import pack_two_four
@@ -18,7 +20,7 @@ class HeldMask:
     """The mask that a weight was packed with, its age, and the packed form while nothing changes.
 
     Layers that share one weight share one of these. A weight has changed when it is another tensor or another
-    version of it: PyTorch counts what is written in place, such as the steps of an optimizer. The weight of
+    version of it, as PyTorch counts what is written in place, or an optimizer has stepped. The weight of
     FSDP2 that a layer computes with is written to without being counted; its sharded Parameter tells instead.
 
     Attributes
@@ -117,6 +119,22 @@ class HeldMask:
         }
 
 
+# How often optimizers that hold a weight have stepped: the fused ones write to it without being counted.
+_steps: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if not _steps:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in _steps:
+                _steps[parameter] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
 class _Version:
     """A tensor as it was at one moment; the tensor is held weakly."""
 
@@ -128,8 +146,10 @@ class _Version:
         return self.tensor() is tensor and self._version == _version(tensor)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> tuple[int, int]:
+    if tensor.is_inference():
+        return 0, 0
+    return tensor._version, _steps.setdefault(tensor, 0)
 
 
 def first_metadata(rows: int, columns: int) -> Tensor:

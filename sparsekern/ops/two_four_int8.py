@@ -14,12 +14,12 @@ from sparsekern.ops.arguments import backend_name, check_tensor
 from sparsekern.ops.operator import Operator
 from sparsekern.ops.two_four_values import check_rows
 
-__all__ = ["quantize_two_four", "two_four_linear_int8"]
+__all__ = ["INT8_INPUT_DTYPES", "check_int8_columns", "quantize_two_four", "two_four_linear_int8"]
 
 LARGEST = 127
-INPUT_DTYPES = (torch.float32, torch.bfloat16)
-# Beyond, a sum of K / 2 products of 127 * 127 could pass 32 bits.
-MAX_COLUMNS = 2 * ((2**31 - 1) // LARGEST**2)
+INT8_INPUT_DTYPES = (torch.float32, torch.bfloat16)
+# Beyond, a sum of K / 2 products of -128 and 127 could pass 32 bits.
+MAX_COLUMNS = 2 * (2**31 // (LARGEST * (LARGEST + 1)))
 
 
 def _fake(
@@ -145,12 +145,11 @@ def two_four_linear_int8(
     rows, columns = packed.shape
     if packed.dtype != torch.int8:
         raise TypeError(f"packed must have int8 values, got {packed.dtype}")
-    if x.dtype not in INPUT_DTYPES:
+    if x.dtype not in INT8_INPUT_DTYPES:
         raise TypeError(f"x must be float32 or bfloat16, got {x.dtype}")
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
-    if columns > MAX_COLUMNS:
-        raise ValueError(f"packed must have at most {MAX_COLUMNS} columns for 32-bit sums, got {columns}")
+    check_int8_columns(packed)
     _check_part("scale", scale, (rows,), torch.float32, x)
     if bias is not None:
         _check_part("bias", bias, (rows,), x.dtype, x)
@@ -159,6 +158,14 @@ def two_four_linear_int8(
     if packed.device != x.device:
         raise ValueError(f"packed and x must be on one device, got {packed.device} and {x.device}")
     return _int8(x, packed.values, bias, packed.metadata, scale, x_scale, backend_name(backend))
+
+
+def check_int8_columns(packed: TwoFour) -> None:
+    """Raise unless 32-bit sums have room for all columns."""
+    if packed.shape[1] > MAX_COLUMNS:
+        raise ValueError(
+            f"packed must have at most {MAX_COLUMNS} columns for 32-bit sums, got {packed.shape[1]}"
+        )
 
 
 def _check_part(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:

@@ -72,6 +72,9 @@ def test_verdict(speedups, expected):
         (["8x6", "--pattern", "2:4"], "multiple of 4"),
         (["8x8", "--sparsity", "1.5"], "sparsity must be"),
         (["8x8", "--device", "nowhere"], "nowhere"),
+        (["8x8", "--device", "meta"], "--device must be cpu or cuda, got meta"),
+        (["8x8", "--seconds", "nan"], "must be a number of seconds above 0"),
+        (["8x8", "--seconds", "0"], "must be a number of seconds above 0"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

@@ -75,9 +75,16 @@ def test_a_state_dict_that_is_not_two_four_is_refused():
     state["metadata"] = torch.zeros_like(state["metadata"])
     with pytest.raises(RuntimeError, match="metadata must have two ascending columns for each group of 4"):
         int8.load_state_dict(state)
-    state = {**layer().state_dict(), "values": layer().values.float()}
-    with pytest.raises(RuntimeError, match=r"values must be int8, got a torch\.float32"):
-        int8.load_state_dict(state)
+    good = layer().state_dict()
+    for name, (wrong, message) in {
+        "values": (good["values"].float(), r"values must be a torch\.int8 tensor of shape \(12, 8\), got"),
+        "scale": (good["scale"] * torch.nan, "scale must be positive and finite"),
+        "metadata": ([1], r"metadata must be a tensor that the layer has, got \[1\]"),
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            int8.load_state_dict({**good, name: wrong})
+    with pytest.raises(RuntimeError, match="values and metadata must come together"):
+        int8.load_state_dict({"values": good["values"]}, strict=False)
     assert torch.equal(int8(X), before)
 
 
@@ -105,6 +112,61 @@ def test_bad_arguments(call, message):
 
 
 class TestQuantize:
+    def test_transformers_compute_and_come_back(self):
+        torch.manual_seed(0)
+        model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+        sk.sparsify_(model, pattern="2:4", method="fixed")
+        x = torch.randn(2, 5, 16)
+        with torch.no_grad():
+            exact = model(x)
+            quantize_int8_(model)
+            rounded = model(x)
+            assert sk.densify_(model) == ["linear1", "linear2"]
+            dense = model(x)
+        assert (rounded - exact).norm() / exact.norm() < 0.05
+        assert (dense - exact).norm() / exact.norm() < 0.05
+        assert isinstance(model.linear1, nn.Linear)
+
+    def test_masks(self):
+        model = network()
+        expected = [model[0].mask, model[2].mask]
+        quantize_int8_(model)
+        found = sk.methods.masks_of(model)
+        assert torch.equal(found["0"].to_mask(), expected[0])
+        assert torch.equal(found["2"].to_mask(), expected[1])
+
+    def test_hooks_and_attributes_are_carried_over(self):
+        model, seen = network(), []
+        model[0].register_forward_hook(lambda *_: seen.append(1))
+        model[0].tag = "mine"
+        quantize_int8_(model)
+        model(X)
+        assert seen == [1]
+        assert model[0].tag == "mine"
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+    def test_layers_whose_inputs_it_cannot_take_are_refused(self, dtype):
+        model = network().to(dtype)
+        with pytest.raises(ValueError, match="packed must be float32 or bfloat16, as the layer's inputs"):
+            quantize_int8_(model)
+        assert isinstance(model[0], TwoFourLinear)
+
+    def test_calibration_with_infinities_is_refused(self):
+        model = network()
+        with pytest.raises(ValueError, match="got inf as the largest magnitude for layer '0'"):
+            quantize_int8_(
+                model,
+                activations="static",
+                calibrate=lambda: [model(X), model(X.abs() * torch.inf), model(X)],
+            )
+
+    def test_calibration_with_nan_is_refused(self):
+        model = network()
+        with pytest.raises(ValueError, match="got nan as the largest magnitude for layer '0'"):
+            quantize_int8_(
+                model, activations="static", calibrate=lambda: [model(X), model(X * torch.nan), model(X)]
+            )
+
     @pytest.mark.parametrize("method", ["sr_ste", "fixed"])
     @pytest.mark.parametrize("activations", ["dynamic", "static"])
     def test_near_the_float_network(self, method, activations):

@@ -347,3 +347,43 @@ def test_the_interval_may_change_before_saving():
     layer.refresh_every = 3
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.mask, layer.mask)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+class TestOptimizersAreSeen:
+    """PyTorch's fused optimizers write to weights without counting it in their version."""
+
+    @staticmethod
+    def trained(kind, fused, refresh_every):
+        torch.manual_seed(0)
+        layer = TwoFourLinear(16, 16, method="ste", refresh_every=refresh_every)
+        optimizer = getattr(torch.optim, kind)(layer.parameters(), 0.5, fused=fused)
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+        return layer, optimizer, x
+
+    @staticmethod
+    def step(layer, optimizer, x):
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+
+    def test_the_mask_is_refreshed(self, kind, fused):
+        layer, optimizer, x = self.trained(kind, fused, refresh_every=3)
+        ages = []
+        for _ in range(7):
+            self.step(layer, optimizer, x)
+            ages.append(int(layer.state_dict()["age"]))
+        # The change after a step counts at once; every third one brings another mask.
+        assert ages == [1, 2, 3, 1, 2, 3, 1]
+
+    def test_what_is_kept_for_evaluation_is_of_the_weight_as_it_is(self, kind, fused):
+        layer, optimizer, x = self.trained(kind, fused, refresh_every=1)
+        layer.eval()
+        with torch.no_grad():
+            before = layer(x)
+        self.step(layer, optimizer, x)
+        with torch.no_grad():
+            after = layer(x)
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, torch.nn.functional.linear(x, layer.to_dense(), layer.bias))

@@ -64,6 +64,16 @@ class TestProduct:
         y = two_four_linear_int8(x, packed, scale)
         torch.testing.assert_close(y, torch.tensor([[2048.0] * 3, [-2048.0] * 3]))
 
+    @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+    def test_what_is_not_finite_shows_in_its_sample_alone(self, value):
+        packed, scale = quantized((9, 100))
+        x = torch.randn(3, 100, generator=torch.Generator().manual_seed(1))
+        expected = two_four_linear_int8(x, packed, scale)
+        x[1, 7] = value
+        y = two_four_linear_int8(x, packed, scale)
+        assert y[1].isnan().all()
+        assert torch.equal(y[[0, 2]], expected[[0, 2]])
+
     def test_ties_round_to_even(self):
         packed = TwoFour(
             torch.tensor([[1, 0]], dtype=torch.int8), torch.tensor([[0b0100]], dtype=torch.uint8)

@@ -69,9 +69,11 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     refined = _trained("two-four", refine, options, dataset, say)
     fix_masks_(refined)
     measure(f"3 2:4, {pipeline.refine.method}", refined)
-    _round(pipeline, refined, on_device)
+    # Products of int8 are for CPUs, so what they are measured against is there too.
+    device, on_device, dense = torch.device("cpu"), dataset, dense.cpu()
+    _round(pipeline, refined.cpu(), dataset)
     measure(f"4 2:4 and int8, {pipeline.last.activations}", refined)
-    sk.export.save_safetensors(refined.cpu(), folder / "model.safetensors")
+    sk.export.save_safetensors(refined, folder / "model.safetensors")
     _write(pipeline, stages, folder)
     say(as_table(stages))
     say(f"saved in {folder}: pipeline.md, pipeline.json, model.safetensors")
