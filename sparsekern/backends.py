@@ -50,7 +50,10 @@ class Backend:
 
 
 # They copy or compare bits, and know the floating-point types that they take themselves.
-_BIT_OPS = ("pack", "unpack", "transfer", "transfer_all", "update_topology")
+_BIT_OPS = (
+    *("pack", "unpack", "transfer", "transfer_all", "update_topology"),
+    *("pack_two_four", "gather_two_four", "unpack_two_four"),
+)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -73,6 +76,9 @@ def _cuda_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[st
         reasons.append(f"its kernels run on CUDA devices, and the inputs are on {device}")
     if not hasattr(cuda, op):
         reasons.append(f"it has no kernel for {op}")
+    if op == "pack_two_four" and dtype not in cuda.TWO_FOUR_TYPES:
+        names = ", ".join(map(_name, cuda.TWO_FOUR_TYPES))
+        reasons.append(f"it packs {names}, and the inputs are {_name(dtype)}")
     if not cuda.is_built():
         reasons.append("this build has no CUDA kernels: install with nvcc on PATH and SPARSEKERN_CUDA=1")
     return reasons

@@ -112,6 +112,11 @@ def test_the_cuda_backend_refuses_tensors_on_the_cpu(op):
     assert len(reasons) == 1 + (op not in ON_CUDA) + (not cuda.is_built())
 
 
+def test_float64_is_not_packed_on_a_gpu():
+    with pytest.raises(BackendError, match="cuda: it packs float16, bfloat16, float32, int8, and the inputs"):
+        select("pack_two_four", torch.float64, torch.device("cuda"), "cuda")
+
+
 def test_all_objections_of_a_backend_are_listed():
     with pytest.raises(BackendError) as refused:
         choose("linear", torch.zeros(1, dtype=torch.float16, device="meta"), "cpp")
