@@ -64,7 +64,7 @@ def test_every_backend_has_every_op(op):
 
 def test_there_are_no_other_ops():
     assert ops_of(cpp) == ops_of(reference) == {*COMPUTED, *COPIED}
-    assert ops_of(cuda) == {*ON_CUDA, "pack_two_four", "is_built"}
+    assert ops_of(cuda) == {*ON_CUDA, "pack_two_four", "transpose_two_four", "is_built"}
 
 
 @pytest.mark.parametrize("op", COMPUTED)
