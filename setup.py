@@ -39,6 +39,7 @@ X86_FLAGS = {
     "_avx2": AVX2_FLAGS,
     "_avx512": AVX512_FLAGS,
     "_vbmi2": ["-mavx512vbmi", "-mavx512vbmi2", *AVX512_FLAGS],
+    "_vnni": ["-mavx512vnni", "-mavx512vbmi", *AVX512_FLAGS],
 }
 
 # -ffp-contract=fast is GCC's default, stated because compilers differ in it: a multiply and an add fuse where
@@ -54,7 +55,7 @@ def fail(message: str) -> NoReturn:
 
 
 def isa_suffix(source: Path) -> str:
-    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2"), or "" for the baseline."""
+    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2", "_vnni"), "" for the baseline."""
     return next((suffix for suffix in X86_FLAGS if source.stem.endswith(suffix)), "")
 
 
@@ -236,10 +237,15 @@ setup(
     packages=[
         *find_packages(include=["sparsekern", "sparsekern.*"]),
         "sparsekern.experiments.recipes",
+        "sparsekern.experiments.pipelines",
         "sparsekern.kernels",
     ],
     package_dir={"sparsekern.kernels": "kernels"},
-    package_data={"sparsekern": ["py.typed"], "sparsekern.experiments.recipes": ["*.yaml"]},
+    package_data={
+        "sparsekern": ["py.typed"],
+        "sparsekern.experiments.recipes": ["*.yaml"],
+        "sparsekern.experiments.pipelines": ["*.yaml"],
+    },
     ext_modules=[Extension("sparsekern._C", [str(source) for source in cpp_sources()])],
     cmdclass={"build_ext": BuildNative},
 )

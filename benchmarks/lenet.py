@@ -16,8 +16,8 @@ import sparsekern as sk
 from benchmarks.contenders import DENSE, SPARSE
 from benchmarks.measure import LARGEST_ERROR, relative_error
 from benchmarks.settings import Settings
-from benchmarks.timing import interleave
 from sparsekern.experiments.models import LeNet5
+from sparsekern.timing import interleave
 
 SPARSITY, BATCH = 0.95, 128
 # A gradient passes five layers, each of which adds its rounding.

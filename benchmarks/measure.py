@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks import conv_contenders, linear_contenders
 from benchmarks.cases import Problem
 from benchmarks.contenders import DENSE, SPARSE, Contender
-from benchmarks.timing import interleave
+from sparsekern.timing import interleave
 
 # Largest error over the largest right value. Float32 sums of 131,072 terms, the longest here, stay ten times
 # below it; a wrong kernel is a thousand times above.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparsekern as sk
 from benchmarks.settings import Settings
-from benchmarks.timing import interleave
+from sparsekern.timing import interleave
 
 CALLS = 200
 SIZE = 8

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sparsekern as sk
 from benchmarks.settings import Settings
-from benchmarks.timing import interleave
+from sparsekern.timing import interleave
 
 SIZES = (1024, 4096, 8192)
 QUICK_SIZES = (96,)

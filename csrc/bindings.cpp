@@ -8,5 +8,6 @@ PYBIND11_MODULE(_C, module) {
     bind_compute(module);
     bind_grow_candidates(module);
     bind_two_four(module);
+    bind_two_four_linear(module);
     bind_cuda(module);
 }

@@ -1,10 +1,11 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import init, methods, nn, ops
+from sparsekern import export, init, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.formats.two_four import TwoFour
+from sparsekern.methods import SET, SNFS, RigL, RigLInverted, Static, nm_mask_
 from sparsekern.nn import densify_, sparsify_
 
 __all__ = [
@@ -15,10 +16,13 @@ __all__ = [
     "RigL",
     "RigLInverted",
     "Static",
+    "TwoFour",
     "__version__",
     "densify_",
+    "export",
     "init",
     "methods",
+    "nm_mask_",
     "nn",
     "ops",
     "sparsify_",

@@ -51,8 +51,14 @@ class Backend:
 
 # They copy or compare bits, and know the floating-point types that they take themselves.
 _BIT_OPS = (
-    *("pack", "unpack", "transfer", "transfer_all", "update_topology"),
-    *("pack_two_four", "gather_two_four", "unpack_two_four"),
+    "gather_two_four",
+    "pack",
+    "pack_two_four",
+    "transfer",
+    "transfer_all",
+    "unpack",
+    "unpack_two_four",
+    "update_topology",
 )
 
 
@@ -126,8 +132,8 @@ def _reference_refusals(op: str, dtype: torch.dtype, device: torch.device) -> li
 BACKENDS: dict[str, Backend] = {
     "cpp": Backend("cpp", _cpp_refusals, cpp),
     "cuda": Backend("cuda", _cuda_refusals, cuda),
-    "torch": Backend("torch", _torch_refusals, semi_structured),
     "triton": Backend("triton", _triton_refusals, triton),
+    "torch": Backend("torch", _torch_refusals, semi_structured),
     "reference": Backend("reference", _reference_refusals, reference),
 }
 

@@ -60,6 +60,12 @@ def _with_extra(command: str, module: str, function: str, arguments: list[str]) 
     return run(arguments)
 
 
+def _bench(arguments: list[str]) -> int:
+    from sparsekern.bench.command import bench_command
+
+    return bench_command(arguments)
+
+
 def _env(arguments: list[str]) -> int:
     Parser(prog="sparsekern env", description="Describe this machine and installation.").parse_args(arguments)
     from sparsekern import env
@@ -72,5 +78,6 @@ def _env(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train one of the recipes, sparse or dense", _train),
     "sweep": ("train one with many methods, initializations and seeds, and tabulate", _sweep),
+    "bench": ("time a sparse layer of your shape against the dense one", _bench),
     "env": ("describe this machine and installation", _env),
 }

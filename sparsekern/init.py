@@ -3,12 +3,13 @@
 Each function writes the weight of a `SparseLinear` or `SparseConv2d` in place and returns the layer. Values
 are drawn at nnz size, in the pattern's order, for both storages: the same generator gives the same weights
 whether the layer is compact or masked. In masked storage the inactive positions become 0. Biases are left
-alone.
+alone. The neurons of a 2:4 layer all have half their inputs: it takes the dense initialization.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -37,9 +38,10 @@ def dense_(
 
     Parameters
     ----------
-    layer : SparseLinear or SparseConv2d
-        Any dtype and storage. The fans are those of the dense layer: kernel area times the input (output)
-        channels that one output (input) channel is connected to, so groups divide both.
+    layer : SparseLinear, SparseConv2d, TwoFourLinear or TwoFourConv2d
+        Any dtype and storage; a 2:4 layer with a dense weight gets all of it drawn. The fans are those of the
+        dense layer: kernel area times the input (output) channels that one output (input) channel is
+        connected to, so groups divide both.
     scheme : str
         ``"glorot"``, which is what the paper's code calls original, or ``"kaiming"``, the default of
         ``torch.nn.Linear`` and ``torch.nn.Conv2d`` (``a = sqrt(5)``: uniform within ``1/sqrt(n_in)``).
@@ -60,9 +62,11 @@ def dense_(
     Glorot & Bengio (2010). Evci et al., *Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win*
     (2022), "Original" in its tables.
     """
-    pattern = _pattern_of(layer)
+    shape = getattr(layer, "weight_shape", None)
+    if shape is None:
+        raise TypeError(f"layer must be a sparse layer, such as SparseLinear, got {type(layer).__name__}")
     gain = _check_options(gain, distribution, generator)
-    fan_in, fan_out = _dense_fans(pattern, _groups_of(layer))
+    fan_in, fan_out = _dense_fans(shape, _groups_of(layer))
     if check_choice(scheme, ("glorot", "kaiming"), "scheme") == "glorot":
         variance = 2 * gain / (fan_in + fan_out)
     else:
@@ -91,7 +95,7 @@ def per_layer_(
     """
     pattern = _pattern_of(layer)
     gain = _check_options(gain, distribution, generator)
-    fan_in, fan_out = _dense_fans(pattern, _groups_of(layer))
+    fan_in, fan_out = _dense_fans(pattern.shape, _groups_of(layer))
     density = pattern.nnz / pattern.numel
     # An empty pattern has no value to scale.
     variance = 2 * gain / (fan_in + fan_out) / density if density else 0.0
@@ -176,9 +180,9 @@ def _input_channels(pattern: Pattern, groups: int) -> Tensor:
     return channel.add_(pattern.value_rows() // rows_per_group * channels_per_group)
 
 
-def _dense_fans(pattern: Pattern, groups: int) -> tuple[int, int]:
-    area = math.prod(pattern.shape[2:])
-    return pattern.shape[1] * area, pattern.shape[0] // groups * area
+def _dense_fans(shape: Sequence[int], groups: int) -> tuple[int, int]:
+    area = math.prod(shape[2:])
+    return shape[1] * area, shape[0] // groups * area
 
 
 def _fill(
@@ -186,13 +190,13 @@ def _fill(
 ) -> Layer:
     """Draws the layer's values with the given variance, one for all or one each, and writes them."""
     weight = layer.stored_weight
-    pattern = layer.pattern
+    pattern = getattr(layer, "pattern", None)
     if weight.is_meta:
         return layer
     # Half-precision draws have coarse steps near the ends of the range, so the draw is float32 at least.
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     device = generator.device if generator is not None else weight.device
-    drawn = torch.empty(pattern.nnz, dtype=dtype, device=device)
+    drawn = torch.empty(weight.shape if pattern is None else pattern.nnz, dtype=dtype, device=device)
     if distribution == "uniform":
         # A uniform variable on [-a, a] has variance a^2 / 3.
         drawn.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
@@ -207,7 +211,7 @@ def _fill(
         drawn.mul_(math.sqrt(variance))
     with torch.no_grad():
         drawn = drawn.to(weight.dtype)
-        weight.copy_(drawn if weight.dim() == 1 else pattern.unpack(drawn))
+        weight.copy_(drawn if drawn.shape == weight.shape else pattern.unpack(drawn))
     return layer
 
 

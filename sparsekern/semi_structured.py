@@ -8,25 +8,31 @@ what metadata says, in another order.
 from __future__ import annotations
 
 import math
+import weakref
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "DTYPES",
+    "FEWEST_SAMPLES",
     "LAYOUTS",
     "arrange",
     "choose_layout",
     "device_refusals",
     "semi_structured_linear",
     "size_refusals",
+    "two_four_linear",
     "write_values",
 ]
 
 LAYOUTS = ("cutlass", "cusparselt")
 DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+# Below, a product waits for the weight's bytes, not for tensor cores, which would not pay for arranging it.
+FEWEST_SAMPLES = 128
 # Sparse tensor cores came with it.
 LEAST_CAPABILITY = (8, 0)
 
@@ -51,6 +57,8 @@ MULTIPLES = {
 
 # The fastest of cuSPARSELt's algorithms, as far as known, by device, dtype, sizes and bias.
 _algorithms: dict[tuple[object, ...], int] = {}
+# What `two_four_linear` has arranged, by metadata, for as long as that and the values are as they were.
+_arranged: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 # Whether cuSPARSELt has the values of a weight of some size first, in their order.
 _values_lead: dict[tuple[object, ...], bool] = {}
 
@@ -101,6 +109,34 @@ def choose_layout(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
             return layout, reasons
         reasons += [f"{layout}: {refusal}" for refusal in refusals]
     return "rows", reasons
+
+
+def two_four_linear(x: Tensor, values: Tensor, bias: Tensor | None, metadata: Tensor) -> Tensor:
+    """The op, on a weight packed by rows, in whichever layout the device multiplies.
+
+    Raises
+    ------
+    ValueError
+        When no layout suits device, dtype and sizes, with all reasons.
+    """
+    rows, columns = values.shape[0], 2 * values.shape[1]
+    layout, reasons = choose_layout(rows, columns, x.dtype, x.device)
+    if layout == "rows":
+        raise ValueError(f"x and the weight must suit PyTorch's 2:4 products: {'; '.join(reasons)}")
+    arranged, words = _kept_arrangement(values, metadata, layout)
+    return semi_structured_linear(x, arranged, bias, words, layout, rows)
+
+
+def _kept_arrangement(values: Tensor, metadata: Tensor, layout: str) -> tuple[Tensor, Tensor | None]:
+    found = _arranged.get(metadata)
+    if found is not None:
+        weak, version, arranged = found
+        if weak() is values and version == values._version:
+            return arranged
+    arranged = arrange(values, metadata, layout)
+    if not values.is_inference():
+        _arranged[metadata] = weakref.ref(values), values._version, arranged
+    return arranged
 
 
 def semi_structured_linear(

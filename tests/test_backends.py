@@ -36,9 +36,22 @@ COMPUTED = [
     "conv2d_grad_values",
     "grow_candidates",
     "grow_candidates_conv2d",
+    "two_four_linear",
+    "two_four_linear_grad_input",
+    "two_four_linear_grad_values",
+    "two_four_linear_int8",
 ]
-COPIED = ["pack", "unpack", "transfer", "transfer_all", "update_topology"]
-ON_CUDA = {"transfer", "transfer_all", "update_topology"}
+COPIED = [
+    "pack",
+    "unpack",
+    "transfer",
+    "transfer_all",
+    "update_topology",
+    "pack_two_four",
+    "gather_two_four",
+    "unpack_two_four",
+]
+ON_CUDA = {"pack_two_four", "transfer", "transfer_all", "update_topology"}
 ON_CPU = torch.zeros(1)
 
 

@@ -18,15 +18,16 @@ PACKAGE = ROOT / "sparsekern"
 # From the bottom up. A unit is a folder or a file of the package; it imports from its own line and below.
 # __init__ is the public interface: what stands above it uses it as any user does, what is below never does.
 LAYERS = [
-    {"_version", "files"},
+    {"_version", "files", "timing"},
     {"native", "kernels", "_C"},
     {"formats", "seeds", "geometry", "candidates"}
     | {"backends", "cpp", "cuda", "semi_structured", "triton", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},
+    {"export"},
     {"__init__"},
-    {"experiments", "env"},
+    {"experiments", "env", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,13 +16,16 @@ import torch.nn.functional as F
 import sparsekern as sk
 from sparsekern import env, ops
 from sparsekern.backends import BACKENDS
+from sparsekern.experiments.arguments import given_keys
 from sparsekern.experiments.command import build_parser, read_recipe
-from sparsekern.experiments.recipe import load_recipe, recipe_names
+from sparsekern.experiments.pipeline.plan import load_pipeline, pipeline_keys, pipeline_names
+from sparsekern.experiments.recipe import load_recipe, recipe_keys, recipe_names
 from sparsekern.experiments.sweep.command import build_parser as build_sweep_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+OPS = ROOT / "docs" / "ops.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", *GUIDES]
 FOLDERS = ("csrc", "kernels", "sparsekern", "benchmarks", "docs", "tests")
@@ -90,7 +93,8 @@ def test_readme_is_short(readme):
     assert len(readme.splitlines()) < 200
 
 
-def test_python_blocks_run_one_after_another(readme, capsys):
+def test_python_blocks_run_one_after_another(readme, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = fenced(readme, "python")
     namespace: dict[str, object] = {}
     for block in blocks:
@@ -137,7 +141,8 @@ def test_make_targets_exist(document):
 def test_relative_links_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert missing([link.partition("#")[0] for link in links if "://" not in link]) == []
+    places = [link.partition("#")[0] for link in links if "://" not in link]
+    assert [place for place in places if not (document.parent / place).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
@@ -163,6 +168,12 @@ def test_figures_have_their_place(readme):
     begin, end = "<!-- figures:begin -->", "<!-- figures:end -->"
     assert readme.count(begin) == readme.count(end) == 1
     assert readme.index(begin) < readme.index(end)
+
+
+def rows_of_ops() -> list[list[str]]:
+    """All tables of ops, one after another."""
+    _, *sections = OPS.read_text(encoding="utf-8").split("\n## ")
+    return [row for section in sections for row in table(section, "op")]
 
 
 class TestTheOpsTable:
@@ -200,20 +211,34 @@ class TestTheOpsTable:
             "b": integers(shape[0]),
         }
 
-    def test_has_every_op_once_with_its_backends(self, readme):
-        rows = {row[0].partition("(")[0]: row[2].split(", ") for row in table(readme, "op")}
-        assert len(rows) == len(table(readme, "op"))
-        assert rows == {
-            op: [b.name for b in BACKENDS.values() if hasattr(b.kernels, op)]
-            for op in ops.__all__
-            if inspect.isfunction(getattr(ops, op))
-        }
+    def two_four_names(self) -> dict[str, object]:
+        dense = torch.randint(-4, 5, (20, 32), generator=torch.Generator().manual_seed(1)).float()
+        packed = ops.pack_two_four(dense, transposable=True)
+        mask = packed.to_mask()
+        return {"dense": dense, "packed": packed, "mask": mask, "V": dense.where(mask, 0)}
 
-    def test_both_sides_are_equal(self, readme):
-        for call, expression, _ in table(readme, "op"):
-            if call.startswith("update_topology"):
+    def test_has_every_op_once_with_its_backends(self):
+        listed = rows_of_ops()
+        rows = {row[0].partition("(")[0]: row[2].split(", ") for row in listed}
+        assert len(rows) == len(listed)
+        assert rows.keys() == {op for op in ops.__all__ if inspect.isfunction(getattr(ops, op))}
+        for op, backends in rows.items():
+            # Those made of other ops have no kernel of their own.
+            named = [backend.name for backend in BACKENDS.values() if hasattr(backend.kernels, op)]
+            assert not named or backends == named
+
+    def test_both_sides_are_equal(self):
+        checked = 0
+        for call, expression, _ in rows_of_ops():
+            expression = expression.partition("`, with")[0]
+            try:
+                compile(expression, call, "eval")
+            except SyntaxError:
                 continue  # a sentence in place of an expression
+            checked += 1
             names = self.names((20, 30), (9, 30))
+            if "packed" in call:
+                names = self.names((20, 32), (9, 32)) | self.two_four_names()
             if "conv2d" in call:
                 names = self.names((6, 4, 3, 3), (3, 8, 11, 13))
             got, expected = eval(call, names), eval(expression, names)
@@ -221,6 +246,7 @@ class TestTheOpsTable:
                 # In the order of positions, where topk is in that of values.
                 got, expected = got[1].sort(descending=True).values, expected.values
             torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=call)
+        assert checked >= 18
 
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98])
@@ -252,7 +278,11 @@ def test_training_commands_are_accepted(document):
     spans = [span for span in code_spans(text) if re.match(r"sparsekern train [a-z]", span)]
     assert len(spans) >= 2
     for span in spans:
-        read_recipe(build_parser().parse_args(shlex.split(span)[2:]))
+        options = build_parser().parse_args(shlex.split(span)[2:])
+        if options.recipe in pipeline_names():
+            load_pipeline(options.recipe, given_keys(options, [*pipeline_keys(), *recipe_keys()]))
+        else:
+            read_recipe(options)
 
 
 def test_sweep_commands_are_accepted():

@@ -20,7 +20,7 @@ from benchmarks.gpu.supervise import Broken
 from benchmarks.gpu.weight_contenders import GRADIENT, WEIGHTS, YARDSTICKS, WeightProblem
 from benchmarks.measure import first_line, relative_error
 from benchmarks.roofline import H200, Sizes, product_work
-from benchmarks.timing import CudaClock, cpu_clock, interleave
+from sparsekern.timing import CudaClock, cpu_clock, interleave
 
 BUILDERS: dict[str, Builders] = {**LINEAR, **CONV, **WEIGHTS}
 PRODUCT_OPS = tuple(op for ops in PRODUCTS.values() for op in ops)

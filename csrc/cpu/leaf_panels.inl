@@ -1,5 +1,7 @@
 // Samples into panels and out of them, with the conversions that stored types need.
 
+#pragma once
+
 #include "kernel_table.h"
 #include "vec.h"
 

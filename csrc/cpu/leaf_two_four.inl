@@ -40,6 +40,22 @@ inline LongVec first_lanes(int64_t lanes) {
     return live;
 }
 
+// Writes a vector around the caches, where it is aligned; and orders such writes before all that follow.
+inline void stream(unsigned char* to, DoubleVec words) {
+#if SPARSEKERN_VECTOR_BYTES == 64
+    _mm512_stream_pd(reinterpret_cast<double*>(to), (__m512d)words);
+#elif SPARSEKERN_VECTOR_BYTES == 32
+    _mm256_stream_pd(reinterpret_cast<double*>(to), (__m256d)words);
+#else
+    std::memcpy(to, &words, sizeof(words));
+#endif
+}
+inline void end_streams() {
+#if SPARSEKERN_VECTOR_BYTES > 16
+    _mm_sfence();
+#endif
+}
+
 inline uint64_t swap_bits(uint64_t word, int distance, uint64_t low) {
     const uint64_t swap = (word ^ (word >> distance)) & low;
     return word ^ swap ^ (swap << distance);
@@ -107,7 +123,7 @@ public:
                 const int64_t bytes = value_bytes - 8 * first;
                 if (bytes <= 0) break;
                 unsigned char* const at = to.values + row * to.value_stride + 8 * first;
-                store_square(&values_[column][first], at, 4 * to.value_stride, lanes, bytes);
+                store_square(&values_[column][first], at, 4 * to.value_stride, lanes, bytes, to.streamed);
             }
         }
     }
@@ -115,14 +131,19 @@ public:
 private:
     // Transposes as many words as there are lanes.
     static void store_square(const LongVec* from, unsigned char* to, int64_t stride, int64_t lanes,
-                             int64_t bytes) {
+                             int64_t bytes, bool streamed) {
         DoubleVec square[kTwoFourLanes];
 #pragma GCC unroll 8
         for (int i = 0; i < kTwoFourLanes; ++i) square[i] = bits_as<DoubleVec>(from[i]);
         transpose_square<double>(square);
 #pragma GCC unroll 8
         for (int i = 0; i < kTwoFourLanes; ++i) {
-            if (i < lanes) store_some(to + i * stride, square[i], bytes);
+            if (i >= lanes) break;
+            if (streamed && bytes >= kBytes) {
+                stream(to + i * stride, square[i]);
+            } else {
+                store_some(to + i * stride, square[i], bytes);
+            }
         }
     }
 
@@ -181,6 +202,7 @@ bool pack_tiles(const TileStrip& given) {
         transposed[i].store(strip.transposed, i * kTwoFourLanes, kTwoFourLanes, strip.tile_rows);
     }
     if (rest > 0) transposed[whole].store(strip.transposed, whole * kTwoFourLanes, rest, strip.tile_rows);
+    if (strip.transposed.streamed) end_streams();
     return nonfinite.none();
 }
 

@@ -6,15 +6,25 @@ namespace sparsekern {
 namespace SPARSEKERN_ISA {
 namespace {
 
+// Lane by lane a where it is larger than b, else b.
+inline DoubleVec larger_of(DoubleVec a, DoubleVec b) {
+#if SPARSEKERN_VECTOR_BYTES == 64
+    return (DoubleVec)_mm512_maskz_max_pd(0xFF, (__m512d)a, (__m512d)b);
+#elif SPARSEKERN_VECTOR_BYTES == 32
+    return (DoubleVec)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
 // The best mask so far, by its total.
 struct BestMask {
     DoubleVec total;
     LongVec choice;
 
     void consider(DoubleVec other, LongVec other_choice) {
-        const auto larger = other > total;
-        choice = larger ? other_choice : choice;
-        total = larger ? other : total;
+        choice = other > total ? other_choice : choice;
+        total = larger_of(other, total);
     }
 };
 

@@ -6,6 +6,7 @@
 #include "compute_values.h"
 #include "linear_narrow.h"
 #include "panel_product.h"
+#include "tile_rows.h"
 #include "transposed_matrix.h"
 
 namespace sparsekern {
@@ -17,8 +18,10 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
     check_matrix("x", x, x.rows, pattern.cols);
     check_matrix("y", y, x.rows, pattern.rows);
     if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
+    if (x.rows == 0) return;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
+        using A = AccumulateType<T>;
         const ComputeValues<T> weights(values.data, values.count);
         const ComputeValues<T> start(bias.data, bias.data != nullptr ? bias.count : 0);
         const TileMatrix matrix = as_matrix(pattern);
@@ -27,7 +30,9 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
         }
         const int worthwhile =
             worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
-        PanelProduct<T>(matrix, weights.data(), start.data(), worthwhile).run(x, y);
+        const PanelShape shape(x.rows, kernels<A>().lanes, kMaxVectors);
+        const TileRows<A> rows(matrix, weights.data(), start.data(), shape);
+        PanelProduct<T, TileRows<A>>(rows, shape, worthwhile).run(x, y);
     });
 }
 

@@ -8,6 +8,7 @@
 #include "linear_narrow.h"
 #include "panel_product.h"
 #include "sparsekern/linear.h"
+#include "tile_rows.h"
 #include "transposed_matrix.h"
 
 namespace sparsekern {
@@ -103,7 +104,8 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
         }
         TransposedMatrix<A> transposed(pattern, pattern.tile_cols);
         transposed.load(weights.data(), 0, pattern.tile_cols, worthwhile);
-        PanelProduct<T>(transposed.matrix(), transposed.values(), nullptr, worthwhile).run(grad_y, grad_x);
+        const TileRows<A> rows(transposed.matrix(), transposed.values(), nullptr, shape);
+        PanelProduct<T, TileRows<A>>(rows, shape, worthwhile).run(grad_y, grad_x);
     });
 }
 

@@ -65,6 +65,17 @@ constexpr int64_t kStripRows = 4 * kStripTiles;
 // Columns that are packed at a time: a strip's scratch stays in a private cache.
 constexpr int64_t kChunkColumns = 1024;
 
+// From this many bytes on, a transposed packing is written around the caches, which cannot hold it until it
+// is used: each of its lines would have to be read before it is written.
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
+
+bool is_streamed(const OutputPacking& transposed, TwoFourShape shape, int64_t element_size) {
+    constexpr int64_t line = 64;
+    const int64_t row = shape.rows / 2 * element_size, strip = kStripRows / 2 * element_size;
+    const bool aligned = reinterpret_cast<uintptr_t>(transposed.values.data) % line == 0 && row % line == 0;
+    return aligned && strip % line == 0 && shape.columns * row >= kStreamedBytes;
+}
+
 // The packing of the part of the matrix that begins at a row and a column.
 PackedRows part(const OutputPacking& packed, int64_t columns, int64_t element_size, int64_t row,
                 int64_t column) {
@@ -84,10 +95,9 @@ template <class Pack>
 bool for_each_part(TwoFourShape shape, bool downward, int64_t words, int threads, const Pack& pack) {
     const int64_t strips = (shape.rows + kStripRows - 1) / kStripRows;
     const int64_t chunks = (shape.columns + kChunkColumns - 1) / kChunkColumns;
-    const int worthwhile = worthwhile_threads(threads, 0, shape.rows * shape.columns);
     bool all = true;
     Team team;
-#pragma omp parallel num_threads(worthwhile) reduction(&& : all)
+#pragma omp parallel num_threads(threads) reduction(&& : all)
     {
         auto scratch = team.scratch([&] { return Buffer<uint64_t>(words); });
         const SubnormalNumbers subnormal;
@@ -109,14 +119,12 @@ template <class Format>
 [[noreturn]] void refuse_nonfinite(const void* data, TwoFourShape shape) {
     const auto* const weight = static_cast<const typename Format::Storage*>(data);
     int64_t at = 0;
-    while (is_finite<Format>(weight[at])) ++at;
+    while (at + 1 < shape.rows * shape.columns && is_finite<Format>(weight[at])) ++at;
     const bool is_nan = magnitude_bits<Format>(weight[at]) > Format::kInfinity;
     const bool negative = (weight[at] & Format::kSign) != 0;
     throw std::invalid_argument(std::string("weight: expected finite values, got ") +
-                                (is_nan     ? "nan"
-                                 : negative ? "-inf"
-                                            : "inf") +
-                                " at row " + std::to_string(at / shape.columns) + ", column " +
+                                (negative && !is_nan ? "-" : "") + (is_nan ? "nan" : "inf") + " at row " +
+                                std::to_string(at / shape.columns) + ", column " +
                                 std::to_string(at % shape.columns));
 }
 
@@ -142,6 +150,7 @@ void pack(WeightType type, TwoFourShape shape, InputValues weight, const OutputP
     const auto groups = kernels.rows[static_cast<int>(type)];
     const int64_t chunk_tiles = std::min(kChunkColumns, shape.columns) / 4;
     const int64_t words = transposed != nullptr ? scratch_words(chunk_tiles, size) : 0;
+    const bool streamed = transposed != nullptr && is_streamed(*transposed, shape, size);
     const auto pack_part = [&](int64_t row, int64_t rows, int64_t column, int64_t columns,
                                uint64_t* scratch) {
         const unsigned char* const from = data + (row * shape.columns + column) * size;
@@ -149,11 +158,16 @@ void pack(WeightType type, TwoFourShape shape, InputValues weight, const OutputP
         const PackedRows to = part(packed, shape.columns, size, row, column);
         if (!transposable) return groups({from, stride, rows, columns / 4, to});
         if (transposed == nullptr) return tiles({from, stride, rows / 4, columns / 4, to, {}, nullptr});
-        const PackedRows to_transposed = part(*transposed, shape.rows, size, column, row);
+        PackedRows to_transposed = part(*transposed, shape.rows, size, column, row);
+        to_transposed.streamed = streamed;
         return tiles({from, stride, rows / 4, columns / 4, to, to_transposed, scratch});
     };
-    if (!for_each_part(shape, transposed != nullptr, words, threads, pack_part))
+    // Masks of tiles take some four times as long as those of groups.
+    const int64_t elements = shape.rows * shape.columns * (transposable ? 4 : 1);
+    threads = worthwhile_threads(threads, 0, elements);
+    if (!for_each_part(shape, transposed != nullptr, words, threads, pack_part)) {
         refuse_nonfinite(type, weight.data, shape);
+    }
 }
 
 }  // namespace

@@ -17,6 +17,8 @@ struct PackedRows {
     int64_t value_stride = 0;
     unsigned char* metadata = nullptr;
     int64_t metadata_stride = 0;
+    // Whole cache lines of values are written around the caches. Values are then aligned to those.
+    bool streamed = false;
 };
 
 // Up to kStripTiles rows of `tiles` tiles each. The transposed packing's rows are the weight's columns; it is

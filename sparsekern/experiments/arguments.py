@@ -3,10 +3,11 @@
 import argparse
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsekern.experiments.keys import Key
 from sparsekern.experiments.parser import Parser
 from sparsekern.experiments.recipe import Recipe, load_recipe, recipe_groups, recipe_keys, recipe_names
 
@@ -42,11 +43,22 @@ def recipe_parser(prog: str, usage: str, description: str) -> Parser:
 def add_keys(parser: Parser, without: Sequence[str] = ()) -> None:
     """One option for every key of a recipe, in the groups that the keys have."""
     for title, keys in recipe_groups().items():
-        group = parser.add_argument_group(f"keys of the recipe: {title}")
-        for name, key in keys.items():
-            if name not in without:
-                option = "--" + name.replace("_", "-")
-                group.add_argument(option, dest=f"key_{name}", metavar=key.metavar, help=key.about)
+        wanted = {name: key for name, key in keys.items() if name not in without}
+        add_group(parser, f"keys of the recipe: {title}", wanted)
+
+
+def add_group(parser: Parser, title: str, keys: Mapping[str, Key]) -> None:
+    """One option for every key, under a title."""
+    group = parser.add_argument_group(title)
+    for name, key in keys.items():
+        option = "--" + name.replace("_", "-")
+        group.add_argument(option, dest=f"key_{name}", metavar=key.metavar, help=key.about)
+
+
+def given_keys(options: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
+    """Those of the keys that were typed, as text."""
+    given = {name: getattr(options, f"key_{name}", None) for name in keys}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -59,16 +71,15 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with its overrides, and those that changed it."""
-    given = {name: getattr(options, f"key_{name}", None) for name in recipe_keys()}
     original = load_recipe(options.recipe)
-    recipe = original.override({name: value for name, value in given.items() if value is not None})
+    recipe = original.override(given_keys(options, recipe_keys()))
     before = original.settings()
     return recipe, {name: value for name, value in recipe.settings().items() if value != before[name]}
 
 
-def default_output(recipe: Recipe, overrides: dict[str, Any], prefix: str = "") -> Path:
+def default_output(name: str, overrides: dict[str, Any], prefix: str = "") -> Path:
     """``runs/NAME-KEY=VALUE...``: a folder of its own for every set of overrides."""
-    parts = [prefix + recipe.name, *(f"{name}={value}" for name, value in overrides.items())]
+    parts = [prefix + name, *(f"{key}={value}" for key, value in overrides.items())]
     return Path("runs") / "-".join(parts).replace("/", "_")
 
 

@@ -3,9 +3,12 @@
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.experiments.at_init import masks_at_init
+from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.models import MODELS
 from sparsekern.experiments.recipe import Recipe
+from sparsekern.experiments.weights import load_weights
 from sparsekern.methods.masks import load_masks
 from sparsekern.nn import SparseLayer, SparsifyReport
 from sparsekern.seeds import generator
@@ -14,27 +17,42 @@ from sparsekern.seeds import generator
 _TOLERANCE = 0.005
 
 
-def build_model(recipe: Recipe) -> tuple[nn.Module, SparsifyReport | None]:
+def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Module, SparsifyReport | None]:
     """The recipe's network on the CPU, and the report of what was made sparse (None for a dense one).
 
-    Dense Glorot weights first, then masks (random with exact counts, or those of the file ``recipe.masks``),
-    then the sparse initialization (``"dense"`` keeps the Glorot weights, masked). Every linear and
-    convolutional weight is masked, first and last included, as in the paper; biases are dense and start at
-    zero. Initial weights come from ``recipe.seed_of("init")`` and random masks from
-    ``recipe.seed_of("mask")``: either can be held while the other changes. With ``sparsity`` 0 or a dense
-    method the network stays dense, where the three initializations are one.
+    Dense Glorot weights first, then masks (random with exact counts, those of the file ``recipe.masks``, or
+    by the Glorot weights with ``recipe.at_init``), then the sparse initialization (``"dense"`` keeps the
+    Glorot weights, masked). Every linear and convolutional weight is masked, first and last included, as in
+    the paper; biases are dense and start at zero. Initial weights come from ``recipe.seed_of("init")`` and
+    random masks from ``recipe.seed_of("mask")``: either can be held while the other changes. With
+    ``sparsity`` 0 or a dense method the network stays dense, where the three initializations are one. With a
+    2:4 method all weights are 2:4 and start from the dense ones. ``recipe.weights`` are taken in place of the
+    dense ones, and kept.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    dataset : Dataset, optional
+        On the CPU. Needed with ``recipe.at_init`` only.
 
     Raises
     ------
     ExperimentError
-        If the masks cannot be read, are for another network, or have another sparsity than the recipe.
+        If the masks cannot be read, are for another network, or have another sparsity than the recipe; if the
+        network cannot be scored.
     """
     init_generator = generator(recipe.seed_of("init"), "init")
     _, construct = MODELS[recipe.network]
     model = construct(init_generator)
+    if recipe.weights is not None:
+        load_weights(model, recipe)
     if not recipe.is_sparse:
         return model, None
-    report = _mask(model, recipe)
+    if recipe.is_two_four:
+        return model, _two_four(model, recipe)
+    report = _mask(model, recipe, dataset)
+    if recipe.weights is not None:
+        return model, report
     for layer in model.modules():
         if not isinstance(layer, SparseLayer):
             continue
@@ -45,7 +63,25 @@ def build_model(recipe: Recipe) -> tuple[nn.Module, SparsifyReport | None]:
     return model, report
 
 
-def _mask(model: nn.Module, recipe: Recipe) -> SparsifyReport:
+def _two_four(model: nn.Module, recipe: Recipe) -> SparsifyReport:
+    decay = {"decay": recipe.sr_ste_decay} if recipe.method == "sr_ste" else {}
+    fixed = recipe.method == "two_four_fixed"
+    return sk.sparsify_(
+        model,
+        pattern="2:4",
+        method="fixed" if fixed else recipe.method,
+        transposable=recipe.transposable,
+        refresh_every=1 if fixed else recipe.refresh_every,
+        **decay,
+    )
+
+
+def _mask(model: nn.Module, recipe: Recipe, dataset: Dataset | None) -> SparsifyReport:
+    if recipe.at_init is not None:
+        if dataset is None:
+            raise ValueError(f"dataset must be given for a recipe with at_init {recipe.at_init}, got None")
+        masks = masks_at_init(model, dataset, recipe)
+        return sk.sparsify_(model, masks=masks, storage=recipe.storage, init="keep")
     if recipe.masks is None:
         return sk.sparsify_(
             model,

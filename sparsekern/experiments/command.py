@@ -9,16 +9,20 @@ from typing import Any
 import torch
 
 from sparsekern.experiments.arguments import (
+    add_group,
     add_keys,
     default_output,
+    given_keys,
     parse,
     read_recipe,
     recipe_parser,
     small_count,
 )
-from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.errors import ExperimentError, RecipeError
 from sparsekern.experiments.parser import Parser
-from sparsekern.experiments.recipe import Recipe
+from sparsekern.experiments.pipeline.plan import load_pipeline, pipeline_keys, pipeline_names
+from sparsekern.experiments.pipeline.run import run_pipeline
+from sparsekern.experiments.recipe import recipe_keys
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
 
@@ -29,9 +33,11 @@ def train_command(arguments: list[str]) -> int:
     """Run ``sparsekern train`` with ``arguments`` and return the exit code."""
     options = parse(build_parser(), arguments)
     try:
-        recipe, overrides = read_recipe(options)
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        run(recipe, _run_options(options, recipe, overrides))
+        if options.recipe in pipeline_names():
+            _train_pipeline(options)
+        else:
+            _train_recipe(options)
     except Stopped as stopped:
         again = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
         command = shlex.join([*_PROG.split(), *again, "--resume"])
@@ -50,6 +56,19 @@ def train_command(arguments: list[str]) -> int:
     return 0
 
 
+def _train_recipe(options: argparse.Namespace) -> None:
+    if given := given_keys(options, pipeline_keys()):
+        raise RecipeError(f"{next(iter(given))} is a key of pipelines ({', '.join(pipeline_names())})")
+    recipe, overrides = read_recipe(options)
+    run(recipe, _run_options(options, recipe.name, overrides))
+
+
+def _train_pipeline(options: argparse.Namespace) -> None:
+    overrides = given_keys(options, {**recipe_keys(), **pipeline_keys()})
+    pipeline = load_pipeline(options.recipe, overrides)
+    run_pipeline(pipeline, _run_options(options, pipeline.name, overrides))
+
+
 def build_parser() -> Parser:
     """The parser: the options of a run, and one option for every key of a recipe."""
     parser = recipe_parser(
@@ -57,6 +76,8 @@ def build_parser() -> Parser:
         "[--data-dir DIR] [--output DIR] [--resume] [--KEY VALUE ...]",
         "Train a recipe. It holds a value for each of its keys, and each can be overridden.",
     )
+    lines = [f"  {name}  {load_pipeline(name).sparse.description}" for name in pipeline_names()]
+    parser.epilog = "\n".join([parser.epilog, "", "pipelines:", *lines])
     parser.add_argument(
         "--output",
         type=Path,
@@ -72,12 +93,13 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     add_keys(parser)
+    add_group(parser, "keys of a pipeline", pipeline_keys())
     return parser
 
 
-def _run_options(options: argparse.Namespace, recipe: Recipe, overrides: dict[str, Any]) -> RunOptions:
+def _run_options(options: argparse.Namespace, name: str, overrides: dict[str, Any]) -> RunOptions:
     return RunOptions(
-        output=options.output or default_output(recipe, overrides),
+        output=options.output or default_output(name, overrides),
         data_dir=options.data_dir,
         resume=options.resume,
         overwrite=options.overwrite,

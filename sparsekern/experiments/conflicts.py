@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsekern.experiments.models import SMALL_DENSE
+from sparsekern.experiments.settings import DENSE_METHODS, TWO_FOUR_METHODS
 
 if TYPE_CHECKING:
     from sparsekern.experiments.recipe import Recipe
@@ -22,7 +23,26 @@ def find_conflict(recipe: Recipe) -> str:
         )
     if recipe.method == "static" and recipe.masks and not recipe.sparsity:
         return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
+    if conflict := _conflict_of_masks(recipe):
+        return conflict
     return _conflict_of_updates(recipe) if recipe.updates_masks else ""
+
+
+def _conflict_of_masks(recipe: Recipe) -> str:
+    if recipe.at_init is None or recipe.method in (*DENSE_METHODS, *TWO_FOUR_METHODS):
+        return ""
+    if recipe.masks:
+        return f"at_init must be left out with masks, which are ready ones, got {recipe.at_init}"
+    if not recipe.sparsity:
+        return (
+            f"at_init must be left out with sparsity 0, which trains the dense network, got {recipe.at_init}"
+        )
+    if recipe.at_init_scope == "global" and recipe.distribution != "uniform":
+        return (
+            f"distribution must be left at uniform with at_init_scope global, where layers have no share of "
+            f"their own, got {recipe.distribution}"
+        )
+    return ""
 
 
 def _conflict_of_updates(recipe: Recipe) -> str:

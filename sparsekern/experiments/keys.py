@@ -34,9 +34,11 @@ def key(about: str, kind: type, default: Any = dataclasses.MISSING, **more: Any)
     return dataclasses.field(default=default, metadata={"key": Key(about, kind, **more)})
 
 
-def choice(about: str, choices: Iterable[str], default: Any = dataclasses.MISSING) -> Any:
+def choice(
+    about: str, choices: Iterable[str], default: Any = dataclasses.MISSING, optional: bool = False
+) -> Any:
     """A key that takes one of a few words."""
-    return key(about, str, default, choices=tuple(choices))
+    return key(about, str, default, choices=tuple(choices), optional=optional)
 
 
 def count(about: str, default: Any = dataclasses.MISSING, least: int = 1, optional: bool = False) -> Any:

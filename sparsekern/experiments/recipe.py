@@ -18,12 +18,14 @@ from sparsekern.experiments.models import SMALL_DENSE
 from sparsekern.experiments.settings import (
     DENSE_METHODS,
     GROUPS,
+    TWO_FOUR_METHODS,
     UPDATING_METHODS,
     Masks,
     Network,
     Optimization,
     Records,
     Seeds,
+    TwoFour,
     Updates,
 )
 
@@ -38,7 +40,7 @@ class _Title:
 
 # A dataclass takes the fields of its last base first.
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Seeds, Records, Optimization, Updates, Masks, Network, _Title):
+class Recipe(Seeds, Records, Optimization, TwoFour, Updates, Masks, Network, _Title):
     """One training run, complete: on one machine, equal recipes end with the same weights, bit for bit."""
 
     def __post_init__(self) -> None:
@@ -53,7 +55,12 @@ class Recipe(Seeds, Records, Optimization, Updates, Masks, Network, _Title):
     @property
     def is_sparse(self) -> bool:
         """Whether the network has masks."""
-        return self.sparsity > 0 and self.method not in DENSE_METHODS
+        return self.is_two_four or (self.sparsity > 0 and self.method not in DENSE_METHODS)
+
+    @property
+    def is_two_four(self) -> bool:
+        """Whether the network's weights are 2:4."""
+        return self.method in TWO_FOUR_METHODS
 
     @property
     def updates_masks(self) -> bool:

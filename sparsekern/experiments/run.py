@@ -71,7 +71,7 @@ def run(
     if options.tensorboard:
         summary_writer()
     dataset = load_dataset(recipe.dataset, options.data_dir)
-    model, report = build_model(recipe)
+    model, report = build_model(recipe if state is None else _with_masks_of(folder, recipe), dataset)
     with closing(Trainer(model.to(device), dataset, recipe)) as trainer:
         resumed = None if state is None else resume(trainer, state, folder)
         say(_headline(recipe))
@@ -158,6 +158,17 @@ def _earlier_state(recipe: Recipe, folder: RunFolder, options: RunOptions) -> di
     return read_state(recipe, folder)
 
 
+def _with_masks_of(folder: RunFolder, recipe: Recipe) -> Recipe:
+    """A recipe that takes the masks of the folder's checkpoint where this one would score weights.
+
+    Scores differ in their last bits with the machine and the number of threads, and may then share weights
+    out among layers in other numbers than those of the run.
+    """
+    if recipe.at_init is None or not recipe.is_sparse:
+        return recipe
+    return recipe.override({"at_init": None, "masks": str(folder.checkpoint)})
+
+
 def _save(trainer: Trainer, folder: RunFolder) -> None:
     save_checkpoint(folder.checkpoint, run_state(trainer))
 
@@ -185,14 +196,21 @@ def _report_finished(recipe: Recipe, folder: RunFolder, say: Callable[[str], Non
 
 
 def _headline(recipe: Recipe) -> str:
-    if recipe.is_sparse:
+    if recipe.is_two_four:
+        kind = f"2:4 sparse{' both ways' if recipe.transposable else ''}, {recipe.method}"
+    elif recipe.is_sparse:
         percent = 100 * recipe.sparsity
         source = f"masks of {recipe.masks}" if recipe.masks else recipe.distribution
+        if recipe.at_init:
+            shares = "global" if recipe.at_init_scope == "global" else recipe.distribution
+            source = f"{recipe.at_init} at initialization, {shares}"
         kind = f"{percent:.4g} % sparse ({source}, {recipe.storage}, {recipe.init} init), {recipe.method}"
         if recipe.updates_masks:
             kind += f" every {recipe.update_every:,}"
     else:
         kind = "dense"
+    if recipe.weights:
+        kind += f", from the weights of {recipe.weights}"
     return (
         f"{recipe.name}: {recipe.network} on {recipe.dataset}, {kind}, {recipe.optimizer}, "
         f"{recipe.steps:,} steps of {recipe.batch_size}, seed {recipe.seed}"

@@ -12,7 +12,9 @@ DENSE_METHODS = ("dense", "small_dense")
 #: Methods that change the masks during training, and of these the ones that grow by the gradient.
 UPDATING_METHODS = ("set", "rigl", "rigl_inverted", "snfs")
 GRADIENT_METHODS = ("rigl", "rigl_inverted")
-METHODS = (*DENSE_METHODS, "static", *UPDATING_METHODS)
+#: Methods that train a network whose weights are 2:4, whatever the sparsity.
+TWO_FOUR_METHODS = ("sr_ste", "ste", "two_four_fixed")
+METHODS = (*DENSE_METHODS, "static", *UPDATING_METHODS, *TWO_FOUR_METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class Network:
     model: str = choice("network", MODELS)
     dataset: str = choice("data set", DATASETS)
     method: str = choice(
-        "dense and small_dense (the dense twin of as many parameters) ignore the sparsity, static keeps its "
-        "masks, the others update them",
+        "dense and small_dense (the dense twin of as many parameters) and the 2:4 methods sr_ste, ste and "
+        "two_four_fixed ignore the sparsity, static keeps its masks, the others update them",
         METHODS,
         "static",
     )
@@ -42,6 +44,21 @@ class Masks:
     masks: str | None = path(
         "file of masks to start from, not random ones: a run's checkpoint.pt, .safetensors or .pt"
     )
+    at_init: str | None = choice(
+        "masks by scores of the initial weights (init dense keeps these), not random ones (default: none)",
+        ("random", "magnitude", "snip", "grasp", "synflow"),
+        None,
+        optional=True,
+    )
+    at_init_scope: str = choice(
+        "at_init: the weights of all layers compete, or each layer has its share by distribution",
+        ("global", "layer"),
+        "global",
+    )
+    at_init_examples: int = count(
+        "examples of each class that snip and grasp score by, the first ones of the training set", 10
+    )
+    weights: str | None = path("checkpoint.pt of a run to take the weights of, in place of init")
     storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
     init: str = choice(
         "initial weights: dense (Glorot, then masked), per_layer (Liu et al.), per_neuron (Evci et al.)",
@@ -80,6 +97,17 @@ class Updates:
     new_values: str = choice(
         "values of weights that grow: zero, or drawn as init per_neuron does", ("zero", "per_neuron"), "zero"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoFour:
+    """How 2:4 weights are trained; without effect on other methods."""
+
+    title: ClassVar[str] = "2:4 weights, for sr_ste, ste and two_four_fixed"
+
+    transposable: bool = switch("whether masks are 2:4 along both dimensions of a weight", False)
+    refresh_every: int = count("steps between choices of the mask, for sr_ste and ste", 1)
+    sr_ste_decay: float = number("decay of pruned weights, for sr_ste", 2e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,4 +156,4 @@ class Seeds:
 
 
 #: In the order in which files and help have them.
-GROUPS = (Network, Masks, Updates, Optimization, Records, Seeds)
+GROUPS = (Network, Masks, Updates, TwoFour, Optimization, Records, Seeds)

@@ -11,7 +11,7 @@ from sparsekern.experiments.build import build_model
 from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.trainer import Trainer
-from sparsekern.nn import SparseLayer
+from sparsekern.nn import SparseModule
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Traini
         weights=sum(p.nbytes for p in parameters),
         gradients=sum(p.grad.nbytes for p in parameters if p.grad is not None),
         optimizer=sum(value.nbytes for value in state if isinstance(value, torch.Tensor) and value.ndim > 0),
-        patterns=sum(m.pattern.nbytes for m in model.modules() if isinstance(m, SparseLayer)),
+        patterns=sum(m.mask_bytes for m in model.modules() if isinstance(m, SparseModule)),
     )
 
 
@@ -81,7 +81,7 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
 
     Both are built anew, so a trained network is left alone. One step each goes before, untimed.
     """
-    sparse = Trainer(build_model(recipe)[0].to(device), dataset, recipe)
+    sparse = Trainer(build_model(recipe, dataset)[0].to(device), dataset, recipe)
     dense = Trainer(build_model(recipe.dense_twin())[0].to(device), dataset, recipe.dense_twin())
     seconds: dict[Trainer, list[float]] = {sparse: [], dense: []}
     for step in range(recipe.benchmark_steps + 1):

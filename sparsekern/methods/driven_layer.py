@@ -19,7 +19,7 @@ from sparsekern.methods.gradient_watch import GradientWatch
 from sparsekern.methods.optimizer_state import states_of
 from sparsekern.methods.ranks import full, write_full
 from sparsekern.methods.statistics import Explored
-from sparsekern.nn import SparseLayer
+from sparsekern.nn import SparseLayer, TwoFourLayer
 
 __all__ = ["DrivenLayer", "driven_layers"]
 
@@ -250,10 +250,19 @@ def driven_layers(
             raise ValueError(f"layer {name!r} must not be moved by two methods, got one that {driver} moves")
         found.append((name, layer, groups[id(weight)]))
     if not found:
-        sparse = len(list(_sparse_weights(model)))
-        came = f"{sparse} that are excluded or frozen" if sparse else "none; call sparsify_ first"
-        raise ValueError(f"model must have a sparse layer to move, got {type(model).__name__} with {came}")
+        raise ValueError(
+            f"model must have a sparse layer to move, got {type(model).__name__} with {_came(model)}"
+        )
     return [DrivenLayer(name, layer, optimizer, group) for name, layer, group in found]
+
+
+def _came(model: nn.Module) -> str:
+    """Why nothing can be moved."""
+    if sparse := len(list(_sparse_weights(model))):
+        return f"{sparse} that are excluded or frozen"
+    if fours := sum(isinstance(module, TwoFourLayer) for module in model.modules()):
+        return f"{fours} that are 2:4, whose masks follow from their weights or stay"
+    return "none; call sparsify_ first"
 
 
 def _driver(layer: SparseLayer) -> str | None:

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_mask, check_strided, describe
 from sparsekern.formats.pattern import Pattern
-from sparsekern.nn import SparseLayer
-from sparsekern.nn.survey import SPARSE_TYPES
+from sparsekern.nn import SparseLayer, SparseModule
+from sparsekern.nn.survey import DENSE_TYPES
 
 __all__ = ["load_masks", "masks_of", "save_masks"]
 
@@ -30,7 +30,7 @@ KINDS = ("pattern", "weight_mask")
 def masks_of(model: nn.Module) -> dict[str, Pattern]:
     """Which weights of a model are active, by layer name, as ``sparsify_(other, masks=...)`` takes them.
 
-    - Sparse layers: their patterns.
+    - Sparse layers: their patterns; of 2:4 layers, the masks.
     - ``nn.Linear`` and ``nn.Conv2d`` pruned by `torch.nn.utils.prune`: the mask, also where it removes
       nothing. A parametrization of the weight with a buffer ``mask`` counts as one.
     - Any other ``nn.Linear`` and ``nn.Conv2d`` whose weight has exact zeros (pruning made permanent, or
@@ -57,7 +57,9 @@ def masks_of(model: nn.Module) -> dict[str, Pattern]:
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             masks[name] = module.pattern
-        elif parametrize.type_before_parametrizations(module) in SPARSE_TYPES:
+        elif isinstance(module, SparseModule):
+            masks[name] = Pattern.from_mask(module.mask)
+        elif parametrize.type_before_parametrizations(module) in DENSE_TYPES:
             mask = _pruning_mask(module)
             mask = _zeros(module, name) if mask is None else mask
             if mask is not None:

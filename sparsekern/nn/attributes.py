@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.survey import SPARSE_TYPES
+from sparsekern.nn.module import SparseModule
 
 # The hooks that run around forward and backward. Handles that users keep point at these very dictionaries.
 HOOKS = (
@@ -23,8 +24,6 @@ DENSE_ATTRIBUTES = {
     nn.Linear: frozenset(vars(nn.Linear(1, 1, device="meta"))),
     nn.Conv2d: frozenset(vars(nn.Conv2d(1, 1, 1, device="meta"))),
 }
-# What sparse layers hold beside those, Parameters included.
-SPARSE_ATTRIBUTES = frozenset({"values", "storage", "init", "groups", "_topology"})
 
 
 def carry(old: nn.Module, new: nn.Module) -> None:
@@ -32,19 +31,28 @@ def carry(old: nn.Module, new: nn.Module) -> None:
     for name in HOOKS:
         if name in vars(old):
             vars(new)[name] = vars(old)[name]
-    dense = old.dense_type if isinstance(old, SparseLayer) else type(old)
-    known = {*DENSE_ATTRIBUTES[dense], *SPARSE_ATTRIBUTES, *vars(new)}
+    is_sparse = isinstance(old, SparseModule)
+    dense, own = (old.dense_type, old.own_attributes) if is_sparse else (type(old), ())
+    known = {*DENSE_ATTRIBUTES[dense], *own, *vars(new)}
     for name, value in vars(old).items():
         if name not in known:
             vars(new)[name] = value
 
 
-def taken_names(module: nn.Linear | nn.Conv2d) -> list[str]:
+def taken_names(module: nn.Linear | nn.Conv2d, sparse: type[SparseModule]) -> list[str]:
     """The attributes a user has put on a dense layer under names that its sparse twin uses itself."""
-    dense, sparse = type(module), SPARSE_TYPES[type(module)]
+    dense = type(module)
     return [
         name
         for name in vars(module)
         if name not in DENSE_ATTRIBUTES[dense]
-        and (name in SPARSE_ATTRIBUTES or (hasattr(sparse, name) and not hasattr(dense, name)))
+        and (name in sparse.own_attributes or (hasattr(sparse, name) and not hasattr(dense, name)))
     ]
+
+
+def swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
+    """Puts each new module, by the old one's identity, wherever that is registered."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in swaps:
+                parent._modules[name] = swaps[id(child)]

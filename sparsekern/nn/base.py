@@ -1,4 +1,4 @@
-"""What every sparse layer shares: its pattern, its one stored weight, and how the two travel together."""
+"""What layers on a pattern share: the pattern, the one stored weight, and how the two travel together."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from sparsekern import ops
-from sparsekern.formats.checks import check_bool, check_choice, describe
+from sparsekern.formats.checks import check_bool, check_choice
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import INITIALIZERS
-from sparsekern.nn.checks import STORAGES, as_pattern, check_pattern, choose_pattern
+from sparsekern.nn.checks import STORAGES, as_pattern, check_dtype, check_pattern, choose_pattern
+from sparsekern.nn.module import SparseModule, target_device
 from sparsekern.nn.saved import load_pattern
 from sparsekern.nn.topology import Topology, on_device_of
 
-# In compact and in masked storage.
-WEIGHT_NAMES = ("values", "weight")
 
-
-class SparseLayer(nn.Module):
+class SparseLayer(SparseModule):
     """Base of `SparseLinear` and `SparseConv2d`.
 
     The weight is one Parameter: ``values`` (nnz,) for ``storage="compact"``, ``weight`` (dense shape) for
@@ -34,7 +31,8 @@ class SparseLayer(nn.Module):
     Parameters, or after :meth:`set_pattern` with ``resize=True``.
     """
 
-    dense_type: ClassVar[type[nn.Module]]
+    form_attribute: ClassVar[str] = "storage"
+    own_attributes: ClassVar[frozenset[str]] = frozenset({"values", "storage", "init", "groups", "_topology"})
 
     def __init__(
         self,
@@ -56,22 +54,15 @@ class SparseLayer(nn.Module):
         check_choice(storage, STORAGES, "storage")
         if init is not None:
             check_choice(init, tuple(INITIALIZERS), "init")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        dtype = check_dtype(dtype)
         chosen = choose_pattern(shape, sparsity, mask, pattern, generator)
 
         self.storage = storage
         self.init = init
         self.groups = groups
         stored_shape = (chosen.nnz,) if storage == "compact" else shape
-        weight = nn.Parameter(torch.empty(stored_shape, device=device, dtype=dtype))
-        self.register_parameter(self.weight_name, weight)
-        self._topology = Topology(on_device_of(chosen, weight.device))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
+        self._make_parameters(stored_shape, shape[0] if bias else None, device, dtype)
+        self._topology = Topology(on_device_of(chosen, self.stored_weight.device))
         if init is not None:
             self.reset_parameters(generator)
 
@@ -81,32 +72,17 @@ class SparseLayer(nn.Module):
         return "values" if self.storage == "compact" else "weight"
 
     @property
-    def stored_weight(self) -> nn.Parameter:
-        """The weight's Parameter, whatever the storage."""
-        return self._parameters[self.weight_name]
-
-    def __getattr__(self, name: str) -> Any:
-        if name in WEIGHT_NAMES:
-            self._refuse_unstored(name)
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in WEIGHT_NAMES:
-            self._refuse_unstored(name)
-        super().__setattr__(name, value)
-
-    def _refuse_unstored(self, name: str) -> None:
-        """Raises for the weight's name in the other storage: code for dense layers uses ``weight``."""
-        if "storage" in self.__dict__ and name != self.weight_name:
-            raise AttributeError(
-                f"a {type(self).__name__} with storage={self.storage!r} has no {name!r}: its weight is the"
-                f" Parameter {self.weight_name!r}, and to_dense() gives it dense"
-            )
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(self.pattern.shape)
 
     @property
     def pattern(self) -> Pattern:
         """Which positions are active; see :meth:`set_pattern` to change it."""
         return self._topology.pattern
+
+    @property
+    def mask_bytes(self) -> int:
+        return self.pattern.nbytes
 
     @property
     def mask(self) -> Tensor:
@@ -179,29 +155,9 @@ class SparseLayer(nn.Module):
         TypeError, ValueError
             When the two differ in class, storage or shape; nothing is changed.
         """
-        if type(other) is not type(self):
-            raise TypeError(f"other must be a {type(self).__name__}, got {type(other).__name__}")
-        mine, theirs = (self.storage, *self.pattern.shape), (other.storage, *other.pattern.shape)
-        if mine != theirs:
-            raise ValueError(f"other must have storage and weight shape {mine}, got {theirs}")
+        self._check_tie(other, lambda layer: (layer.storage, *layer.pattern.shape), "storage")
         self._parameters[self.weight_name] = other.stored_weight
         self._topology = other._topology
-
-    @classmethod
-    def dense_arguments(cls, module: nn.Module) -> dict[str, Any]:
-        """The constructor arguments of a module, as keywords that both classes take.
-
-        Parameters
-        ----------
-        module : torch.nn.Module
-            Of `dense_type` or of this class.
-
-        Returns
-        -------
-        dict of str to Any
-            Without `device`, `dtype` and what chooses the pattern.
-        """
-        raise NotImplementedError
 
     @classmethod
     def from_dense(
@@ -229,21 +185,11 @@ class SparseLayer(nn.Module):
         TypeError, ValueError
             For another module type, padding mode, mask dtype or mask shape.
         """
-        if isinstance(module, SparseLayer):
-            raise TypeError(
-                f"module must be a {_class_name(cls.dense_type)}, got a layer that is already sparse"
-            )
-        if not isinstance(module, cls.dense_type):
-            raise TypeError(f"module must be a {_class_name(cls.dense_type)}, got {describe(module)}")
-        if torch.nn.parameter.is_lazy(module.weight):
-            raise ValueError("module must have initialized weights, got a lazy module that has not run yet")
+        cls.check_dense(module)
         pattern = as_pattern(mask, tuple(module.weight.shape))
         layer = cls.like(module, pattern, storage=storage)
         layer.write_dense(module.weight)
-        if module.bias is not None:
-            layer.bias.data.copy_(module.bias.data)
-            layer.bias.requires_grad_(module.bias.requires_grad)
-        return layer
+        return layer._take_bias(module)
 
     @classmethod
     def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:
@@ -268,17 +214,7 @@ class SparseLayer(nn.Module):
         TypeError, ValueError
             For a padding mode or dtype that is not supported, or a pattern of another shape.
         """
-        weight = module.weight
-        layer = cls(
-            **cls.dense_arguments(module),
-            pattern=pattern,
-            storage=storage,
-            init=None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        layer.stored_weight.requires_grad_(weight.requires_grad)
-        return layer.train(module.training)
+        return cls._like(module, pattern=pattern, storage=storage)
 
     @torch.no_grad()
     def write_dense(self, dense: Tensor) -> None:
@@ -302,26 +238,9 @@ class SparseLayer(nn.Module):
         else:
             weight.copy_(torch.where(self.mask, dense.detach(), 0))
 
-    def to_dense_module(self) -> nn.Module:
-        """The `torch.nn` module that computes the same, with a new weight and a copied bias."""
-        weight = self.stored_weight
-        module = skip_init(
-            self.dense_type, **self.dense_arguments(self), device=weight.device, dtype=weight.dtype
-        )
-        with torch.no_grad():
-            module.weight.requires_grad_(weight.requires_grad)
-            if self.bias is not None:
-                module.bias.copy_(self.bias)
-                module.bias.requires_grad_(self.bias.requires_grad)
-            if not weight.is_meta:
-                module.weight.copy_(self.to_dense())
-        return module.train(self.training)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
         super()._apply(fn, recurse)
-        # An empty tensor tells where `fn` sends things; its dtype is of no interest, the pattern stays int32.
-        target = fn(torch.empty(0, dtype=torch.int32, device=self.pattern.device)).device
-        self._topology.pattern = on_device_of(self.pattern, target)
+        self._topology.pattern = on_device_of(self.pattern, target_device(fn, self.pattern.device))
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -365,7 +284,3 @@ class SparseLayer(nn.Module):
 
 def _transfer(values: Tensor, old: Pattern, new: Pattern) -> Tensor:
     return values.new_empty(new.nnz) if values.is_meta else old.transfer(values, new)
-
-
-def _class_name(cls: type) -> str:
-    return f"torch.nn.{cls.__name__}"

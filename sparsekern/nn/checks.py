@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern.formats.checks import (
     check_generator,
@@ -29,6 +29,14 @@ def check_pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
         raise TypeError(f"{name} must be an integer or a pair of integers, got {describe(value)}")
     first, second = (check_integer(size, name, minimum) for size in pair)
     return first, second
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """A layer's dtype, the default one for None."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    return dtype
 
 
 def check_pattern(pattern: Any, shape: tuple[int, ...], name: str = "pattern") -> Pattern:
@@ -65,6 +73,15 @@ def choose_pattern(
     if mask is not None:
         return Pattern.from_mask(check_mask(mask, shape=shape))
     return Pattern.random(shape, check_sparsity(sparsity), generator=generator)
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise for a model in DDP, whose Parameters must stay the ones that they are."""
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
+            " convert it before"
+        )
 
 
 def near_names(name: str, names: Iterable[str]) -> str:

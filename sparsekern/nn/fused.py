@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsekern.nn.base import SparseLayer
+from sparsekern.nn.module import SparseModule
 
 # The attribute of each class that lets it read ``linear1.weight`` and ``linear2.weight`` itself, past the
 # sparse layers' forward, and its value for no.
@@ -42,4 +42,4 @@ def _switches(model: nn.Module) -> list[tuple[nn.Module, str, int]]:
 
 
 def _holds_sparse(module: nn.Module) -> bool:
-    return any(isinstance(inner, SparseLayer) for inner in module.modules())
+    return any(isinstance(inner, SparseModule) for inner in module.modules())

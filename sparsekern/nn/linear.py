@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsekern import ops
 from sparsekern.formats.checks import check_integer
 from sparsekern.formats.pattern import Pattern
 from sparsekern.nn.base import SparseLayer
+from sparsekern.nn.dense_arguments import LinearArguments
 
 
-class SparseLinear(SparseLayer):
+class SparseLinear(LinearArguments, SparseLayer):
     r"""``F.linear(x, W, bias)`` with a sparse :math:`W`.
 
     Weight, gradient and optimizer state have nnz elements. A state dict with another number of values is
@@ -53,8 +52,6 @@ class SparseLinear(SparseLayer):
         For an argument out of range, of another type, or none or several of `sparsity`, `mask` and `pattern`.
     """
 
-    dense_type: ClassVar[type[nn.Module]] = nn.Linear
-
     def __init__(
         self,
         in_features: int,
@@ -87,19 +84,5 @@ class SparseLinear(SparseLayer):
         self.in_features = in_features
         self.out_features = out_features
 
-    @classmethod
-    def dense_arguments(cls, module: nn.Module) -> dict[str, Any]:
-        return {
-            "in_features": module.in_features,
-            "out_features": module.out_features,
-            "bias": module.bias is not None,
-        }
-
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.stored_weight, self.pattern, self.bias)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, {self._repr_tail()}"
-        )

@@ -8,17 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats.checks import check_choice, check_generator, check_sparsity, describe
-from sparsekern.formats.layout import check_block_size
+from sparsekern.formats.checks import check_choice, check_generator, describe
 from sparsekern.formats.pattern import Pattern
-from sparsekern.init import INITIALIZERS
-from sparsekern.nn.attributes import carry, taken_names
-from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import STORAGES, as_pattern
-from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, asked_sparsities, layer_sparsities
+from sparsekern.nn.attributes import carry, swap, taken_names
+from sparsekern.nn.conversion import Conversion, PatternConversion
+from sparsekern.nn.distributions import Distribution
 from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
+from sparsekern.nn.module import SparseModule
 from sparsekern.nn.report import LayerReport, SparsifyReport
-from sparsekern.nn.survey import SPARSE_TYPES, FilterFn, Found, survey
+from sparsekern.nn.survey import (
+    FilterFn,
+    Found,
+    check_any,
+    check_model,
+    check_replaceable,
+    survey,
+    tied_groups,
+)
+from sparsekern.nn.two_four_conversion import TwoFourConversion
+
+PATTERNS = ("unstructured", "block", "2:4")
+# The options that only `TwoFourConversion` has, with their defaults.
+TWO_FOUR = {"method": "sr_ste", "transposable": False, "refresh_every": 1, "decay": 2e-4, "dense_below": 0}
 
 
 def sparsify_(
@@ -34,8 +45,15 @@ def sparsify_(
     exclude: Iterable[str] = (),
     filter_fn: FilterFn | None = None,
     generator: torch.Generator | None = None,
+    method: str = "sr_ste",
+    transposable: bool = False,
+    refresh_every: int = 1,
+    decay: float = 2e-4,
+    dense_below: int = 0,
 ) -> SparsifyReport:
     """Replaces ``nn.Linear`` by `SparseLinear` and ``nn.Conv2d`` by `SparseConv2d`, in place.
+
+    With ``pattern="2:4"``, by `TwoFourLinear` and `TwoFourConv2d`.
 
     Call it before the optimizer and any DDP wrapper are made: weights become new Parameters, without the
     gradient and the attributes that the old ones may have had. Biases stay the same Parameters; device,
@@ -51,11 +69,13 @@ def sparsify_(
         A module that contains layers; a single layer cannot replace itself, use `SparseLinear.from_dense`.
     sparsity : float
         Fraction of zeros in [0, 1) over the layers converted by this call. Exactly one of `sparsity` and
-        `masks`.
+        `masks`; neither for ``pattern="2:4"``, where it is one half.
     distribution : str
         ``"uniform"``, ``"er"`` or ``"erk"``, see `layer_sparsities`; the total is exact.
     pattern : str
-        ``"unstructured"``, or ``"block"``: whole `block_size` x `block_size` blocks, their number rounded.
+        ``"unstructured"``; ``"block"``: whole `block_size` x `block_size` blocks, their number rounded; or
+        ``"2:4"``: two of every four neighbouring inputs of an output. Layers whose sizes do not fit 2:4 are
+        left dense, and the report says so.
     block_size : int, optional
         32, 64 (the default) or 128, for ``pattern="block"`` only.
     storage : str
@@ -63,7 +83,8 @@ def sparsify_(
     init : str
         ``"keep"``: the weights at active positions, for trained models and `masks`; a network that starts
         from random ones so, at high sparsity, hardly learns. Or ``"dense"``, ``"per_layer"``,
-        ``"per_neuron"``, see `sparsekern.init`. Biases are kept in any case.
+        ``"per_neuron"``, see `sparsekern.init`. Biases are kept in any case. For ``pattern="2:4"``, where
+        all neurons have as many inputs, ``"keep"`` or ``"dense"``.
     masks : mapping of str to bool tensor or Pattern
         By layer name; layers without one stay dense.
     exclude : names or glob patterns
@@ -72,6 +93,8 @@ def sparsify_(
         Called for every layer that would convert; False leaves it dense.
     generator : torch.Generator, optional
         Source of patterns and initial weights, drawn from in module order.
+    method, transposable, refresh_every, decay, dense_below :
+        As in `TwoFourLinear`, for ``pattern="2:4"`` only.
 
     Returns
     -------
@@ -85,47 +108,70 @@ def sparsify_(
         convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves.
         Nothing has been changed then.
     """
-    _check_model(model)
-    _check_replaceable(model)
-    _check_source(sparsity, masks)
-    check_choice(distribution, DISTRIBUTIONS, "distribution")
-    block = _check_block(pattern, block_size)
-    _check_random(masks, distribution=(distribution, "uniform"), pattern=(pattern, "unstructured"))
-    check_choice(storage, STORAGES, "storage")
-    check_choice(init, ("keep", *INITIALIZERS), "init")
+    check_model(model)
+    two_four = {
+        "method": method,
+        "transposable": transposable,
+        "refresh_every": refresh_every,
+        "decay": decay,
+        "dense_below": dense_below,
+    }
+    if check_choice(pattern, PATTERNS, "pattern") == "2:4":
+        _check_left_out(
+            "where pattern='2:4', which zeroes half of every layer",
+            sparsity=(sparsity, None),
+            masks=(masks, None),
+            distribution=(distribution, "uniform"),
+            block_size=(block_size, None),
+            storage=(storage, "compact"),
+        )
+        conversion: Conversion = TwoFourConversion(init, generator, **two_four)
+    else:
+        _check_left_out(
+            "unless pattern='2:4'", **{name: (two_four[name], default) for name, default in TWO_FOUR.items()}
+        )
+        conversion = PatternConversion(
+            sparsity,
+            masks,
+            distribution=distribution,
+            pattern=pattern,
+            block_size=block_size,
+            storage=storage,
+            init=init,
+            generator=generator,
+        )
+    check_replaceable(model, conversion.types)
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be callable, got {describe(filter_fn)}")
     check_generator(generator)
-    found = survey(model, exclude, filter_fn, None if masks is None else list(masks))
-    _check_any(model, found)
-    _check_attributes(found)
-    groups = _tied_groups(found)
-    shapes = [tuple(group[0].module.weight.shape) for group in groups]
-    patterns = asked = shares = [None] * len(groups)
-    if masks is not None:
-        patterns = [_mask_of(group, masks) for group in groups]
-    elif groups:
-        asked = asked_sparsities(shapes, sparsity, distribution)
-        shares = layer_sparsities(shapes, sparsity, distribution)
+    found = survey(model, exclude, filter_fn, conversion.only, conversion.unsuited)
+    check_any(model, found)
+    _check_attributes(found, conversion)
+    return _convert(model, found, conversion)
 
-    swaps: dict[int, SparseLayer] = {}
+
+def _convert(model: nn.Module, found: list[Found], conversion: Conversion) -> SparsifyReport:
+    swaps: dict[int, SparseModule] = {}
     reports: dict[int, LayerReport] = {}
-    for group, shape, quota, share, ready in zip(groups, shapes, asked, shares, patterns, strict=True):
-        if ready is None:
-            ready = Pattern.random(shape, share, generator=generator, block_size=block)
+    groups = tied_groups(found)
+    for group, choice in zip(groups, conversion.choices(groups), strict=True):
         for entry in group:
-            layer = _sparse_twin(entry.module, ready, storage)
+            layer = conversion.make(entry.module, choice)
+            layer.register_parameter("bias", entry.module.bias)
+            carry(entry.module, layer)
             if entry is group[0]:
                 first = layer
-                if init == "keep":
-                    layer.write_dense(entry.module.weight)
-                else:
-                    INITIALIZERS[init](layer, generator=generator)
+                conversion.fill(layer, entry.module, choice)
             else:
                 layer.tie_weight(first)
             swaps[id(entry.module)] = layer
-            reports[id(entry.module)] = _converted(entry, layer, quota, group[0].name)
-    _swap(model, swaps)
+            reports[id(entry.module)] = LayerReport(
+                name=entry.name,
+                aliases=tuple(entry.names[1:]),
+                tied_to=None if entry is group[0] else group[0].name,
+                **conversion.figures(layer, choice),
+            )
+    swap(model, swaps)
     leave_fused_paths(model)
     return SparsifyReport(tuple(reports.get(id(entry.module)) or _left(entry) for entry in found))
 
@@ -147,151 +193,39 @@ def densify_(model: nn.Module) -> list[str]:
         When the model is itself a sparse layer (use its ``to_dense_module()``) or wrapped in DDP. Nothing has
         been changed then.
     """
-    _check_model(model)
+    check_model(model)
     swaps: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     names = []
     for name, layer in model.named_modules():
-        if isinstance(layer, SparseLayer):
+        if isinstance(layer, SparseModule):
             dense = layer.to_dense_module()
             dense.weight = weights.setdefault(id(layer.stored_weight), dense.weight)
             dense.register_parameter("bias", layer.bias)
             carry(layer, dense)
             swaps[id(layer)] = dense
             names.append(name)
-    _swap(model, swaps)
+    swap(model, swaps)
     restore_fused_paths(model)
     return names
 
 
-def _check_model(model: Any) -> None:
-    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
-    rule = "model must be a module that contains layers"
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{rule}, got {describe(model)}")
-    if isinstance(model, SparseLayer):
-        raise TypeError(
-            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
-        )
-    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
-        raise ValueError(
-            "model must not be wrapped in DistributedDataParallel, which holds the Parameters to be replaced;"
-            " convert it before"
-        )
-
-
-def _check_replaceable(model: nn.Module) -> None:
-    if type(model) in SPARSE_TYPES:
-        raise TypeError(
-            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
-            f" replace itself; use {SPARSE_TYPES[type(model)].__name__}.from_dense"
-        )
-
-
-def _check_source(sparsity: Any, masks: Any) -> None:
-    if masks is not None and not isinstance(masks, Mapping):
-        raise TypeError(f"masks must be a mapping from layer name to mask, got {describe(masks)}")
-    if masks is not None and not masks:
-        raise ValueError(f"masks must be for at least one layer, got {describe(masks)}")
-    if (sparsity is None) == (masks is None):
-        came = "none" if masks is None else "both"
-        raise ValueError(f"exactly one of sparsity and masks must be given, got {came}")
-    if sparsity is not None:
-        check_sparsity(sparsity)
-
-
-def _check_block(pattern: Any, block_size: Any) -> int | None:
-    """The size of blocks, None where there are none."""
-    if check_choice(pattern, ("unstructured", "block"), "pattern") == "block":
-        return check_block_size(64 if block_size is None else block_size)
-    if block_size is not None:
-        raise ValueError(f"block_size must be left out unless pattern='block', got {describe(block_size)}")
-    return None
-
-
-def _check_random(masks: Any, **options: tuple[str, str]) -> None:
-    """What shapes random patterns has no meaning beside masks; each option comes with its default."""
+def _check_left_out(rule: str, **options: tuple[Any, Any]) -> None:
+    """Raise for an option that has no meaning here; each comes with its default."""
     for name, (value, default) in options.items():
-        if masks is not None and value != default:
-            raise ValueError(f"{name} must be left out where masks are given, got {describe(value)}")
+        if value is not default and (default is None or value != default):
+            raise ValueError(f"{name} must be left out {rule}, got {describe(value)}")
 
 
-def _check_attributes(found: list[Found]) -> None:
+def _check_attributes(found: list[Found], conversion: Conversion) -> None:
     for entry in found:
-        if entry.reason is None and (taken := taken_names(entry.module)):
+        if entry.reason is None and (
+            taken := taken_names(entry.module, conversion.types[type(entry.module)])
+        ):
             raise ValueError(
                 f"model must not use attribute names that sparse layers use themselves, got {taken[0]!r} on "
                 f"layer {entry.name!r}; rename it, or exclude the layer"
             )
-
-
-def _check_any(model: nn.Module, found: list[Found]) -> None:
-    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
-    if any(entry.reason is None or isinstance(entry.module, SparseLayer) for entry in found):
-        return
-    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
-    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-    raise ValueError(
-        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
-        + (f" ({why}{more})" if found else "")
-    )
-
-
-def _tied_groups(found: list[Found]) -> list[list[Found]]:
-    """The layers to convert, in module order; those that share one weight together."""
-    groups: dict[int, list[Found]] = {}
-    for entry in found:
-        if entry.reason is None:
-            groups.setdefault(id(entry.module.weight), []).append(entry)
-    return list(groups.values())
-
-
-def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Pattern:
-    """The one pattern given for a group, under any of its names; several must agree."""
-    shape = tuple(group[0].module.weight.shape)
-    given = [name for entry in group for name in entry.names if name in masks]
-    patterns = [as_pattern(masks[name], shape, f"masks[{name!r}]") for name in given]
-    for name, other in zip(given[1:], patterns[1:], strict=True):
-        if not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
-            raise ValueError(
-                f"masks must be the same for {given[0]!r} and {name!r}, which share a weight, got two"
-            )
-    return patterns[0]
-
-
-def _sparse_twin(module: nn.Module, pattern: Pattern, storage: str) -> SparseLayer:
-    layer = SPARSE_TYPES[type(module)].like(module, pattern, storage=storage)
-    layer.register_parameter("bias", module.bias)
-    carry(module, layer)
-    return layer
-
-
-def _swap(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
-    """Puts each new module wherever the old one is registered, which may be in several places."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in swaps:
-                parent._modules[name] = swaps[id(child)]
-
-
-def _converted(entry: Found, layer: SparseLayer, asked: float | None, first: str) -> LayerReport:
-    pattern, weight = layer.pattern, layer.stored_weight
-    fan_in = pattern.fan_in()
-    return LayerReport(
-        name=entry.name,
-        shape=tuple(pattern.shape),
-        aliases=tuple(entry.names[1:]),
-        tied_to=None if entry.name == first else first,
-        sparsity_asked=asked,
-        sparsity=pattern.sparsity,
-        nnz=pattern.nnz,
-        numel=pattern.numel,
-        fan_in_min=int(fan_in.min()),
-        fan_in_mean=float(fan_in.double().mean()),
-        value_bytes=weight.numel() * weight.element_size(),
-        pattern_bytes=pattern.nbytes,
-        dense_bytes=pattern.numel * weight.element_size(),
-    )
 
 
 def _left(entry: Found) -> LayerReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sparsekern.formats.checks import describe
-from sparsekern.nn.base import SparseLayer
-from sparsekern.nn.checks import near_names
-from sparsekern.nn.conv import SparseConv2d
-from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.checks import check_unwrapped, near_names
+from sparsekern.nn.module import SparseModule
 
-SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+DENSE_TYPES = (nn.Linear, nn.Conv2d)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DICT_HOOKS = (
     "_state_dict_hooks",
@@ -45,8 +44,8 @@ class Found:
     def shape(self) -> tuple[int, ...] | None:
         """The weight's shape, without computing a parametrized weight; None when it is not known yet."""
         module = self.module
-        if isinstance(module, SparseLayer):
-            return tuple(module.pattern.shape)
+        if isinstance(module, SparseModule):
+            return module.weight_shape
         if any(is_lazy(parameter) for parameter in module._parameters.values()):
             return None
         if isinstance(module, nn.Linear):
@@ -56,12 +55,38 @@ class Found:
         return max((tuple(p.shape) for p in _matrices(module)), key=lambda shape: torch.Size(shape).numel())
 
 
+def check_model(model: Any) -> None:
+    """What both directions ask of a model: it can replace its layers, and no wrapper holds their weights."""
+    rule = "model must be a module that contains layers"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{rule}, got {describe(model)}")
+    if isinstance(model, SparseModule):
+        raise TypeError(
+            f"{rule}, got a single {type(model).__name__}, already sparse; use its to_dense_module()"
+        )
+    check_unwrapped(model)
+
+
+def check_replaceable(model: nn.Module, types: Mapping[type[nn.Module], type[SparseModule]]) -> None:
+    """Raise for a single layer, which one of `types` would have to take the place of."""
+    if type(model) in types:
+        raise TypeError(
+            f"model must be a module that contains layers, got a single {type(model).__name__}, which cannot"
+            f" replace itself; use {types[type(model)].__name__}.from_dense"
+        )
+
+
 def survey(
-    model: nn.Module, exclude: Iterable[str], filter_fn: FilterFn | None, only: Collection[str] | None
+    model: nn.Module,
+    exclude: Iterable[str],
+    filter_fn: FilterFn | None,
+    only: Collection[str] | None,
+    unsuited: Callable[[nn.Module], str | None] = lambda module: None,
 ) -> list[Found]:
     """Every module with a weight of two or more dimensions, in module order, each once.
 
     `only` holds the names that masks are given for; None means that all convertible layers are meant.
+    `unsuited` says why the kind of sparsity that is asked for does not suit a module, None where it does.
     """
     found = _weight_bearing(model)
     patterns = _check_exclude(
@@ -72,6 +97,7 @@ def survey(
             _already_sparse(entry.module)
             or _excluded(entry.names, patterns)
             or why_dense(entry.module)
+            or unsuited(entry.module)
             or (
                 "filter_fn returned False"
                 if filter_fn is not None and not filter_fn(entry.module, entry.name)
@@ -81,6 +107,27 @@ def survey(
     _check_masked_names(found, only)
     _settle_ties(model, found, only)
     return found
+
+
+def check_any(model: nn.Module, found: list[Found]) -> None:
+    """Nothing to convert is a mistake, unless the layers are sparse already, as on a second call."""
+    if any(entry.reason is None or isinstance(entry.module, SparseModule) for entry in found):
+        return
+    why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    raise ValueError(
+        f"model must have an nn.Linear or nn.Conv2d to convert, got {type(model).__name__} with none"
+        + (f" ({why}{more})" if found else "")
+    )
+
+
+def tied_groups(found: list[Found]) -> list[list[Found]]:
+    """The layers to convert, in module order; those that share one weight together."""
+    groups: dict[int, list[Found]] = {}
+    for entry in found:
+        if entry.reason is None:
+            groups.setdefault(id(entry.module.weight), []).append(entry)
+    return list(groups.values())
 
 
 def excluded_names(model: nn.Module, exclude: Iterable[str]) -> set[str]:
@@ -101,8 +148,8 @@ def why_dense(module: nn.Module) -> str | None:
     kind = type(module)
     if parametrize.is_parametrized(module):
         return f"parametrized: its {' and '.join(module.parametrizations)} is computed, not a Parameter"
-    if kind not in SPARSE_TYPES:
-        for base in SPARSE_TYPES:
+    if kind not in DENSE_TYPES:
+        for base in DENSE_TYPES:
             if isinstance(module, base):
                 return (
                     f"{kind.__name__} is a subclass of nn.{base.__name__}; only the exact type is converted"
@@ -141,7 +188,7 @@ def _weight_bearing(model: nn.Module) -> list[Found]:
         if parametrize.is_parametrized(module)
     )
     for name, module in model.named_modules(remove_duplicate=False):
-        bears = isinstance(module, (nn.Linear, nn.Conv2d, SparseLayer)) or _matrices(module)
+        bears = isinstance(module, (*DENSE_TYPES, SparseModule)) or _matrices(module)
         bears = bears or any(is_lazy(parameter) for parameter in module._parameters.values())
         if bears and not name.startswith(inside):
             # The root's own parameters are listed under its class, it has no name.
@@ -150,7 +197,7 @@ def _weight_bearing(model: nn.Module) -> list[Found]:
 
 
 def _already_sparse(module: nn.Module) -> str | None:
-    return "already sparse" if isinstance(module, SparseLayer) else None
+    return "already sparse" if isinstance(module, SparseModule) else None
 
 
 def _check_exclude(exclude: Iterable[str], names: list[str]) -> list[str]:

@@ -30,12 +30,20 @@ def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.F
     return type(f"{name}_function", (torch.autograd.Function,), namespace)
 
 
+# By the arguments' names; all others have the dtype of the first.
+_DTYPES = {
+    **dict.fromkeys(("pattern", "source", "target"), torch.int32),
+    **dict.fromkeys(("metadata", "metadata_t"), torch.uint8),
+    **dict.fromkeys(("scale", "x_scale"), torch.float32),
+    "quantized": torch.int8,
+}
+
+
 def _check_dtypes(tensors: dict[str, Tensor | None]) -> None:
-    """Raise unless patterns are int32 and all others like the first: a registered op is called by anyone."""
+    """Raise for a tensor of another dtype than its name says: a registered op is called by anyone."""
     first = next(iter(tensors))
     for name, tensor in tensors.items():
-        is_pattern = name in ("pattern", "source", "target")
-        expected = torch.int32 if is_pattern else tensors[first].dtype
+        expected = _DTYPES.get(name, tensors[first].dtype)
         if tensor is not None and tensor.dtype != expected:
             raise TypeError(f"{name} must have dtype {expected}, got {tensor.dtype}")
 
@@ -60,6 +68,12 @@ class Operator:
         ``backward(ctx, grad)``, with a grad for each result: one gradient (or None) for each argument.
     ran : callable, optional
         ``ran(arguments, result)``: called after every run on real tensors, in whatever way it was called.
+    inputs : int, optional
+        How many of the leading arguments the backends take; the others are for the gradient. All by default.
+    prefer : callable, optional
+        ``prefer(*arguments)``: the backend to take where none is named, ``""`` for the first that can run.
+    run : callable, optional
+        Computes the result from the same arguments, in place of the backends' function of the op's name.
     """
 
     def __init__(
@@ -70,13 +84,23 @@ class Operator:
         save: Callable[[Any, tuple[Any, ...], Any], None],
         backward: Callable[..., tuple[Tensor | None, ...]],
         ran: Callable[[tuple[Any, ...], Any], None] | None = None,
+        inputs: int | None = None,
+        prefer: Callable[..., str] | None = None,
+        run: Callable[..., Any] | None = None,
     ) -> None:
         name = schema.partition("(")[0]
         self.name = name
 
+        def selected(*arguments: Any) -> Any:
+            first, backend = arguments[0], arguments[-1]
+            if prefer is not None and not backend:
+                backend = prefer(*arguments)
+            return select(name, first.dtype, first.device, backend)(*arguments[:-1][:inputs])
+
+        compute = selected if run is None else run
+
         def kernel(*arguments: Any) -> Any:
-            first = arguments[0]
-            result = select(name, first.dtype, first.device, arguments[-1])(*arguments[:-1])
+            result = compute(*arguments)
             if ran is not None:
                 ran(arguments, result)
             return result

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch.compiler import is_dynamo_compiling
 
 from sparsekern.backends import select
@@ -49,8 +49,9 @@ class PlainOperator:
     def __call__(self, *arguments: Any) -> list[Tensor]:
         if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
             return self._registered(*arguments)
-        # Fake tensors outside their mode, and other subclasses.
+        # Fake tensors outside their mode, other subclasses, and those that have no contents.
         first = arguments[0][0]
-        if type(first) not in (Tensor, torch.nn.Parameter):
+        is_plain = type(first) in (Tensor, torch.nn.Parameter) and not first.is_meta
+        if not is_plain or _are_functorch_transforms_active():
             return self._registered(*arguments)
         return self._kernel(*arguments)

@@ -48,10 +48,11 @@ def test_an_underscore_is_as_good_as_a_dash(tmp_path, capsys):
 
 
 def test_the_default_folder_tells_overrides_apart():
-    assert str(default_output(*parsed("mlp-mnist"))) == "runs/mlp-mnist"
+    recipe, changed = parsed("mlp-mnist")
+    assert str(default_output(recipe.name, changed)) == "runs/mlp-mnist"
     # A value equal to the recipe's own is no change.
-    recipe = parsed("mlp-mnist", "--sparsity", "0.98", "--seed", "1", "--init", "dense")
-    assert str(default_output(*recipe)) == "runs/mlp-mnist-init=dense-seed=1"
+    recipe, changed = parsed("mlp-mnist", "--sparsity", "0.98", "--seed", "1", "--init", "dense")
+    assert str(default_output(recipe.name, changed)) == "runs/mlp-mnist-init=dense-seed=1"
 
 
 def test_a_recipe_file_of_ones_own(tmp_path, capsys):

@@ -18,6 +18,12 @@ CONFLICTS = [
         {"method": "set", "drop_schedule": "cosine", "stop_at": 3001},
         "stop_at must be at most steps, 3,000, with drop_schedule cosine, got 3,001",
     ),
+    ({"at_init": "snip", "masks": "a.pt"}, "at_init must be left out with masks, .*, got snip"),
+    ({"at_init": "snip", "sparsity": 0}, "at_init must be left out with sparsity 0, .*, got snip"),
+    (
+        {"at_init": "grasp", "distribution": "erk", "method": "rigl"},
+        "distribution must be left at uniform with at_init_scope global, .*, got erk",
+    ),
     (
         {"method": "small_dense", "model": "small-mlp"},
         r"method small_dense needs a model with a Small-Dense twin \(lenet5, mlp\), got model small-mlp",
@@ -39,6 +45,9 @@ def test_keys_that_do_not_go_together_are_one_line(changes, message):
         {"method": "dense", "sparsity": 0, "masks": "a.pt", "drop_schedule": "cosine"},
         {"method": "rigl", "drop_schedule": "cosine", "stop_at": 3000},
         {"method": "rigl", "stop_at": 9000},
+        {"method": "dense", "at_init": "snip", "masks": "a.pt", "sparsity": 0, "distribution": "erk"},
+        {"method": "static", "at_init": "synflow", "at_init_scope": "layer", "distribution": "erk"},
+        {"method": "static", "at_init": "magnitude", "at_init_examples": 10**6},
     ],
     ids=str,
 )

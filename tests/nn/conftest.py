@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.nn import SparseConv2d, SparseLinear
@@ -155,3 +158,110 @@ def masked_dense_twin():
         return twin
 
     return make_twin
+
+
+# 2:4 layers in plain PyTorch, dense: the fixture `dense`.
+
+
+def as_matrix(weight):
+    """A convolution's columns in (kernel height, kernel width, input channel) order."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def as_weight(matrix, shape):
+    if len(shape) == 2:
+        return matrix
+    return matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+
+
+def row_mask(weight):
+    """The two largest magnitudes of every four in a row; no two are equal in these tests."""
+    groups = as_matrix(weight.detach()).abs().unflatten(1, (-1, 4))
+    kept = groups >= groups.sort(-1).values[..., 2:3]
+    return as_weight(kept.flatten(1), weight.shape)
+
+
+def transposable_mask(weight):
+    """The best of all masks of each 4 x 4 tile, one after another."""
+    magnitudes = as_matrix(weight.detach()).abs()
+    rows = [
+        torch.tensor([float(c in pair) for c in range(4)]) for pair in itertools.combinations(range(4), 2)
+    ]
+    masks = torch.stack([torch.stack(four) for four in itertools.product(rows, repeat=4)])
+    masks = masks[(masks.sum(1) == 2).all(1)].to(magnitudes.dtype)
+    mask = torch.zeros_like(magnitudes, dtype=torch.bool)
+    for i, j in itertools.product(range(0, mask.shape[0], 4), range(0, mask.shape[1], 4)):
+        tile = magnitudes[i : i + 4, j : j + 4]
+        mask[i : i + 4, j : j + 4] = masks[(masks * tile).sum((1, 2)).argmax()].bool()
+    return as_weight(mask, weight.shape)
+
+
+MASKS = {False: row_mask, True: transposable_mask}
+
+
+def straight_through(weight, mask):
+    """The masked weight, whose gradient is that of the weight."""
+    return weight + (weight * mask - weight).detach()
+
+
+def penalty(weight, mask, decay):
+    """Its gradient is the term of SR-STE."""
+    return decay / 2 * (weight * ~mask).square().sum()
+
+
+class DenseTwin(nn.Module):
+    """A model whose named layers have 2:4 masks: dense weights, and masks applied by hand.
+
+    `losses` is to be called with the function that gives the loss of the model: it adds what SR-STE adds.
+    """
+
+    def __init__(self, model, names, *, method, transposable=False, refresh_every=1, decay=0.0):
+        super().__init__()
+        self.model = model
+        self.names = names
+        self.method, self.transposable, self.decay = method, transposable, decay
+        self.refresh_every = refresh_every
+        self.changes = 0
+        self.masks = {}
+        self.choose()
+
+    def choose(self):
+        """As before a forward pass in training."""
+        if self.masks and (self.method == "fixed" or self.changes % self.refresh_every):
+            return
+        for name in self.names:
+            self.masks[name] = MASKS[self.transposable](self.model.get_parameter(f"{name}.weight"))
+
+    def forward(self, *inputs):
+        weights = dict(self.model.named_parameters())
+        for name, mask in self.masks.items():
+            weight = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = (
+                weight * mask if self.method == "fixed" else straight_through(weight, mask)
+            )
+        return torch.func.functional_call(self.model, weights, inputs)
+
+    def added(self):
+        """What is added to the loss of every backward pass."""
+        return sum(
+            penalty(self.model.get_parameter(f"{name}.weight"), mask, self.decay)
+            for name, mask in self.masks.items()
+        )
+
+
+def linear(x, weight, mask, bias, *, method, decay):
+    """y, and what is to be added to the loss."""
+    if method == "fixed":
+        return F.linear(x, weight * mask, bias), 0
+    return F.linear(x, straight_through(weight, mask), bias), penalty(weight, mask, decay)
+
+
+@pytest.fixture
+def dense():
+    return SimpleNamespace(
+        masks=MASKS,
+        straight_through=straight_through,
+        penalty=penalty,
+        linear=linear,
+        Twin=DenseTwin,
+    )

@@ -159,7 +159,7 @@ def mask(*shape):
         ({"sparsity": True}, TypeError, "sparsity"),
         ({"sparsity": "0.9"}, TypeError, "sparsity"),
         ({"sparsity": 0.5, "distribution": "ERK"}, ValueError, "distribution must .*'erk', got 'ERK'"),
-        ({"sparsity": 0.5, "pattern": "2:4"}, ValueError, "pattern must .*'block', got '2:4'"),
+        ({"sparsity": 0.5, "pattern": "4:8"}, ValueError, "pattern must .*'2:4', got '4:8'"),
         ({"sparsity": 0.5, "pattern": "block", "block_size": 48}, ValueError, "block_size .*got 48"),
         ({"sparsity": 0.5, "pattern": "block", "block_size": 64.0}, TypeError, "block_size must .*got 64.0"),
         ({"sparsity": 0.5, "block_size": 64}, ValueError, "block_size must be left out unless .*got 64"),

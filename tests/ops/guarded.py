@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsekern import cpp, native
+from sparsekern.cpp.two_four_packing import from_cutlass, to_cutlass
 from sparsekern.formats import Pattern
 
 PAGE = mmap.PAGESIZE
@@ -150,7 +151,7 @@ def check_two_four(dtype: torch.dtype, rows: int, columns: int) -> None:
     assert torch.equal(cpp.gather_two_four(one, metadata), values)
     if dtype.itemsize <= 2 and rows % 32 == 0 and columns % 128 == 0:
         given = cpp.pack_two_four([weight], False, False)
-        back = cpp.from_cutlass(*map(keep, cpp.to_cutlass(*given)))
+        back = from_cutlass(*map(keep, to_cutlass(*given)))
         assert torch.equal(cpp.unpack_two_four(*back), cpp.unpack_two_four(*given))
 
 

@@ -215,6 +215,19 @@ def test_same_bits_for_any_number_of_threads(isa, threads, transposable):
         same_bits(pack_two_four([weight], transposable, transposable), right)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [2048, 2080])
+def test_a_packing_beyond_the_caches(isa, dtype, rows):
+    """From 16 MiB on it is written in another way, but for a last strip of rows that is not whole."""
+    columns = (32 << 20) // dtype.itemsize // 2048
+    part = numbers("random", (rows // 4, 256), dtype)
+    times = (4, columns // 256)
+    right = expected(part, True)
+    got = pack_two_four([part.repeat(times)], True, True)
+    same_bits(got[:2], [tensor.repeat(times) for tensor in right[:2]])
+    same_bits(got[2:], [tensor.repeat(times[::-1]) for tensor in right[2:]])
+
+
 def test_several_weights_and_other_memory_orders():
     weights = [numbers("random", shape, torch.float32) for shape in ((8, 12), (20, 8))]
     weights += [weights[0].t(), weights[1][:, ::2][:, :4].expand(20, 4)[::5]]

@@ -79,7 +79,7 @@ def read_sweep(options: argparse.Namespace) -> Sweep:
         methods=parse_words(recipe.method if options.methods is None else options.methods, "method"),
         inits=parse_words(recipe.init if options.inits is None else options.inits, "init"),
         seeds=[recipe.seed] if options.seeds is None else parse_seeds(options.seeds),
-        output=options.output or default_output(recipe, overrides, prefix="sweep-"),
+        output=options.output or default_output(recipe.name, overrides, prefix="sweep-"),
         workers=options.workers or len(os.sched_getaffinity(0)),
         data_dir=options.data_dir,
     )

@@ -109,10 +109,10 @@ class _Listener:
 
 def _check(jobs: Sequence[Job], data_dir: Path | None) -> None:
     """Find now what would fail in all runs: data that is not there, masks for another network."""
-    load_dataset(jobs[0].recipe.dataset, data_dir)
+    dataset = load_dataset(jobs[0].recipe.dataset, data_dir)
     sparse = [job.recipe for job in jobs if job.recipe.is_sparse]
     if sparse:
-        build_model(sparse[0])
+        build_model(sparse[0], dataset)
 
 
 def _make_folder(path: Path) -> None:

@@ -181,6 +181,37 @@ def resumed_sharded(rank, size, steps=20):
     return [outcome(*run) for run in runs]
 
 
+def two_four(rank, size, wrapper, options, steps=8):
+    """A run with 2:4 weights: those of the whole model, and the mask of every forward pass."""
+    torch.manual_seed(rank if wrapper == "ddp" else 0)  # DDP sends the weights of the first process to all
+    model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8)).double()
+    if wrapper == "ddp":
+        sk.sparsify_(model, pattern="2:4", **options)
+    else:
+        sk.sparsify_(
+            model, pattern="2:4", init="dense", generator=torch.Generator().manual_seed(0), **options
+        )
+    masks = []
+    model[0].register_forward_hook(lambda layer, inputs, output: masks.append(layer.mask))
+    used = model
+    if wrapper == "fsdp" and size > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    elif size > 1:
+        used = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(1000 + step)
+        x = torch.randn(BATCH, 16, generator=generator, dtype=torch.float64).chunk(size)[rank]
+        used(x).square().mean().backward()
+        optimizer.step()
+    parameters = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    return {"parameters": parameters, "masks": torch.stack(masks)}
+
+
 def opposite(rank, size, method="RigL"):
     """One update where position 2 has gradients of 10 and -10, and position 3 has 1 and 1."""
     layer = SparseLinear(8, 1, bias=False, mask=(torch.arange(8) < 2)[None], dtype=torch.float64)

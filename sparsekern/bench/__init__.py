@@ -1,0 +1,1 @@
+"""What a sparse layer costs on this machine, beside the dense one."""

@@ -1,0 +1,64 @@
+"""The largest scores, exactly, and something of every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["keep_largest"]
+
+
+def keep_largest(
+    scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], count: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Which `count` of the positions in `masks` stay: those of the largest scores, over all layers.
+
+    Ties go to the earlier layer, and within one to the lower index of the flattened weight. A layer that
+    would get none keeps its largest score, and the smallest of the others goes in its place.
+
+    Parameters
+    ----------
+    scores : mapping of str to Tensor
+        By layer name, finite.
+    masks : mapping of str to Tensor
+        bool, of the same shapes, with at least one position in each layer and at least `count` in all.
+    count : int
+        At least the number of layers.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The new masks, each on the device of its scores.
+    list of str
+        The layers that would have got none.
+    """
+    device = next(iter(scores.values())).device
+    flat = [
+        scores[name].masked_fill(~mask.to(scores[name].device), -math.inf).flatten().to(device)
+        for name, mask in masks.items()
+    ]
+    sizes = [len(part) for part in flat]
+    chosen = _largest(torch.cat(flat), count).split(sizes)
+    empty = [name for name, part in zip(masks, chosen) if not part.any()]
+    if empty:
+        # The first largest of every layer comes before all else: what each layer with any would keep anyway.
+        for part in flat:
+            part[part.argmax()] = math.inf
+        chosen = _largest(torch.cat(flat), count).split(sizes)
+    kept = {
+        name: part.view(scores[name].shape).to(scores[name].device, copy=True)
+        for name, part in zip(masks, chosen)
+    }
+    return kept, empty
+
+
+def _largest(flat: Tensor, count: int) -> Tensor:
+    """bool: the `count` largest of a vector, ties to the lower index."""
+    threshold = flat.topk(count, sorted=False).values.min()
+    chosen = flat > threshold
+    ties = (flat == threshold).nonzero().flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
