@@ -10,6 +10,7 @@
 
 #include "bindings_cuda.h"
 #include "sparsekern/pack_two_four_cuda.h"
+#include "sparsekern/transpose_two_four_cuda.h"
 
 namespace py = pybind11;
 namespace sk = sparsekern;
@@ -55,8 +56,28 @@ void pack_two_four(const std::vector<WeightTuple>& tuples, bool transposable, in
                                        at<CUstream_st>(stream)));
 }
 
+// Bytes of an element, rows, columns, a packing, and that of the transpose.
+using PackedTuple = std::tuple<int64_t, int64_t, int64_t, PackingTuple, PackingTuple>;
+
+void transpose_two_four(const std::vector<PackedTuple>& tuples, uintptr_t stream) {
+    std::vector<sk::cuda::PackedWeight> weights;
+    for (const auto& [element_size, rows, columns, packing, transposed] : tuples) {
+        check_packing(packing, rows, columns);
+        check_packing(transposed, columns, rows);
+        weights.push_back({element_size, rows, columns, at<const void>(packing.first.first),
+                           at<const void>(packing.second.first), at<void>(transposed.first.first),
+                           at<void>(transposed.second.first)});
+    }
+    const py::gil_scoped_release release;
+    require_ok(sk::cuda::transpose_two_four(weights.data(), static_cast<int64_t>(weights.size()),
+                                            at<CUstream_st>(stream)));
+}
+
 }  // namespace
 
-void bind_cuda_two_four(py::module_& cuda) { cuda.def("pack_two_four", &pack_two_four); }
+void bind_cuda_two_four(py::module_& cuda) {
+    cuda.def("pack_two_four", &pack_two_four);
+    cuda.def("transpose_two_four", &transpose_two_four);
+}
 
 #endif

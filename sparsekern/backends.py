@@ -82,6 +82,9 @@ def _cuda_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[st
         reasons.append(f"its kernels run on CUDA devices, and the inputs are on {device}")
     if not hasattr(cuda, op):
         reasons.append(f"it has no kernel for {op}")
+    if op == "pack_two_four" and dtype not in cuda.TWO_FOUR_TYPES:
+        names = ", ".join(map(_name, cuda.TWO_FOUR_TYPES))
+        reasons.append(f"it packs {names}, and the inputs are {_name(dtype)}")
     if not cuda.is_built():
         reasons.append("this build has no CUDA kernels: install with nvcc on PATH and SPARSEKERN_CUDA=1")
     return reasons

@@ -140,12 +140,40 @@ def pack_two_four(
         packings = [_new_packing(weight, rows, columns, layout)]
         packings += [_new_packing(weight, columns, rows, layout)] if transpose else []
         packed += [tensor for packing in packings for tensor in packing]
-        places = [(_buffer(values), (metadata.data_ptr(), metadata.nbytes)) for values, metadata in packings]
+        places = [_packing(*packing) for packing in packings]
         shape = TWO_FOUR_TYPES[weight.dtype], rows, columns
         given.append((*shape, *_buffer(kept[-1]), places[0], places[1] if transpose else None))
     if weights:
         _C.cuda.pack_two_four(given, transposable, TWO_FOUR_LAYOUTS[layout], _stream(weights[0]))
     return packed
+
+
+def transpose_two_four(values: list[Tensor], metadata: list[Tensor]) -> list[Tensor]:
+    """The packings of the transposes of weights with transposable masks: values and metadata of each.
+
+    Parameters
+    ----------
+    values : list of Tensor
+        ``(N, K/2)``, elements of 1, 2 or 4 bytes, which are copied bit for bit; all on one device.
+    metadata : list of Tensor
+        uint8 ``(N, ceil(K/8))``.
+    """
+    packed: list[Tensor] = []
+    kept: list[Tensor] = []
+    given = []
+    for kept_values, nibbles in zip(values, metadata):
+        kept += [_aligned(kept_values), _aligned(nibbles)]
+        rows, columns = kept_values.shape[0], 2 * kept_values.shape[1]
+        packed += _new_packing(kept_values, columns, rows, "rows")
+        shape = kept_values.element_size(), rows, columns
+        given.append((*shape, _packing(*kept[-2:]), _packing(*packed[-2:])))
+    if values:
+        _C.cuda.transpose_two_four(given, _stream(values[0]))
+    return packed
+
+
+def _packing(values: Tensor, metadata: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    return _buffer(values), (metadata.data_ptr(), metadata.nbytes)
 
 
 def _new_packing(weight: Tensor, rows: int, columns: int, layout: str) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ def test_every_backend_has_every_op(op):
 
 def test_there_are_no_other_ops():
     assert ops_of(cpp) == ops_of(reference) == {*COMPUTED, *COPIED}
-    assert ops_of(cuda) == {*ON_CUDA, "pack_two_four", "is_built"}
+    assert ops_of(cuda) == {*ON_CUDA, "pack_two_four", "transpose_two_four", "is_built"}
 
 
 @pytest.mark.parametrize("op", COMPUTED)
@@ -123,6 +123,11 @@ def test_the_cuda_backend_refuses_tensors_on_the_cpu(op):
     assert "  cuda: its kernels run on CUDA devices, and the inputs are on cpu" in reasons
     assert (f"  cuda: it has no kernel for {op}" in reasons) == (op not in ON_CUDA)
     assert len(reasons) == 1 + (op not in ON_CUDA) + (not cuda.is_built())
+
+
+def test_float64_is_not_packed_on_a_gpu():
+    with pytest.raises(BackendError, match="cuda: it packs float16, bfloat16, float32, int8, and the inputs"):
+        select("pack_two_four", torch.float64, torch.device("cuda"), "cuda")
 
 
 def test_all_objections_of_a_backend_are_listed():

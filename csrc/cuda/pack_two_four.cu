@@ -4,107 +4,21 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <limits>
 
-#include "launch.cuh"
 #include "sparsekern/pack_two_four_cuda.h"
+#include "two_four_blocks.cuh"
+#include "two_four_launch.cuh"
 #include "two_four_metadata.cuh"
 #include "two_four_select.cuh"
 
 namespace sparsekern::cuda {
 namespace {
 
-constexpr int kThreadSide = 8;
-static_assert(kThreads == kBlockRows / kThreadSide * (kBlockColumns / kThreadSide));
 constexpr int kTilesDown = kBlockRows / 4, kTilesAcross = kBlockColumns / 4;
 // Of tiles, a thread has every so many rows one.
 constexpr int kTileStep = kThreads / kTilesAcross;
 
-// A weight in a launch: its first block, and how many blocks lie side by side.
-struct Part {
-    TwoFourWeight weight;
-    int first_block;
-    int blocks_across;
-};
-
-// The weights of one launch, passed by value.
-constexpr int kParts = 32;
-struct Parts {
-    Part part[kParts];
-    int count;
-    TwoFourLayout layout;
-};
-static_assert(sizeof(Parts) <= 4000, "kernel arguments are limited");
-
-// Where a block is in its weight.
-struct Block {
-    int64_t row;
-    int64_t column;
-};
-
-// Where a thread is, and how many of its 8 rows and 2 groups are in the weight.
-struct Area {
-    int64_t row;
-    int64_t column;
-    int rows;
-    int groups;
-
-    __device__ Area(const TwoFourWeight& weight, const Block& block) {
-        const int thread = static_cast<int>(threadIdx.x);
-        row = block.row + thread / (kBlockColumns / kThreadSide) * kThreadSide;
-        column = block.column + thread % (kBlockColumns / kThreadSide) * kThreadSide;
-        const int64_t rows_left = weight.rows - row, groups_left = (weight.columns - column) / kGroupSize;
-        rows = static_cast<int>(rows_left < 0 ? 0 : rows_left < kThreadSide ? rows_left : kThreadSide);
-        groups = static_cast<int>(groups_left < 0 ? 0 : groups_left < 2 ? groups_left : 2);
-    }
-};
-
-// Four elements, or 0; they are aligned to as many.
-template <int kBytes>
-__device__ inline Four<kBytes> load_four(const char* from, bool inside) {
-    Four<kBytes> four = {};
-    if (inside) four = *reinterpret_cast<const Four<kBytes>*>(from);
-    return four;
-}
-
-// Eight neighbouring elements, those of a missing group 0; aligned to eight where `wide`.
-template <int kBytes>
-__device__ inline void load_groups(const char* from, int groups, bool wide, Four<kBytes>* left,
-                                   Four<kBytes>* right) {
-    if (wide && kBytes < 4) {
-        Words<2 * kBytes> both = {};
-        if (groups > 0) both = *reinterpret_cast<const Words<2 * kBytes>*>(from);
-#pragma unroll
-        for (int i = 0; i < kBytes; ++i) {
-            left->word[i] = both.word[i];
-            right->word[i] = both.word[kBytes + i];
-        }
-    } else {
-        *left = load_four<kBytes>(from, groups > 0);
-        *right = load_four<kBytes>(from + kGroupSize * kBytes, groups > 1);
-    }
-}
-
-// Two kept elements of each of `count` groups, up to two; aligned to two elements, or to four where `wide`.
-template <int kBytes>
-__device__ inline void store_pairs(char* to, const Four<kBytes>& pairs, int count, bool wide) {
-    if (wide) {
-        if (count > 0) *reinterpret_cast<Four<kBytes>*>(to) = pairs;
-    } else if (kBytes == 1) {
-        if (count > 0) *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(pairs.word[0]);
-        if (count > 1) *reinterpret_cast<uint16_t*>(to + 2) = static_cast<uint16_t>(pairs.word[0] >> 16);
-    } else {
-        constexpr int kHalf = kBytes / 2 > 0 ? kBytes / 2 : 1;
-        Words<kHalf> first, second;
-#pragma unroll
-        for (int i = 0; i < kHalf; ++i) {
-            first.word[i] = pairs.word[i];
-            second.word[i] = pairs.word[kBytes / 2 + i];
-        }
-        if (count > 0) *reinterpret_cast<Words<kHalf>*>(to) = first;
-        if (count > 1) *reinterpret_cast<Words<kHalf>*>(to + 2 * kBytes) = second;
-    }
-}
+using PackParts = Parts<TwoFourWeight, TwoFourLayout>;
 
 // What the threads of a block share.
 template <bool kTransposable>
@@ -159,7 +73,7 @@ template <class Format, bool kTransposable>
 __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block, bool encode,
                                  Shared<kTransposable>* shared) {
     constexpr int kBytes = Format::kBits / 8;
-    const Area area(weight, block);
+    const Area area(weight.rows, weight.columns, block);
     const int row_in_block = static_cast<int>(area.row - block.row);
     const int column_in_block = static_cast<int>(area.column - block.column);
     const bool wide = weight.columns % kThreadSide == 0;
@@ -188,12 +102,7 @@ __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block
                     Four<kBytes> columns[4];
                     transpose(sides[side], columns);
                     if (encode) encode_nonzeros(columns, &tile.columns);
-                    const Keeper<kBytes> keeper(tile.columns);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const Four<kBytes> two = keeper.keep(columns[i], i);
-                        kept_t[4 * side + i] = half == 0 ? two : join(kept_t[4 * side + i], two);
-                    }
+                    keep_columns<kBytes>(columns, tile.columns, half == 0, kept_t + 4 * side);
                     if (rows > 0) metadata_t[side] |= tile.columns << 4 * half;
                 }
             } else {
@@ -210,17 +119,8 @@ __device__ inline void pack_area(const TwoFourWeight& weight, const Block& block
     }
     if constexpr (kTransposable) {
         if (weight.values_t == nullptr) return;
-        const bool wide_t = weight.rows % kThreadSide == 0;
-        const int64_t pitch_t = weight.rows * kBytes / 2;
-        char* const to_t =
-            static_cast<char*>(weight.values_t) + area.column * pitch_t + area.row * kBytes / 2;
-        uint8_t* const metadata = &shared->metadata.of_column[column_in_block][row_in_block / 8];
-#pragma unroll
-        for (int i = 0; i < kThreadSide; ++i) {
-            store_pairs<kBytes>(to_t + i * pitch_t, kept_t[i], i / 4 < area.groups ? area.rows / 4 : 0,
-                                wide_t);
-            metadata[i * (kBlockRows / 8)] = static_cast<uint8_t>(metadata_t[i / 4] >> 8 * (i % 4));
-        }
+        store_columns<kBytes>(area, weight.rows, kept_t, weight.values_t);
+        note_columns(metadata_t, &shared->metadata.of_column[column_in_block][row_in_block / 8]);
     }
 }
 
@@ -231,23 +131,20 @@ constexpr int kLeastBlocks = !kTransposable || Format::kBits == 8 ? 5
                                                                   : 3;
 
 template <class Format, bool kTransposable>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks<Format, kTransposable>) pack_kernel(Parts parts) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<Format, kTransposable>)
+    pack_kernel(PackParts parts) {
     constexpr int kBytes = Format::kBits / 8;
     __shared__ Shared<kTransposable> shared;
-    int p = 0;
-    while (p + 1 < parts.count && static_cast<int>(blockIdx.x) >= parts.part[p + 1].first_block) ++p;
-    const Part& part = parts.part[p];
-    const int number = static_cast<int>(blockIdx.x) - part.first_block;
-    const Block block = {static_cast<int64_t>(number / part.blocks_across) * kBlockRows,
-                         static_cast<int64_t>(number % part.blocks_across) * kBlockColumns};
-    const bool interleaved = kBytes < 4 && parts.layout == TwoFourLayout::cutlass;
-    if constexpr (kTransposable) select_tiles<Format>(part.weight, block, &shared);
-    pack_area<Format, kTransposable>(part.weight, block, interleaved, &shared);
+    Block block;
+    const TwoFourWeight& weight = weight_of_block(parts, &block);
+    const bool interleaved = kBytes < 4 && parts.option == TwoFourLayout::cutlass;
+    if constexpr (kTransposable) select_tiles<Format>(weight, block, &shared);
+    pack_area<Format, kTransposable>(weight, block, interleaved, &shared);
     __syncthreads();
     if (interleaved) {
-        store_interleaved<kBytes>(shared.metadata, part.weight, block.row, block.column);
+        store_interleaved<kBytes>(shared.metadata, weight, block.row, block.column);
     } else {
-        store_rows(shared.metadata, part.weight, block.row, block.column);
+        store_rows(shared.metadata, weight, block.row, block.column);
     }
 }
 
@@ -270,19 +167,9 @@ const void* kernel_of(WeightType type, bool transposable) {
     }
 }
 
-int64_t blocks_across(const TwoFourWeight& weight) {
-    return (weight.columns + kBlockColumns - 1) / kBlockColumns;
-}
-int64_t blocks_of(const TwoFourWeight& weight) {
-    return (weight.rows + kBlockRows - 1) / kBlockRows * blocks_across(weight);
-}
-
 Status check_sizes(const TwoFourWeight& weight, bool transposable, TwoFourLayout layout) {
     const int64_t rows = weight.rows, columns = weight.columns;
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    if (rows < 0 || columns < 0 || rows > kMost || columns > kMost || blocks_of(weight) > kMost / kParts) {
-        return Status::bad_weight_sizes;
-    }
+    if (!can_be_numbered(weight)) return Status::bad_weight_sizes;
     bool fits = columns % kGroupSize == 0 && (!transposable || rows % kGroupSize == 0);
     if (layout == TwoFourLayout::cutlass) {
         const int64_t least_rows = weight.type == WeightType::int8 ? 16 : 32;
@@ -320,55 +207,30 @@ Status check_weight(const TwoFourWeight& weight, bool transposable, TwoFourLayou
     return aligned(weight.weight, 16) ? Status::ok : Status::misaligned_pointer;
 }
 
-// Queues some of the weights of one type, from *next on, and moves *next behind them.
-Status launch_some(const TwoFourWeight* weights, int64_t count, WeightType type, bool transposable,
-                   TwoFourLayout layout, CUstream_st* stream, int64_t* next) {
-    Parts parts{};
-    parts.layout = layout;
-    int64_t blocks = 0;
-    for (; *next < count && parts.count < kParts; ++*next) {
-        const TwoFourWeight& weight = weights[*next];
-        if (weight.type != type || weight.rows * weight.columns == 0) continue;
-        parts.part[parts.count++] = {weight, static_cast<int>(blocks),
-                                     static_cast<int>(blocks_across(weight))};
-        blocks += blocks_of(weight);
-    }
-    if (blocks == 0) return Status::ok;
-    void* arguments[] = {&parts};
-    return from_runtime(cudaLaunchKernel(kernel_of(type, transposable), dim3(static_cast<unsigned>(blocks)),
-                                         dim3(kThreads), arguments, 0, stream));
-}
-
 }  // namespace
 
 Status pack_two_four(const TwoFourWeight* weights, int64_t count, bool transposable, TwoFourLayout layout,
                      CUstream_st* stream) {
     if (layout != TwoFourLayout::rows && layout != TwoFourLayout::cutlass) return Status::bad_layout;
-    int device = -1;
     for (int64_t i = 0; i < count; ++i) {
         const Status status = check_weight(weights[i], transposable, layout);
         if (status != Status::ok) return status;
     }
-    for (int64_t i = 0; i < count; ++i) {
-        const TwoFourWeight& w = weights[i];
-        if (w.rows * w.columns == 0) continue;
-        int found = -1;
-        const Status status = device_of({w.weight, w.values, w.metadata, w.values_t, w.metadata_t}, &found);
-        if (status != Status::ok) return status;
-        if (device >= 0 && found != device) return Status::different_devices;
-        device = found;
-    }
-    if (device < 0) return Status::ok;
+    const auto device_of_weight = [](const TwoFourWeight& w, int* device) {
+        return device_of({w.weight, w.values, w.metadata, w.values_t, w.metadata_t}, device);
+    };
+    int device = -1;
+    Status status = device_of_weights(weights, count, device_of_weight, &device);
+    if (status != Status::ok || device < 0) return status;
     const DeviceScope scope(device);
     if (scope.error() != cudaSuccess) return from_runtime(scope.error());
-    Status status = Status::ok;
     for (const WeightType type :
          {WeightType::float16, WeightType::bfloat16, WeightType::float32, WeightType::int8}) {
-        for (int64_t next = 0; next < count && status == Status::ok;) {
-            status = launch_some(weights, count, type, transposable, layout, stream, &next);
-        }
+        const auto wanted = [&](const TwoFourWeight& weight) { return weight.type == type; };
+        status = launch_on(weights, count, wanted, kernel_of(type, transposable), layout, stream);
+        if (status != Status::ok) return status;
     }
-    return status;
+    return Status::ok;
 }
 
 }  // namespace sparsekern::cuda

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import sparsekern as sk
+from sparsekern import cpp, triton
+from sparsekern import cuda as cuda_backend
 
 SHAPES = {"one-tile": (5, 7), "odd": (70, 130), "small-tiles": (20, 25)}
 
@@ -56,3 +58,35 @@ def test_values_and_topology(device):
         torch.randn(3, 70, device=device), torch.randn(3, 130, device=device), pattern, 20
     )
     assert len(positions) == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("shape", [(4, 4), (132, 68), (36, 200)], ids=str)
+def test_two_four_packing(device, shape, dtype):
+    weight = (torch.randn(shape) * 30).to(dtype).to(device)
+    on_cpu = device.type == "cpu"
+    pack = (cpp if on_cpu else cuda_backend).pack_two_four
+    moved = cpp if on_cpu else triton
+    values, metadata, values_t, metadata_t = pack([weight], True, True)
+    dense = moved.unpack_two_four(values, metadata)
+    assert torch.equal(dense, moved.unpack_two_four(values_t, metadata_t).t())
+    assert torch.equal(moved.gather_two_four(weight, metadata), values)
+    (values, metadata) = pack([weight[:3].contiguous()], False, False)
+    assert torch.equal(moved.gather_two_four(weight[:3], metadata), values)
+
+
+@pytest.mark.parametrize("samples", [1, 70])
+@pytest.mark.parametrize("shape", [(5, 8), (70, 132)], ids=str)
+def test_two_four_products(cuda, shape, samples):
+    weight = torch.randn(shape, device=cuda)
+    values, metadata = cuda_backend.pack_two_four([weight], False, False)
+    x, grad_y = torch.randn(samples, shape[1], device=cuda), torch.randn(samples, shape[0], device=cuda)
+    dense = triton.unpack_two_four(values, metadata).double()
+    found = (
+        triton.two_four_linear(x, values, None, metadata),
+        triton.two_four_linear_grad_input(grad_y, values, metadata),
+        triton.two_four_linear_grad_values(grad_y, x, metadata),
+    )
+    gradient = triton.gather_two_four(grad_y.double().T @ x.double(), metadata)
+    for result, right in zip(found, (x.double() @ dense.T, grad_y.double() @ dense, gradient), strict=True):
+        torch.testing.assert_close(result.double(), right, rtol=1e-4, atol=1e-4)

@@ -6,8 +6,8 @@ namespace {
 using namespace sparsekern;
 
 cudaError_t run(const void* kernel, dim3 blocks, dim3 threads, void** arguments) {
-    const auto pack = reinterpret_cast<void (*)(cuda::Parts)>(const_cast<void*>(kernel));
-    run_blocks_of(blocks.x, threads.x, [=] { pack(*static_cast<cuda::Parts*>(arguments[0])); });
+    const auto pack = reinterpret_cast<void (*)(cuda::PackParts)>(const_cast<void*>(kernel));
+    run_blocks_of(blocks.x, threads.x, [=] { pack(*static_cast<cuda::PackParts*>(arguments[0])); });
     return cudaSuccess;
 }
 
