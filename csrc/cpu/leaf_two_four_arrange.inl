@@ -22,8 +22,8 @@ inline int64_t at_most(int64_t a, int64_t most) { return a < most ? a : most; }
 constexpr int kDotPairs = SPARSEKERN_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int64_t kDotRows = 2 * kDotPairs;
 
-// In each step, the columns of the even groups and then those of the odd (see leaf_two_four_pairs.inl). A vector
-// of four lanes holds one group, so then they keep their order.
+// In each step, the columns of the even groups and then those of the odd (see leaf_two_four_pairs.inl). A
+// vector of four lanes holds one group, so then they keep their order.
 template <class T>
 void arrange(const Samples<const T>& given, AccumulateType<T>* to) {
     using A = AccumulateType<T>;

@@ -1,5 +1,5 @@
-// The gradient of the values of a 2:4 weight: for each, the dot product of its row's and its column's samples.
-// Lanes are values, as for a few samples, so that no sum runs across lanes.
+// The gradient of the values of a 2:4 weight: for each, the dot product of its row's and its column's
+// samples. Lanes are values, as for a few samples, so that no sum runs across lanes.
 
 #include "leaf_two_four_pairs.inl"
 
@@ -9,7 +9,9 @@ namespace {
 
 // Four elements in a row, in each four lanes.
 #if SPARSEKERN_VECTOR_BYTES == 64
-inline FloatVec repeat_four(const float* from) { return (FloatVec)_mm512_broadcast_f32x4(_mm_loadu_ps(from)); }
+inline FloatVec repeat_four(const float* from) {
+    return (FloatVec)_mm512_broadcast_f32x4(_mm_loadu_ps(from));
+}
 inline DoubleVec repeat_four(const double* from) {
     return (DoubleVec)_mm512_broadcast_f64x4(_mm256_loadu_pd(from));
 }
@@ -32,7 +34,8 @@ inline void dot_rows(const DotWork<A>& work, int64_t row, int64_t step, const A*
     const TwoFourRows<A>& block = work.block;
     const int64_t columns = at_most(block.columns - step * kStep<A>, kStep<A>);
     const auto metadata = [&](int64_t i) {
-        return block.metadata + at_most(row + i, block.rows - 1) * block.metadata_stride + step * kStepBytes<A>;
+        return block.metadata + at_most(row + i, block.rows - 1) * block.metadata_stride +
+               step * kStepBytes<A>;
     };
     PickIndex<A> index[kDotPairs];
 #pragma GCC unroll 4

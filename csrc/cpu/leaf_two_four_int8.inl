@@ -20,7 +20,8 @@ void int8_product(const Int8Work& given) {
             int32_t sum = 0;
             for (int64_t i = 0; i < work.block.columns / 2; ++i) {
                 const int64_t column = i / 2 * 4 + (metadata[i / 4] >> i % 4 * 2 & 3);
-                const int64_t place = (column / kInt8Step * work.samples + m) * kInt8Step + column % kInt8Step;
+                const int64_t place =
+                    (column / kInt8Step * work.samples + m) * kInt8Step + column % kInt8Step;
                 sum += int32_t{value[i]} * static_cast<int8_t>(work.x[place]);
             }
             work.sums[m * work.pitch + r] = sum;
@@ -40,8 +41,8 @@ void set_int8(TwoFourInt8Kernels& table) {
     set_int8_from<1>(table);
 }
 #else
-// Rows in twos, as in leaf_two_four_pairs.inl, with eight values, those of sixteen columns, in place of a pair.
-// All 256-bit: a wider product of bytes needs VNNI.
+// Rows in twos, as in leaf_two_four_pairs.inl, with eight values, those of sixteen columns, in place of a
+// pair. All 256-bit: a wider product of bytes needs VNNI.
 constexpr int64_t kInt8Step = 64;
 
 // Which of the sixteen columns each of the eight values of two bytes of metadata multiplies.
@@ -109,7 +110,8 @@ private:
         }
     }
 
-    // The instruction multiplies unsigned by signed bytes and adds two products in 16 bits: 2 * 128 * 127 fits.
+    // The instruction multiplies unsigned by signed bytes and adds two products in 16 bits: 2 * 128 * 127
+    // fits.
     void add(int m, __m256i size, __m256i sign, __m256i x) {
         const __m256i products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, sign));
         sum_[m] = _mm256_add_epi32(sum_[m], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));

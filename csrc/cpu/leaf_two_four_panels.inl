@@ -91,7 +91,8 @@ __attribute__((always_inline)) inline void prefetch_row(const TwoFourRows<T>& bl
 }
 
 template <class A>
-__attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row, int64_t rows) {
+__attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row,
+                                                          int64_t rows) {
     const int64_t lines = count * static_cast<int64_t>(sizeof(A)) / 64;
     const int64_t share = (lines + rows - 1) / rows;
     const char* const at = reinterpret_cast<const char*>(next) + row * share * 64;

@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kPairs = 2;  // of rows that share the loads of features
 constexpr int kRows = 2 * kPairs;
-constexpr int64_t kStep = 128;       // columns whose values fill a vector
-constexpr int64_t kStepBytes = 16;   // of metadata
-constexpr int kOffset = 128;         // what samples have added: the instruction takes one operand unsigned
+constexpr int64_t kStep = 128;      // columns whose values fill a vector
+constexpr int64_t kStepBytes = 16;  // of metadata
+constexpr int kOffset = 128;        // what samples have added: the instruction takes one operand unsigned
 
 struct EvenOdd {
     __m512i even;
@@ -50,10 +50,10 @@ inline __m128i fold(__m512i pair) {
 }
 inline __m128i sum_rows(__m512i first, __m512i second) { return _mm_hadd_epi32(fold(first), fold(second)); }
 
-// What a step has added up, for `samples` samples: sums by pair of rows, and the sums of the rows' values where
-// these are new. Not inlined: what comes behind the loop would compete for its registers.
-__attribute__((noinline)) void finish_rows(const Int8Work& work, int64_t first, int64_t samples, const __m512i* sums,
-                                           const __m512i* of_values) {
+// What a step has added up, for `samples` samples: sums by pair of rows, and the sums of the rows' values
+// where these are new. Not inlined: what comes behind the loop would compete for its registers.
+__attribute__((noinline)) void finish_rows(const Int8Work& work, int64_t first, int64_t samples,
+                                           const __m512i* sums, const __m512i* of_values) {
     const int64_t rows = work.block.rows - first;
     const auto live = static_cast<__mmask8>(rows >= kRows ? 0xF : (1u << rows) - 1);
     int32_t* const row_sums = work.row_sums + first;
@@ -114,11 +114,14 @@ void multiply_rows(const Int8Work& work, int64_t first) {
         }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            const __m512i even = _mm512_load_si512(x + m * kStep), odd = _mm512_load_si512(x + m * kStep + 64);
+            const __m512i even = _mm512_load_si512(x + m * kStep),
+                          odd = _mm512_load_si512(x + m * kStep + 64);
 #pragma GCC unroll 2
             for (int p = 0; p < kPairs; ++p) {
-                sum[m][p] = _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(even, index[p].even), row[p].even);
-                sum[m][p] = _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(odd, index[p].odd), row[p].odd);
+                sum[m][p] =
+                    _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(even, index[p].even), row[p].even);
+                sum[m][p] =
+                    _mm512_dpbusd_epi32(sum[m][p], _mm512_shuffle_epi8(odd, index[p].odd), row[p].odd);
             }
         }
     }

@@ -1,4 +1,5 @@
-// The leaf kernels of the products of 2:4 weights, which exist once for each instruction set, and their table.
+// The leaf kernels of the products of 2:4 weights, which exist once for each instruction set, and their
+// table.
 //
 // Three layouts serve them. A batch of a few samples keeps whole values in vectors, and picks the features
 // that these multiply by permutation. A larger one is cut into panels (see kernel_table.h), where each value
@@ -41,8 +42,8 @@ struct TwoFourPanelWork {
     AccumulateType<T>* y;
 };
 
-// The transpose of a block of kListColumns columns or fewer: for each of its columns a list of the kept values, with the rows that they are in.
-// The lists of neighbouring columns begin `capacity` elements apart.
+// The transpose of a block of kListColumns columns or fewer: for each of its columns a list of the kept
+// values, with the rows that they are in. The lists of neighbouring columns begin `capacity` elements apart.
 template <class A>
 struct ColumnLists {
     A* values;
@@ -51,7 +52,8 @@ struct ColumnLists {
     int64_t capacity;
 };
 constexpr int64_t kListColumns = 128;
-constexpr int64_t kListSlackRows = 16;  // capacity beyond a block's rows: what is appended ends in whole vectors
+constexpr int64_t kListSlackRows =
+    16;  // capacity beyond a block's rows: what is appended ends in whole vectors
 
 // Lists of `columns` columns against one panel, whose features are rows of the weight.
 template <class A>
@@ -137,8 +139,8 @@ struct Int8Work {
 
 struct TwoFourInt8Kernels {
     int64_t step;
-    // A sample as bytes for `product`, its steps `stride` bytes apart, zeros behind its end. Returns its scale: the
-    // one that is given, or the largest magnitude divided by 127. NaN where the sample holds that.
+    // A sample as bytes for `product`, its steps `stride` bytes apart, zeros behind its end. Returns its
+    // scale: the one that is given, or the largest magnitude divided by 127. NaN where the sample holds that.
     float (*quantize)(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride);
     void (*product[kFewSamples + 1])(const Int8Work&);
 };

@@ -27,7 +27,9 @@ public:
           scales_(x.rows) {}
 
     int64_t groups() const { return divide_rounding_up(x_.rows, kFewSamples); }
-    int64_t size(int64_t group) const { return std::min<int64_t>(kFewSamples, x_.rows - group * kFewSamples); }
+    int64_t size(int64_t group) const {
+        return std::min<int64_t>(kFewSamples, x_.rows - group * kFewSamples);
+    }
     const uint8_t* data(int64_t group) const { return quantized_.data() + group * kFewSamples * columns_; }
     float scale(int64_t sample) const { return scales_[sample]; }
 
@@ -36,7 +38,8 @@ public:
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < x_.rows; ++m) {
             const int64_t group = m / kFewSamples;
-            uint8_t* const to = quantized_.data() + group * kFewSamples * columns_ + m % kFewSamples * table_.step;
+            uint8_t* const to =
+                quantized_.data() + group * kFewSamples * columns_ + m % kFewSamples * table_.step;
             scales_[m] = table_.quantize(widened(m, room), x_.cols, scale_, to, size(group) * table_.step);
         }
     }
