@@ -13,17 +13,18 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_from_dense_cutlass,
     sparse_semi_structured_to_dense_cutlass,
 )
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsekern import semi_structured
+from sparsekern import semi_structured, two_four_layouts
 from sparsekern.backends import BackendError, select
-from sparsekern.semi_structured import (
+from sparsekern.semi_structured import choose_layout, semi_structured_linear
+from sparsekern.two_four_layouts import (
     LAYOUTS,
     MULTIPLES,
     arrange,
-    choose_layout,
-    semi_structured_linear,
+    arrange_new_values,
+    blocked,
     size_refusals,
-    write_values,
 )
 
 PAIRS = torch.tensor(list(itertools.combinations(range(4), 2)))
@@ -63,31 +64,47 @@ def product(dense, x_t, bias, out_dtype):
 
 
 class Library:
-    """In place of cuSPARSELt: a layout that nobody would guess, kept weights being those that are not 0."""
+    """In place of cuSPARSELt, whose kept weights are those that are not 0.
 
-    def __init__(self, values_lead=True):
-        self.values_lead = values_lead
+    Its layout is the one that is expected ("known"), or one with metadata ("values known") or all of it
+    ("unknown") where nobody would guess.
+    """
+
+    def __init__(self, kind="unknown"):
+        self.kind = kind
+        self.compressed = 0
         self.searches = []
         self.products = []
 
     def compress(self, dense):
+        self.compressed += 1
         rows, columns = dense.shape
         groups = dense.view(rows, -1, 4)
         # Those that are not 0 first, else those of low columns.
         order = (groups == 0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(-1).values
         values = groups.gather(-1, order).flatten()
-        nibbles = (order[..., 0] | order[..., 1] << 2).flatten()
-        metadata = (nibbles[::2] | nibbles[1::2] << 4).to(torch.uint8).flip(0).view(dense.dtype)
-        return torch.cat([values, metadata] if self.values_lead else [values.flip(0), metadata])
+        nibbles = order[..., 0] | order[..., 1] << 2
+        metadata = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8)
+        if self.kind == "known":
+            return torch.cat([values, blocked(metadata).view(dense.dtype).flatten()])
+        metadata = metadata.flatten().flip(0).view(dense.dtype)
+        return torch.cat([values if self.kind == "values known" else values.flip(0), metadata])
 
     def dense(self, packed, columns):
-        count = packed.shape[0] * columns // 2
+        rows, count = packed.shape[0], packed.shape[0] * columns // 2
         values, metadata = packed.view(-1)[:count], packed.view(-1)[count:].view(torch.uint8).flip(0)
-        values = values if self.values_lead else values.flip(0)
+        if self.kind == "known":
+            # Where each word went is where its number went.
+            words = torch.arange(rows * columns // 16)
+            places = places_of(blocked, rows, columns // 16)
+            found = torch.empty(len(words), dtype=torch.int16)
+            found[places] = packed.view(-1)[count:].view(torch.int16)
+            metadata = found.view(torch.uint8)
+        values = values.flip(0) if self.kind == "unknown" else values
         nibbles = torch.stack([metadata & 15, metadata >> 4], -1).flatten()
         places = torch.stack([nibbles & 3, nibbles >> 2], -1).long()
         groups = packed.new_zeros(len(places), 4).scatter_(1, places, values.view(-1, 2))
-        return groups.view(packed.shape[0], columns)
+        return groups.view(rows, columns)
 
     def multiply(self, packed, x_t, bias=None, *, out_dtype, transpose_result, alg_id):
         assert packed.dim() == 2
@@ -100,6 +117,13 @@ class Library:
     def search(self, packed, x_t, bias=None, *, out_dtype, transpose_result):
         self.searches.append((tuple(x_t.shape), bias is not None))
         return 7
+
+
+def places_of(order, rows, words):
+    """Which word of metadata is at each place of an order of them; there may be more than an int16 counts."""
+    low, high = (torch.arange(rows * words) >> shift & 0xFF for shift in (0, 8))
+    numbers = [order(part.to(torch.int16).view(rows, words).view(torch.uint8)) for part in (low, high)]
+    return numbers[0].flatten().long() | numbers[1].flatten().long() << 8
 
 
 class Cutlass:
@@ -122,13 +146,18 @@ def library(monkeypatch):
     return install(monkeypatch, Library())
 
 
+def recorded(patch):
+    """From now on everything is said to be recorded as a CUDA graph."""
+    for module in (semi_structured, two_four_layouts):
+        patch.setattr(module, "is_recorded", lambda tensor: True)
+
+
 def install(monkeypatch, library):
     monkeypatch.setattr(torch, "_cslt_compress", library.compress)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", library.multiply)
     monkeypatch.setattr(torch, "_cslt_sparse_mm_search", library.search)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    for cache in ("_algorithms", "_values_lead"):
-        monkeypatch.setattr(semi_structured, cache, {})
+    monkeypatch.setattr(semi_structured, "_algorithms", {})
+    monkeypatch.setattr(two_four_layouts, "_knowledge", {})
     return library
 
 
@@ -138,6 +167,13 @@ def cutlass(monkeypatch):
     monkeypatch.setattr(torch, "_sparse_semi_structured_mm", kernels.mm)
     monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", kernels.addmm)
     return kernels
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Nothing that other tests have arranged."""
+    monkeypatch.setattr(semi_structured, "_arranged", WeakTensorKeyDictionary())
+    return semi_structured._arranged
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -171,21 +207,66 @@ def test_kept_zeros_stay_in_their_places(dtype):
     assert torch.equal(found, dense)
 
 
-@pytest.mark.parametrize("values_lead", [True, False], ids=["values-first", "values-elsewhere"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_what_cusparselt_is_given_and_how_values_are_renewed(monkeypatch, dtype, values_lead):
-    library = install(monkeypatch, Library(values_lead))
-    for zeros in (False, True):
-        values, metadata, dense = weight(64, 96, dtype, zeros)
+def cusparselt_offset(row, column, rows):
+    """Of a word of metadata, as ``MetadataCuSparseLt::_get_meta_offset`` of PyTorch and what it calls put it.
+
+    In words of 16 columns: blocks of 128 x 64 weights, in them blocks of 32 x 32, in them those of 16 x 16.
+    """
+    block = (row // 128 + column // 4 * (rows // 128)) * 512
+    block += row % 128 // 32 * 64 + column % 4 // 2 * 256
+    return block + row % 8 * 8 + row % 32 // 16 * 4 + column % 2 * 2 + row % 16 // 8
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (384, 128), (256, 640)], ids=str)
+def test_metadata_in_the_order_of_cusparselt(shape):
+    rows, words = shape[0], shape[1] // 16
+    found = places_of(blocked, rows, words)
+    wanted = torch.empty_like(found)
+    for row, column in itertools.product(range(rows), range(words)):
+        wanted[cusparselt_offset(row, column, rows)] = row * words + column
+    assert torch.equal(found, wanted)
+
+
+KINDS = ["known", "values known", "unknown"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+def test_what_cusparselt_is_given_and_how_values_are_renewed(monkeypatch, dtype, kind):
+    library = install(monkeypatch, Library(kind))
+    for seed, zeros in enumerate((False, True, False)):
+        values, metadata, dense = weight(128, 256, dtype, zeros, seed)
         packed, none = arrange(values, metadata, "cusparselt")
         assert none is None
-        assert packed.shape == (64, 96 * (10 if dtype == torch.int8 else 9) // 16)
-        assert torch.equal(library.dense(packed, 96), dense)
+        assert packed.shape == (128, 256 * 9 // 16)
+        assert torch.equal(library.dense(packed, 256), dense)
         new = values.flip(0)
-        write_values(packed, new, metadata)
+        renewed = arrange_new_values(packed, new, metadata)
         again, _ = arrange(new, metadata, "cusparselt")
-        assert torch.equal(library.dense(packed, 96), library.dense(again, 96))
-        assert not torch.equal(library.dense(packed, 96), dense)
+        assert torch.equal(library.dense(renewed, 256), library.dense(again, 256))
+        assert torch.equal(library.dense(packed, 256), dense)
+    # One to learn its layout; then for metadata, or for everything.
+    assert library.compressed == {"known": 1, "values known": 1 + 6, "unknown": 1 + 9}[kind]
+    assert list(two_four_layouts._knowledge.values()) == [kind]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((64, 96), torch.float16), ((128, 128), torch.int8)], ids=str)
+def test_sizes_and_dtypes_whose_metadata_cusparselt_arranges(monkeypatch, shape, dtype):
+    library = install(monkeypatch, Library("values known"))
+    values, metadata, dense = weight(*shape, dtype, zeros=True)
+    packed, _ = arrange(values, metadata, "cusparselt")
+    assert packed.shape == (shape[0], shape[1] * (10 if dtype == torch.int8 else 9) // 16)
+    assert torch.equal(library.dense(packed, shape[1]), dense)
+    assert list(two_four_layouts._knowledge.values()) == ["values known"]
+
+
+def test_nothing_is_learned_in_a_capture(library, monkeypatch):
+    values, metadata, dense = weight(128, 128, torch.bfloat16)
+    with monkeypatch.context() as patch:
+        recorded(patch)
+        packed, _ = arrange(values, metadata, "cusparselt")
+    assert torch.equal(library.dense(packed, 128), dense)
+    assert two_four_layouts._knowledge == {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -230,12 +311,11 @@ def test_nothing_is_searched_for_in_a_capture_or_in_compiling(library, monkeypat
     values, metadata, _ = weight(32, 64, torch.bfloat16)
     packed, _ = arrange(values, metadata, "cusparselt")
     x = random((8, 64), torch.bfloat16)
-    where, what = {
-        "captured": (torch.cuda, "is_current_stream_capturing"),
-        "compiled": (torch.compiler, "is_compiling"),
-    }[while_]
     with monkeypatch.context() as patch:
-        patch.setattr(where, what, lambda: True)
+        if while_ == "captured":
+            recorded(patch)
+        else:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
         semi_structured_linear(x, packed, None, None, "cusparselt", 32)
     assert library.searches == []
     semi_structured_linear(x, packed, None, None, "cusparselt", 32)
@@ -243,6 +323,46 @@ def test_nothing_is_searched_for_in_a_capture_or_in_compiling(library, monkeypat
 
 
 BFLOAT16, FLOAT16, INT8 = torch.bfloat16, torch.float16, torch.int8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_op_sees_every_change_of_the_weight(monkeypatch, cutlass, kept, layout, kind):
+    """In place or not, of values or of metadata, in a recording too; the arrangement goes with the weight."""
+    library = install(monkeypatch, Library(kind))
+    monkeypatch.setattr(semi_structured, "choose_layout", lambda *arguments: (layout, []))
+    x = random((8, 128), torch.bfloat16, 4)
+
+    def check():
+        dense = two_four_layouts._unpacked(values, metadata)
+        y = semi_structured.two_four_linear(x, values, None, metadata)
+        assert torch.equal(y, F.linear(x.double(), dense.double()).to(torch.bfloat16))
+
+    values, metadata, _ = weight(128, 128, torch.bfloat16)
+    check()
+    check()
+    compressed = library.compressed
+    check()
+    assert library.compressed == compressed
+    values.mul_(-2)
+    check()
+    values = values.flip(1)
+    check()
+    metadata.copy_(weight(128, 128, torch.bfloat16, seed=5)[1])
+    check()
+    with monkeypatch.context() as patch:
+        recorded(patch)
+        before = kept[metadata]
+        check()
+        assert kept[metadata] is before
+    with torch.inference_mode():
+        values, metadata = values.clone(), metadata.clone()
+        check()
+        values.mul_(3)
+        check()
+    assert len(kept) == 0
+
+
 REFUSED = [
     (
         (100, 128, BFLOAT16, "cutlass"),
