@@ -71,7 +71,7 @@ def run(
     if options.tensorboard:
         summary_writer()
     dataset = load_dataset(recipe.dataset, options.data_dir)
-    model, report = build_model(recipe if state is None else _with_masks_of(folder, recipe), dataset)
+    model, report = build_model(recipe if state is None else with_masks_of(folder, recipe), dataset)
     with closing(Trainer(model.to(device), dataset, recipe)) as trainer:
         resumed = None if state is None else resume(trainer, state, folder)
         say(_headline(recipe))
@@ -158,7 +158,7 @@ def _earlier_state(recipe: Recipe, folder: RunFolder, options: RunOptions) -> di
     return read_state(recipe, folder)
 
 
-def _with_masks_of(folder: RunFolder, recipe: Recipe) -> Recipe:
+def with_masks_of(folder: RunFolder, recipe: Recipe) -> Recipe:
     """A recipe that takes the masks of the folder's checkpoint where this one would score weights.
 
     Scores differ in their last bits with the machine and the number of threads, and may then share weights

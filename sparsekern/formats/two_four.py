@@ -70,6 +70,10 @@ class TwoFour:
                     f"metadata must be a uint8 tensor of shape {shape} for values of shape "
                     f"{tuple(values.shape)}, got {describe(metadata)}"
                 )
+        elif not isinstance(metadata, Tensor):
+            raise ValueError(f"metadata must be a tensor, got {describe(metadata)}")
+        if self.transposed is not None and not isinstance(self.transposed, TwoFour):
+            raise ValueError(f"transposed must be a sparsekern.TwoFour, got {describe(self.transposed)}")
         if self.transposed is not None and self.transposed.shape != self.shape[::-1]:
             raise ValueError(
                 f"transposed must have shape {self.shape[::-1]}, got {tuple(self.transposed.shape)}"

@@ -118,5 +118,7 @@ def nm_mask_(weight: Tensor, pattern: str = "2:4", *, dim: int = 1, uneven: str 
         As in `nm_mask`; nothing is changed.
     """
     mask = nm_mask(weight, pattern, dim=dim, uneven=uneven)
+    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape, strict=True)):
+        raise ValueError(f"weight must have memory for each element, got an expanded one, {weight.stride()}")
     weight.masked_fill_(~mask, 0)
     return mask

@@ -41,9 +41,14 @@ def fix_masks_(model: nn.Module) -> list[str]:
     }
     # All are packed before the first is changed: that fails where a weight is not finite.
     packed = {}
-    for layer in layers.values():
+    for name, layer in layers.items():
         if id(layer.weight) not in packed:
-            packed[id(layer.weight)] = layer.packed
+            try:
+                packed[id(layer.weight)] = layer.packed
+            except ValueError as error:
+                raise ValueError(
+                    f"model must have weights that can be packed, got {name!r}: {error}"
+                ) from error
     fixed: dict[int, TwoFourLayer] = {}
     for layer in layers.values():
         weight = id(layer.weight)

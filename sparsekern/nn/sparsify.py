@@ -162,7 +162,12 @@ def _convert(model: nn.Module, found: list[Found], conversion: Conversion) -> Sp
             carry(entry.module, layer)
             if entry is group[0]:
                 first = layer
-                conversion.fill(layer, entry.module, choice)
+                try:
+                    conversion.fill(layer, entry.module, choice)
+                except ValueError as error:
+                    raise ValueError(
+                        f"model must have weights to convert, got {entry.name!r}: {error}"
+                    ) from error
             else:
                 layer.tie_weight(first)
             swaps[id(entry.module)] = layer

@@ -75,6 +75,8 @@ def test_check_of_a_transpose_that_is_another_matrix():
         ({"values": torch.zeros(3, 5)}, "K a multiple of 4"),
         ({"metadata": METADATA.int()}, "metadata must be a uint8 tensor"),
         ({"metadata": METADATA[:, :1]}, r"of shape \(3, 2\) for values of shape \(3, 6\), got"),
+        ({"layout": "cutlass", "metadata": "x"}, r"metadata must be a tensor, got 'x' \(str\)"),
+        ({"transposed": "x"}, r"transposed must be a sparsekern\.TwoFour, got 'x'"),
         ({"layout": "columns"}, "layout must be one of rows, cutlass, cusparselt, got 'columns'"),
         (
             {"transposed": sk.TwoFour(VALUES, METADATA)},

@@ -91,6 +91,13 @@ def test_parameters_and_views():
     assert torch.equal(sk.nm_mask_(weight.T), nm_mask(weight, dim=0).T)
 
 
+def test_expanded_views_are_refused():
+    row = torch.ones(1, 8)
+    with pytest.raises(ValueError, match="memory for each element, got an expanded one"):
+        sk.nm_mask_(row.expand(4, 8))
+    assert torch.equal(row, torch.ones(1, 8))
+
+
 def test_masks_are_those_of_sparsify():
     model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4))
     dense = model[0].weight.detach().clone()

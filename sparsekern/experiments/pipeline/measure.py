@@ -26,8 +26,8 @@ class StageCost:
     stage : str
     sparsity : float
         Fraction of zeros over all weights, biases not counted.
-    accuracy : float or None
-        On the test set; None where nothing was trained.
+    accuracy : float
+        On the test set.
     bytes : int
         Weights, what says where they belong, scales and biases.
     dense_bytes : int
@@ -38,7 +38,7 @@ class StageCost:
 
     stage: str
     sparsity: float
-    accuracy: float | None
+    accuracy: float
     bytes: int
     dense_bytes: int
     speedups: dict[str, float]

@@ -63,7 +63,7 @@ def _cells(stage: StageCost) -> tuple[str, ...]:
     return (
         stage.stage,
         f"{stage.sparsity:.1%}",
-        "-" if stage.accuracy is None else f"{stage.accuracy:.2%}",
+        f"{stage.accuracy:.2%}",
         f"{stage.bytes:,}",
         f"{stage.times_smaller:.2f}x",
         *(f"{stage.speedups[str(size)]:.2f}x" for size in BATCHES),

@@ -20,7 +20,7 @@ from sparsekern.experiments.pipeline.measure import StageCost, stage_cost
 from sparsekern.experiments.pipeline.plan import Pipeline
 from sparsekern.experiments.pipeline.report import as_json, as_line, as_markdown, as_table
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.run import RunOptions, run
+from sparsekern.experiments.run import RunOptions, run, with_masks_of
 from sparsekern.experiments.runtime import usable_device
 from sparsekern.files import write_atomically
 from sparsekern.nn import fix_masks_, quantize_int8_
@@ -86,16 +86,9 @@ def _trained(name: str, recipe: Recipe, options: RunOptions, dataset: Dataset, s
     resume = options.resume and folder.is_started()
     run(recipe, replace(options, output=folder.path, resume=resume), say)
     state = read_checkpoint(folder.checkpoint)
-    model, _ = build_model(_with_masks_of(folder, recipe), dataset)
+    model, _ = build_model(with_masks_of(folder, recipe), dataset)
     model.load_state_dict(state["trainer"]["model"])
     return model.eval()
-
-
-def _with_masks_of(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """Of the network's shapes alone, without scoring weights again that are loaded next."""
-    if recipe.at_init is None or not recipe.is_sparse:
-        return recipe
-    return recipe.override({"at_init": None, "masks": str(folder.checkpoint)})
 
 
 def _round(pipeline: Pipeline, model: nn.Module, dataset: Dataset) -> None:
