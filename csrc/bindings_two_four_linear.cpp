@@ -48,10 +48,9 @@ void bind_products(py::module_& module) {
            int64_t value_count, int threads) {
             const sk::TwoFourGradient grad = {output(grad_values, value_count),
                                               metadata_at(metadata, metadata_count), rows, cols};
-            sk::two_four_linear_grad_values(dtype_of(dtype),
-                                            input(grad_y, grad_y_count, m, rows, y_row_stride, y_col_stride),
-                                            input(x, x_count, m, cols, x_row_stride, x_col_stride), grad,
-                                            threads);
+            sk::two_four_linear_grad_values(
+                dtype_of(dtype), input(grad_y, grad_y_count, m, rows, y_row_stride, y_col_stride),
+                input(x, x_count, m, cols, x_row_stride, x_col_stride), grad, threads);
         },
         ReleaseGil());
 }

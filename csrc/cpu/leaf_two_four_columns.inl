@@ -25,8 +25,8 @@ inline __m128i column_masks(const unsigned char* metadata, int64_t bytes) {
     return _mm_or_si128(first, _mm_slli_epi16(second, 4));
 }
 
-// The first `count` values of half a vector, and anything behind them: a whole vector's load would wait for the
-// next cache line, though its lanes are not wanted.
+// The first `count` values of half a vector, and anything behind them: a whole vector's load would wait for
+// the next cache line, though its lanes are not wanted.
 inline FloatVec load_half(const float* from, int64_t count) {
     const auto live = static_cast<__mmask8>((1u << count) - 1);
     return (FloatVec)_mm512_castps256_ps512(_mm256_maskz_loadu_ps(live, from));
@@ -112,9 +112,9 @@ private:
             square[i] = expand(mask, load_half(values_[i] + column / 2, columns / 2));
         }
         transpose_square<A>(square);
-        const __m512i rows = _mm512_add_epi32(
-            _mm512_set1_epi32(static_cast<int>(first_)),
-            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        const __m512i rows =
+            _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first_)),
+                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
         int64_t place = column * lists.capacity;
 #pragma GCC unroll 16
         for (int64_t c = 0; c < kSide; ++c, place += lists.capacity) {

@@ -1,5 +1,5 @@
-// A few samples times the rows of a 2:4 weight: the weight is read once, in order, and its values stay in whole
-// vectors.
+// A few samples times the rows of a 2:4 weight: the weight is read once, in order, and its values stay in
+// whole vectors.
 
 #include "leaf_two_four_pairs.inl"
 

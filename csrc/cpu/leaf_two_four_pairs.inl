@@ -1,10 +1,10 @@
-// How the values of 2:4 rows meet the columns that they multiply: rows in twos, by permutations that stay within
-// four lanes.
+// How the values of 2:4 rows meet the columns that they multiply: rows in twos, by permutations that stay
+// within four lanes.
 //
 // A group's two values are a pair. A vector of values holds the pairs of neighbouring groups; of two rows it
-// makes one vector with the pairs of their even groups and one with those of their odd groups, row a's pair of
-// a group beside row b's. So the four lanes of a group pick among the four columns of that group, which are four
-// lanes of a vector of features: those of the even groups, or of the odd.
+// makes one vector with the pairs of their even groups and one with those of their odd groups, row a's pair
+// of a group beside row b's. So the four lanes of a group pick among the four columns of that group, which
+// are four lanes of a vector of features: those of the even groups, or of the odd.
 
 #pragma once
 
@@ -20,7 +20,8 @@ struct EvenOdd {
     Vector odd;
 };
 
-// From two rows' vectors to the even and the odd groups' pairs of both, or back. A pair of floats is a double.
+// From two rows' vectors to the even and the odd groups' pairs of both, or back. A pair of floats is a
+// double.
 inline EvenOdd<FloatVec> swap_pairs(FloatVec a, FloatVec b) {
     using IndexVec [[maybe_unused]] = LongVec;
     const DoubleVec of_a = (DoubleVec)a, of_b = (DoubleVec)b;
@@ -47,7 +48,8 @@ using LaneIndex = typename VecOf<A>::index;
 template <class A>
 using PickIndex = EvenOdd<LaneIndex<A>>;
 
-// Where the 2-bit column of each lane of the even groups begins in its row's metadata, and the lanes of row b.
+// Where the 2-bit column of each lane of the even groups begins in its row's metadata, and the lanes of row
+// b.
 template <class A>
 struct LanePlaces {
     using Word = decltype(LaneIndex<A>{}[0] + 0);

@@ -90,8 +90,10 @@ __attribute__((always_inline)) inline void prefetch_row(const TwoFourRows<T>& bl
     __builtin_prefetch(block.metadata + place * block.metadata_stride + (next ? block.columns / 8 : 0), 0, 2);
 }
 
+// Asks for a row's share of what all rows of the block together read next.
 template <class A>
-__attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row, int64_t rows) {
+__attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row,
+                                                          int64_t rows) {
     const int64_t lines = count * static_cast<int64_t>(sizeof(A)) / 64;
     const int64_t share = (lines + rows - 1) / rows;
     const char* const at = reinterpret_cast<const char*>(next) + row * share * 64;

@@ -1,5 +1,5 @@
-// Samples of float32 to int8, laid out for the int8 product. Nothing here can be fused or reordered into another
-// result, so every instruction set gives the same bytes.
+// Samples of float32 to int8, laid out for the int8 product. Nothing here can be fused or reordered into
+// another result, so every instruction set gives the same bytes.
 
 #pragma once
 
@@ -36,7 +36,8 @@ inline float largest_magnitude(const float* x, int64_t count) {
     return value;
 }
 
-// Rounded half to even and clamped, plus Offset. What NaN becomes does not matter, but is the same everywhere.
+// Rounded half to even and clamped, plus Offset. What NaN becomes does not matter, but is the same
+// everywhere.
 template <int Offset>
 inline ByteVec quantized(FloatVec x, float scale) {
     constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: float32 beside it are whole numbers
@@ -47,8 +48,8 @@ inline ByteVec quantized(FloatVec x, float scale) {
     return __builtin_convertvector(whole, ByteVec);
 }
 
-// Writes `count` columns and zeros up to a whole step; a step's sixteens of columns of an even number come first,
-// and steps are `stride` bytes apart. Returns the scale: `given`, or the largest |x| divided by 127.
+// Writes `count` columns and zeros up to a whole step; a step's sixteens of columns of an even number come
+// first, and steps are `stride` bytes apart. Returns the scale: `given`, or the largest |x| divided by 127.
 template <int64_t Step, int Offset>
 float quantize(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride) {
     constexpr int64_t lanes = kLanes<float>, units = Step / kQuantizedUnit;

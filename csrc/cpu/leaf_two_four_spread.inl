@@ -1,5 +1,5 @@
-// The gradient of a few samples: each row's values are spread to their columns, and added to sums that stay in
-// the nearest cache. AVX-512 only.
+// The gradient of a few samples: each row's values are spread to their columns, and added to sums that stay
+// in the nearest cache. AVX-512 only.
 
 #include "leaf_two_four_columns.inl"
 
@@ -14,7 +14,8 @@ inline FloatVec add_masked(uint32_t mask, FloatVec a, FloatVec b, FloatVec sum) 
     return (FloatVec)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)sum, static_cast<__mmask16>(mask));
 }
 inline DoubleVec add_masked(uint32_t mask, DoubleVec a, DoubleVec b, DoubleVec sum) {
-    return (DoubleVec)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum, static_cast<__mmask8>(mask));
+    return (DoubleVec)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum,
+                                            static_cast<__mmask8>(mask));
 }
 
 // As column_masks for 16 bytes.
@@ -24,8 +25,7 @@ inline void column_masks(const unsigned char* metadata, int64_t bytes, unsigned 
     const __m512i table = _mm512_broadcast_i32x4(mask_of_nibble());
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i first = _mm512_shuffle_epi8(table, _mm512_and_si512(given, nibble));
-    const __m512i second =
-        _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(given, 4), nibble));
+    const __m512i second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(given, 4), nibble));
     _mm512_storeu_si512(masks, _mm512_or_si512(first, _mm512_slli_epi16(second, 4)));
 }
 
@@ -59,7 +59,8 @@ public:
         }
         const int64_t rest = (columns - column) / 2;
         if (rest == 0) return;
-        add_columns(column, sums + column, pitch, [&](const T* from) { return load_range_as(from, 0, rest); });
+        add_columns(column, sums + column, pitch,
+                    [&](const T* from) { return load_range_as(from, 0, rest); });
     }
 
 private:

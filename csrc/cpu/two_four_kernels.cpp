@@ -4,12 +4,12 @@
 
 namespace sparsekern {
 
-#define SPARSEKERN_TABLES(ISA)                      \
-    namespace ISA {                                 \
-    void set_two_four(TwoFourKernels<float>&);      \
-    void set_two_four(TwoFourKernels<double>&);     \
-    void set_two_four(TwoFourKernels<BFloat16>&);   \
-    void set_two_four(TwoFourInt8Kernels&);         \
+#define SPARSEKERN_TABLES(ISA)                    \
+    namespace ISA {                               \
+    void set_two_four(TwoFourKernels<float>&);    \
+    void set_two_four(TwoFourKernels<double>&);   \
+    void set_two_four(TwoFourKernels<BFloat16>&); \
+    void set_two_four(TwoFourInt8Kernels&);       \
     }
 SPARSEKERN_TABLES(portable)
 #if !defined(SPARSEKERN_NO_X86)

@@ -18,7 +18,8 @@ namespace {
 constexpr int64_t kFewRows = 32;
 constexpr int64_t kFeaturesPerTask = 1024;
 
-// A batch of a few samples: whole rows against features in a core's own cache, so that memory is read in order.
+// A batch of a few samples: whole rows against features in a core's own cache, so that memory is read in
+// order.
 template <class T>
 void few_linear(const TwoFourRows<T>& weight, const AccumulateType<T>* start, const InputMatrix& x,
                 const OutputMatrix& y, int threads) {

@@ -86,7 +86,8 @@ private:
         }
     }
 
-    void add(const TwoFourRows<T>& block, int64_t row, int64_t begin, int64_t end, const A* y, A* sums) const {
+    void add(const TwoFourRows<T>& block, int64_t row, int64_t begin, int64_t end, const A* y,
+             A* sums) const {
         two_four_kernels<T>().spread[end - begin](
             {block, y + begin * weight_.rows + row * (end - begin), sums + begin * share_, share_});
     }
@@ -132,7 +133,8 @@ private:
         Buffer<A> sums;
     };
 
-    void run_panels(int64_t first, int64_t last, const InputMatrix& grad_y, const OutputMatrix& grad_x) const {
+    void run_panels(int64_t first, int64_t last, const InputMatrix& grad_y,
+                    const OutputMatrix& grad_x) const {
         const KernelTable<A>& table = kernels<A>();
         const int64_t parts = divide_rounding_up(weight_.rows, kFeaturesPerTask);
         Buffer<A> features((last - first) * weight_.rows * shape_.width);
@@ -151,7 +153,8 @@ private:
                     const int64_t row = task % parts * kFeaturesPerTask;
                     const int64_t rows = std::min(kFeaturesPerTask, weight_.rows - row);
                     pack(table,
-                         samples_of<T>(grad_y, shape_.begin(panel), shape_.count(panel, grad_y.rows), row, rows),
+                         samples_of<T>(grad_y, shape_.begin(panel), shape_.count(panel, grad_y.rows), row,
+                                       rows),
                          features.data() + ((panel - first) * weight_.rows + row) * shape_.width,
                          shape_.width);
                 }

@@ -43,9 +43,9 @@ struct TwoFourInt8Weight {
 };
 
 // y (m, rows) = sum(q W) * (s * scale) + bias, of float32 or bfloat16 x and y and float32 or bfloat16 bias of
-// the same type, where q = clamp(round(x / s), -127, 127), rounded half to even. s is `x_scale`, or where that
-// is null the largest |x| of each row divided by 127, and 1 for a row of zeros. Sums are exact, all else is
-// float32, and every instruction set gives the same bits. A row of x that holds NaN gives NaN.
+// the same type, where q = clamp(round(x / s), -127, 127), rounded half to even. s is `x_scale`, or where
+// that is null the largest |x| of each row divided by 127, and 1 for a row of zeros. Sums are exact, all else
+// is float32, and every instruction set gives the same bits. A row of x that holds NaN gives NaN.
 void two_four_linear_int8(DType dtype, const TwoFourInt8Weight& weight, InputMatrix x, const float* x_scale,
                           InputValues bias, OutputMatrix y, int threads);
 
