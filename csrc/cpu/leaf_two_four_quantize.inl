@@ -54,7 +54,6 @@ template <int64_t Step, int Offset>
 float quantize(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride) {
     constexpr int64_t lanes = kLanes<float>, units = Step / kQuantizedUnit;
     const float largest = largest_magnitude(x, count);
-    const bool finite = largest == largest;
     const float scale = given != nullptr ? *given : largest == 0.0f ? 1.0f : largest / kLargestQuantized;
     for (int64_t column = 0; column < count; column += Step, to += stride) {
         for (int64_t unit = 0; unit < units; ++unit) {
@@ -68,7 +67,8 @@ float quantize(const float* x, int64_t count, const float* given, uint8_t* to, i
             }
         }
     }
-    return finite ? scale : largest;
+    const bool has_nan = largest != largest;
+    return has_nan ? largest : scale;
 }
 
 }  // namespace
