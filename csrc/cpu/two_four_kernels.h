@@ -52,8 +52,7 @@ struct ColumnLists {
     int64_t capacity;
 };
 constexpr int64_t kListColumns = 128;
-constexpr int64_t kListSlackRows =
-    16;  // capacity beyond a block's rows: what is appended ends in whole vectors
+constexpr int64_t kListSlack = 16;  // capacity beyond a block's rows: what is appended ends in whole vectors
 
 // Lists of `columns` columns against one panel, whose features are rows of the weight.
 template <class A>
