@@ -55,7 +55,7 @@ def fail(message: str) -> NoReturn:
 
 
 def isa_suffix(source: Path) -> str:
-    """The instruction set in a source's name ("_avx2", "_avx512", "_vbmi2", "_vnni"), "" for the baseline."""
+    """The instruction set in a source's name ("_avx2", "_avx512", ...), or "" for the baseline."""
     return next((suffix for suffix in X86_FLAGS if source.stem.endswith(suffix)), "")
 
 

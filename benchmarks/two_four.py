@@ -18,8 +18,9 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 from benchmarks import machine
 from benchmarks.report import milliseconds, ratio
 from benchmarks.table import Table
-from benchmarks.timing import interleave
 from sparsekern import cpp
+from sparsekern.cpp.two_four_packing import to_cutlass
+from sparsekern.timing import interleave
 
 SIZES = (1024, 4096, 8192)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -64,7 +65,7 @@ class Packing:
         return sparse_semi_structured_from_dense_cutlass(self.pruned)
 
     def to_cutlass(self) -> tuple[Tensor, Tensor]:
-        return cpp.to_cutlass(self.values, self.metadata)
+        return to_cutlass(self.values, self.metadata)
 
     def ways(self) -> dict[str, Callable[[], Any]]:
         found = {

@@ -97,7 +97,11 @@ def two_four_linear(x: Tensor, values: Tensor, bias: Tensor | None, metadata: Te
 
 
 def _kept_arrangement(values: Tensor, metadata: Tensor, layout: str) -> tuple[Tensor, Tensor | None]:
-    """As `arrange`; where only values are other than last time, metadata is not arranged again."""
+    """As `arrange`; where only values may be other than last time, metadata is not arranged again.
+
+    Values that are trained may always be others: fused optimizers and replays of CUDA graphs write to them
+    without being counted.
+    """
     if metadata.is_inference() or values.is_inference() or is_recorded(values):
         # Nobody can tell whether these are what they were, or what they will be in a replay.
         return arrange(values, metadata, layout)
@@ -106,7 +110,7 @@ def _kept_arrangement(values: Tensor, metadata: Tensor, layout: str) -> tuple[Te
     if then != now:
         arranged, words = arrange(values, metadata, layout)
         kept = arranged if words is None else words
-    elif layout == "cusparselt" and not (weak() is values and version == values._version):
+    elif layout == "cusparselt" and (values.requires_grad or weak() is not values or version != values._version):
         kept = arrange_new_values(kept, values, metadata)
     _arranged[metadata] = weakref.ref(values), values._version, now, kept
     return (values, kept) if layout == "cutlass" else (kept, None)

@@ -12,7 +12,7 @@ namespace {
 
 // Columns whose values fill a vector, and the bytes of their metadata.
 template <class A>
-constexpr int64_t kStep = kLanes<A> < 4 ? 8 : 2 * kLanes<A>;
+constexpr int64_t kStep = 2 * kLanes<A>;
 template <class A>
 constexpr int64_t kStepBytes = kStep<A> / 8;
 
@@ -22,8 +22,7 @@ inline int64_t at_most(int64_t a, int64_t most) { return a < most ? a : most; }
 constexpr int kDotPairs = SPARSEKERN_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int64_t kDotRows = 2 * kDotPairs;
 
-// In each step, the columns of the even groups and then those of the odd (see leaf_two_four_pairs.inl). A
-// vector of four lanes holds one group, so then they keep their order.
+// In each step, the columns of the even groups and then those of the odd (see leaf_two_four_pairs.inl).
 template <class T>
 void arrange(const Samples<const T>& given, AccumulateType<T>* to) {
     using A = AccumulateType<T>;
@@ -36,15 +35,15 @@ void arrange(const Samples<const T>& given, AccumulateType<T>* to) {
             const int64_t columns = at_most(from.features - k, kStep<A>);
             A step[kStep<A>];
             if (from.feature_stride == 1 && columns == kStep<A>) {
-                for (int64_t i = 0; i < kStep<A>; i += lanes) store<A>(step + i, load_as(sample + k + i));
+                store<A>(step, load_as(sample + k));
+                store<A>(step + lanes, load_as(sample + k + lanes));
             } else {
                 for (int64_t i = 0; i < columns; ++i) step[i] = widen(sample[(k + i) * from.feature_stride]);
                 for (int64_t i = columns; i < kStep<A>; ++i) step[i] = A(0);
             }
 #pragma GCC unroll 8
             for (int64_t group = 0; group < kStep<A> / 4; ++group) {
-                const int64_t place = lanes <= 4 ? 4 * group : group % 2 * lanes + group / 2 * 4;
-                std::memcpy(out + place, step + 4 * group, 4 * sizeof(A));
+                std::memcpy(out + group % 2 * lanes + group / 2 * 4, step + 4 * group, 4 * sizeof(A));
             }
         }
     }

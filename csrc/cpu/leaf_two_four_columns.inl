@@ -107,8 +107,8 @@ private:
         Vec<A> square[kSide];
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kSide; ++i) {
-            uint16_t mask;
-            std::memcpy(&mask, of_row_[i] + column / 8, sizeof(mask));
+            uint16_t mask = 0;
+            std::memcpy(&mask, of_row_[i] + column / 8, kSide / 8);
             square[i] = expand(mask, load_half(values_[i] + column / 2, columns / 2));
         }
         transpose_square<A>(square);
@@ -155,11 +155,18 @@ void list_columns(const TwoFourRows<T>& given, const ColumnLists<AccumulateType<
     for (int64_t row = 0; row < block.rows; ++row) {
         const T* value = block.values + row * block.value_stride;
         const unsigned char* metadata = block.metadata + row * block.metadata_stride;
-        for (int64_t i = 0; i < block.columns / 2; ++i) {
-            const int64_t column = i / 2 * 4 + (metadata[i / 4] >> i % 4 * 2 & 3);
-            const int64_t at = column * lists.capacity + lists.counts[column]++;
-            lists.values[at] = widen(value[i]);
-            lists.rows[at] = static_cast<uint16_t>(row);
+        for (int64_t group = 0; group < block.columns / 4; ++group) {
+            const int nibble = metadata[group / 2] >> group % 2 * 4;
+            const int64_t column[2] = {4 * group + (nibble & 3), 4 * group + (nibble >> 2 & 3)};
+            // Both are read before either is written: metadata that names a column twice adds to it once, so
+            // that no list is longer than there are rows.
+            const int32_t count[2] = {lists.counts[column[0]], lists.counts[column[1]]};
+            for (int i = 0; i < 2; ++i) {
+                const int64_t at = column[i] * lists.capacity + count[i];
+                lists.values[at] = widen(value[2 * group + i]);
+                lists.rows[at] = static_cast<uint16_t>(row);
+                lists.counts[column[i]] = count[i] + 1;
+            }
         }
     }
 }

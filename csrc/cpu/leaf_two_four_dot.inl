@@ -1,5 +1,5 @@
-// The gradient of the values of a 2:4 weight: for each, the dot product of its row's and its column's
-// samples. Lanes are values, as for a few samples, so that no sum runs across lanes.
+// The gradient of the values of a 2:4 weight for a few samples: lanes are values, so that no sum runs across
+// lanes.
 
 #include "leaf_two_four_pairs.inl"
 
@@ -23,14 +23,13 @@ inline DoubleVec repeat_four(const double* from) { return load<double>(from); }
 #endif
 
 template <class A>
-inline void put_dots(Vec<A> dots, A* to, int64_t count, bool fresh) {
-    if (count >= kLanes<A>) return store<A>(to, fresh ? dots : dots + load<A>(to));
-    store_first(to, fresh ? dots : dots + load_range(to, 0, count), count);
+inline void put_dots(Vec<A> dots, A* to, int64_t count) {
+    count >= kLanes<A> ? store<A>(to, dots) : store_first(to, dots, count);
 }
 
 // Up to kDotRows rows from `row` on, at the columns of one step; `x` and `y` are those of the samples.
 template <class A>
-inline void dot_rows(const DotWork<A>& work, int64_t row, int64_t step, const A* x, const A* y, bool fresh) {
+inline void dot_rows(const DotWork<A>& work, int64_t row, int64_t step, const A* x, const A* y) {
     const TwoFourRows<A>& block = work.block;
     const int64_t columns = at_most(block.columns - step * kStep<A>, kStep<A>);
     const auto metadata = [&](int64_t i) {
@@ -57,19 +56,19 @@ inline void dot_rows(const DotWork<A>& work, int64_t row, int64_t step, const A*
     for (int p = 0; p < kDotPairs; ++p) {
         const EvenOdd<Vec<A>> two = swap_pairs(sum[p].even, sum[p].odd);
         A* const to = out + 2 * p * work.pitch;
-        if (row + 2 * p < block.rows) put_dots<A>(two.even, to, columns / 2, fresh);
-        if (row + 2 * p + 1 < block.rows) put_dots<A>(two.odd, to + work.pitch, columns / 2, fresh);
+        if (row + 2 * p < block.rows) put_dots<A>(two.even, to, columns / 2);
+        if (row + 2 * p + 1 < block.rows) put_dots<A>(two.odd, to + work.pitch, columns / 2);
     }
 }
 
 template <class A>
-void dot_block(const DotWork<A>& given, bool fresh) {
+void dot_block(const DotWork<A>& given) {
     const DotWork<A> work = given;
     const A* x = work.x;
     for (int64_t step = 0; step * kStep<A> < work.block.columns; ++step, x += work.samples * kStep<A>) {
         const A* y = work.y;
         for (int64_t row = 0; row < work.block.rows; row += kDotRows, y += work.samples * 2 * kDotRows) {
-            dot_rows(work, row, step, x, y, fresh);
+            dot_rows(work, row, step, x, y);
         }
     }
 }

@@ -11,34 +11,25 @@ namespace {
 #if SPARSEKERN_VECTOR_BYTES == 16
 constexpr int64_t kInt8Step = kQuantizedUnit;
 
-void int8_product(const Int8Work& given) {
-    const Int8Work work = given;
+int32_t int8_dot(const TwoFourRows<int8_t>& block, int64_t row, const uint8_t* x, int64_t stride) {
+    const int8_t* value = block.values + row * block.value_stride;
+    const unsigned char* metadata = block.metadata + row * block.metadata_stride;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < block.columns / 2; ++i) {
+        const int64_t column = i / 2 * 4 + (metadata[i / 4] >> i % 4 * 2 & 3);
+        const uint8_t byte = x[column / kInt8Step * stride + column % kInt8Step];
+        sum += int32_t{value[i]} * static_cast<int8_t>(byte);
+    }
+    return sum;
+}
+
+void multiply_group(const Int8Work& work, int64_t begin, int64_t samples, const uint8_t* x) {
     for (int64_t r = 0; r < work.block.rows; ++r) {
-        const int8_t* value = work.block.values + r * work.block.value_stride;
-        const unsigned char* metadata = work.block.metadata + r * work.block.metadata_stride;
-        for (int64_t m = 0; m < work.samples; ++m) {
-            int32_t sum = 0;
-            for (int64_t i = 0; i < work.block.columns / 2; ++i) {
-                const int64_t column = i / 2 * 4 + (metadata[i / 4] >> i % 4 * 2 & 3);
-                const int64_t place =
-                    (column / kInt8Step * work.samples + m) * kInt8Step + column % kInt8Step;
-                sum += int32_t{value[i]} * static_cast<int8_t>(work.x[place]);
-            }
-            work.sums[m * work.pitch + r] = sum;
+        for (int64_t m = 0; m < samples; ++m) {
+            work.sums[(begin + m) * work.pitch + r] =
+                int8_dot(work.block, r, x + m * kInt8Step, samples * kInt8Step);
         }
     }
-}
-
-template <int M>
-void set_int8_from(TwoFourInt8Kernels& table) {
-    table.product[M] = int8_product;
-    if constexpr (M < kFewSamples) set_int8_from<M + 1>(table);
-}
-
-void set_int8(TwoFourInt8Kernels& table) {
-    table.step = kInt8Step;
-    table.quantize = quantize<kInt8Step, 0>;
-    set_int8_from<1>(table);
 }
 #else
 // Rows in twos, as in leaf_two_four_pairs.inl, with eight values, those of sixteen columns, in place of a
@@ -123,27 +114,36 @@ private:
 };
 
 template <int M>
-void int8_product(const Int8Work& given) {
-    const Int8Work work = given;
+void multiply_rows(const Int8Work& work, int64_t begin, const uint8_t* x) {
     for (int64_t r = 0; r < work.block.rows; r += 2) {
         Int8Rows<M> rows(work.block, r);
-        rows.multiply(work.block.columns, work.x);
-        rows.finish(work.sums + r, work.pitch, work.block.rows - r);
+        rows.multiply(work.block.columns, x);
+        rows.finish(work.sums + begin * work.pitch + r, work.pitch, work.block.rows - r);
     }
 }
 
-template <int M>
-void set_int8_from(TwoFourInt8Kernels& table) {
-    table.product[M] = int8_product<M>;
-    if constexpr (M < kFewSamples) set_int8_from<M + 1>(table);
+template <int M = kFewSamples>
+void multiply_group(const Int8Work& work, int64_t begin, int64_t samples, const uint8_t* x) {
+    if (samples == M) return multiply_rows<M>(work, begin, x);
+    if constexpr (M > 1) return multiply_group<M - 1>(work, begin, samples, x);
+}
+#endif
+
+void int8_product(const Int8Work& given) {
+    const Int8Work work = given;
+    const int64_t columns = (work.block.columns + kInt8Step - 1) / kInt8Step * kInt8Step;
+    for (int64_t m = 0; m < work.samples; m += kFewSamples) {
+        const int64_t samples = work.samples - m < kFewSamples ? work.samples - m : kFewSamples;
+        multiply_group(work, m, samples, work.x + m * columns);
+    }
 }
 
 void set_int8(TwoFourInt8Kernels& table) {
     table.step = kInt8Step;
+    table.room = 0;
     table.quantize = quantize<kInt8Step, 0>;
-    set_int8_from<1>(table);
+    table.product = int8_product;
 }
-#endif
 
 }  // namespace
 }  // namespace SPARSEKERN_ISA

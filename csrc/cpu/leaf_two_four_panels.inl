@@ -90,6 +90,7 @@ __attribute__((always_inline)) inline void prefetch_row(const TwoFourRows<T>& bl
     __builtin_prefetch(block.metadata + place * block.metadata_stride + (next ? block.columns / 8 : 0), 0, 2);
 }
 
+// Asks for a row's share of what all rows of the block together read next.
 template <class A>
 __attribute__((always_inline)) inline void prefetch_share(const A* next, int64_t count, int64_t row,
                                                           int64_t rows) {

@@ -2,13 +2,12 @@
 
 #include "leaf_two_four_columns.inl"
 #include "leaf_two_four_int8.inl"
-#if SPARSEKERN_VECTOR_BYTES == 16
-#include "leaf_two_four_plain.inl"
-#else
+#include "leaf_two_four_panel_dot.inl"
+#include "leaf_two_four_panels.inl"
+#if SPARSEKERN_VECTOR_BYTES > 16
 #include "leaf_two_four_dot.inl"
 #include "leaf_two_four_few.inl"
 #endif
-#include "leaf_two_four_panels.inl"
 #if SPARSEKERN_VECTOR_BYTES == 64
 #include "leaf_two_four_spread.inl"
 #endif
@@ -21,23 +20,25 @@ template <class T, int V>
 void set_panels(TwoFourKernels<T>& table) {
     table.accumulate[V] = accumulate_panel<T, V>;
     table.accumulate_lists[V] = accumulate_lists<AccumulateType<T>, V>;
+    table.dot_panel[V] = dot_panel<AccumulateType<T>, V>;
     if constexpr (V < kMaxVectors) set_panels<T, V + 1>(table);
 }
 
 template <class T>
 void set_table(TwoFourKernels<T>& table) {
-    using A = AccumulateType<T>;
+    using A [[maybe_unused]] = AccumulateType<T>;
     set_panels<T, 1>(table);
     table.list_columns = list_columns<T>;
+#if SPARSEKERN_VECTOR_BYTES > 16
     table.step = kStep<A>;
     table.arrange = arrange<T>;
-    table.dot_rows = kDotRows;
-    table.arrange_rows = arrange_rows<T>;
-    table.dot = dot_block<A>;
-#if SPARSEKERN_VECTOR_BYTES > 16
     // Beyond, a panel of one vector takes less time.
     table.few_samples = kLanes<A> / 2;
     set_few<T, 1>(table);
+    table.dot_samples = 2 * kLanes<A>;
+    table.dot_rows = kDotRows;
+    table.arrange_rows = arrange_rows<T>;
+    table.dot = dot_block<A>;
 #endif
 #if SPARSEKERN_VECTOR_BYTES == 64
     set_spread<T, 1>(table);

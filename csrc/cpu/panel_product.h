@@ -100,7 +100,8 @@ private:
     }
 
     // Rows [begin, end) for the panel in `scratch`, into y.
-    void multiply(int64_t panel, Buffer<A>& scratch, int64_t begin, int64_t end, const OutputMatrix& y) const {
+    void multiply(int64_t panel, Buffer<A>& scratch, int64_t begin, int64_t end,
+                  const OutputMatrix& y) const {
         A* const sums = scratch.data() + matrix_.cols() * shape_.width;
         matrix_.sum(scratch.data(), begin, end, sums);
         unpack(table_, sums, shape_.width,

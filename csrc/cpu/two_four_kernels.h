@@ -52,8 +52,7 @@ struct ColumnLists {
     int64_t capacity;
 };
 constexpr int64_t kListColumns = 128;
-constexpr int64_t kListSlackRows =
-    16;  // capacity beyond a block's rows: what is appended ends in whole vectors
+constexpr int64_t kListSlack = 16;  // capacity beyond a block's rows: what is appended ends in whole vectors
 
 // Lists of `columns` columns against one panel, whose features are rows of the weight.
 template <class A>
@@ -86,13 +85,23 @@ struct SpreadWork {
 };
 constexpr int64_t kSpreadColumns = 512;  // of a block, at most
 
-// out[r, i] (+)= sum over samples of y[r] times what the sample has in the column of row r's i-th value.
+// out[r, i] = sum over samples of y[r] times what the sample has in the column of row r's i-th value.
 template <class A>
 struct DotWork {
     TwoFourRows<A> block;  // only its metadata
     const A* x;            // arranged
     const A* y;            // arranged by `arrange_rows`
     int64_t samples;
+    A* out;
+    int64_t pitch;
+};
+
+// The same for one panel: out[r, i] (+)= the products' sum, and overwritten if `fresh`.
+template <class A>
+struct PanelDotWork {
+    TwoFourRows<A> block;  // only its metadata
+    const A* x;
+    const A* y;
     A* out;
     int64_t pitch;
 };
@@ -116,33 +125,37 @@ struct TwoFourKernels {
     void (*few[kFewSamples + 1])(const FewWork<T>&);
     // Null where lists serve better.
     void (*spread[kFewSamples + 1])(const SpreadWork<T>&);
-    // Rows of y that `dot` takes at a time: for every sample, each pair of rows as a, a, b, b.
+    // The largest batch that is worth `dot`. It takes dot_rows rows of y at a time: for every sample, each
+    // pair of rows as a, a, b, b.
+    int64_t dot_samples;
     int64_t dot_rows;
     void (*arrange_rows)(const Samples<const T>&, A* to);
-    void (*dot)(const DotWork<A>&, bool fresh);
+    void (*dot)(const DotWork<A>&);
+    void (*dot_panel[kMaxVectors + 1])(const PanelDotWork<A>&, bool fresh);
 };
 
 template <class T>
 const TwoFourKernels<T>& two_four_kernels();
 
-// sums[m * pitch + r] = sum of row r's values times what sample m has in their columns, up to kFewSamples
-// samples, which are laid out as `quantize` does.
+// sums[m * pitch + r] = sum of row r's values times what sample m has in their columns. Samples are laid out
+// by `quantize` in groups of kFewSamples, one behind the other, with the steps of a group's samples side by
+// side.
 struct Int8Work {
     TwoFourRows<int8_t> block;
     const uint8_t* x;
     int64_t samples;
     int32_t* sums;
     int64_t pitch;
-    int32_t* row_sums;  // for the kernels' own use: of the rows, kept between batches of samples
-    bool fresh;         // the first of those
+    unsigned char* room;  // for the kernel's own use, aligned for any vector
 };
 
 struct TwoFourInt8Kernels {
-    int64_t step;
-    // A sample as bytes for `product`, its steps `stride` bytes apart, zeros behind its end. Returns its
-    // scale: the one that is given, or the largest magnitude divided by 127. NaN where the sample holds that.
+    int64_t step;  // columns
+    int64_t room;  // bytes for each step
+    // A sample as bytes, its steps `stride` bytes apart, zeros behind its end. Returns its scale: the one
+    // that is given, or the largest magnitude divided by 127. NaN where the sample holds that.
     float (*quantize)(const float* x, int64_t count, const float* given, uint8_t* to, int64_t stride);
-    void (*product[kFewSamples + 1])(const Int8Work&);
+    void (*product)(const Int8Work&);
 };
 
 const TwoFourInt8Kernels& two_four_int8_kernels();

@@ -115,7 +115,7 @@ public:
           columns_(share_of(weight.columns, threads, kListColumns, 16)),
           near_rows_(std::min(kRows, kNearCacheBytes / (shape.width * static_cast<int64_t>(sizeof(A))))),
           lists_(divide_rounding_up(kRows, near_rows_)),
-          capacity_(near_rows_ + kListSlackRows),
+          capacity_(near_rows_ + kListSlack),
           accumulate_(two_four_kernels<T>().accumulate_lists[shape.width / kernels<A>().lanes]) {}
 
     void run(const InputMatrix& grad_y, const OutputMatrix& grad_x) const {

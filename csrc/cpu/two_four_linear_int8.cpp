@@ -11,8 +11,10 @@
 namespace sparsekern {
 namespace {
 
-// Rows whose weights stay in a core's own cache while all samples use them.
-constexpr int64_t kRowsTogether = 128;
+// Samples that share the decoding of a row, as many as a core's own cache holds, and rows whose results are
+// written together.
+constexpr int64_t kSamplesTogether = 128;
+constexpr int64_t kRowsTogether = 64;
 
 // Samples in groups of kFewSamples, each arranged for the kernels, and their scales.
 template <class T>
@@ -26,21 +28,18 @@ public:
           quantized_(x.rows * columns_),
           scales_(x.rows) {}
 
-    int64_t groups() const { return divide_rounding_up(x_.rows, kFewSamples); }
-    int64_t size(int64_t group) const {
-        return std::min<int64_t>(kFewSamples, x_.rows - group * kFewSamples);
-    }
-    const uint8_t* data(int64_t group) const { return quantized_.data() + group * kFewSamples * columns_; }
+    int64_t count() const { return x_.rows; }
+    const uint8_t* data(int64_t sample) const { return quantized_.data() + sample * columns_; }
     float scale(int64_t sample) const { return scales_[sample]; }
 
     // Inside a parallel region; `room` is for a sample.
     void fill(float* room) {
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < x_.rows; ++m) {
-            const int64_t group = m / kFewSamples;
-            uint8_t* const to =
-                quantized_.data() + group * kFewSamples * columns_ + m % kFewSamples * table_.step;
-            scales_[m] = table_.quantize(widened(m, room), x_.cols, scale_, to, size(group) * table_.step);
+            const int64_t first = m / kFewSamples * kFewSamples;
+            const int64_t samples = std::min<int64_t>(kFewSamples, x_.rows - first);
+            uint8_t* const to = quantized_.data() + first * columns_ + (m - first) * table_.step;
+            scales_[m] = table_.quantize(widened(m, room), x_.cols, scale_, to, samples * table_.step);
         }
     }
 
@@ -95,14 +94,15 @@ private:
     struct Scratch {
         Buffer<float> sample;
         Buffer<int32_t> sums;
-        Buffer<int32_t> row_sums;
         Buffer<float> results;
+        Buffer<unsigned char> room;
 
         explicit Scratch(int64_t columns)
             : sample(columns),
-              sums(kFewSamples * kRowsTogether),
-              row_sums(kRowsTogether),
-              results(kRowsTogether) {}
+              sums(kSamplesTogether * kRowsTogether),
+              results(kRowsTogether),
+              room(divide_rounding_up(columns, two_four_int8_kernels().step) * two_four_int8_kernels().room) {
+        }
     };
 
     int64_t rows_together(int threads) const {
@@ -111,14 +111,12 @@ private:
     }
 
     void multiply(int64_t row, int64_t rows, Scratch& scratch) const {
-        for (int64_t group = 0; group < samples_.groups(); ++group) {
-            const int64_t count = samples_.size(group);
-            two_four_int8_kernels().product[count]({rows_.block(row, rows, 0, rows_.columns),
-                                                    samples_.data(group), count, scratch.sums.data(),
-                                                    kRowsTogether, scratch.row_sums.data(), group == 0});
+        for (int64_t first = 0; first < samples_.count(); first += kSamplesTogether) {
+            const int64_t count = std::min(kSamplesTogether, samples_.count() - first);
+            two_four_int8_kernels().product({rows_.block(row, rows, 0, rows_.columns), samples_.data(first),
+                                             count, scratch.sums.data(), kRowsTogether, scratch.room.data()});
             for (int64_t m = 0; m < count; ++m) {
-                finish(group * kFewSamples + m, row, rows, scratch.sums.data() + m * kRowsTogether,
-                       scratch.results.data());
+                finish(first + m, row, rows, scratch.sums.data() + m * kRowsTogether, scratch.results.data());
             }
         }
     }

@@ -10,6 +10,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 
 from sparsekern import cpp, semi_structured, triton, two_four_layouts
 from sparsekern import cuda as cuda_backend
+from sparsekern.cpp.two_four_packing import to_cutlass
 from sparsekern.semi_structured import choose_layout, semi_structured_linear
 from sparsekern.two_four_layouts import MULTIPLES, arrange, arrange_new_values
 
@@ -48,7 +49,7 @@ def pack(
         packed = cpp.pack_two_four([weight], transposable, transpose)
         if layout == "rows":
             return packed
-        return [t for i in range(0, len(packed), 2) for t in cpp.to_cutlass(*packed[i : i + 2])]
+        return [t for i in range(0, len(packed), 2) for t in to_cutlass(*packed[i : i + 2])]
     return cuda_backend.pack_two_four([weight], transposable, transpose, layout)
 
 

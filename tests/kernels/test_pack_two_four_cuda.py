@@ -334,6 +334,13 @@ def refused(on_host, change, transposable=True, layout="rows", is_device=1, dtyp
     return got
 
 
+def in_words(value):
+    """A test's name, the same in every process: an address that is moved is a function."""
+    if isinstance(value, str):
+        return value
+    return " ".join(f"{key}={'moved' if callable(to) else to}" for key, to in value.items()) or "as it is"
+
+
 @pytest.mark.parametrize(
     ("name", "change", "how"),
     [
@@ -358,7 +365,7 @@ def refused(on_host, change, transposable=True, layout="rows", is_device=1, dtyp
         ("misaligned_pointer", {"metadata_t": lambda place: place + 4}, {}),
         ("not_device_memory", {}, {"is_device": 0}),
     ],
-    ids=str,
+    ids=in_words,
 )
 def test_launcher_refuses(on_host, name, change, how):
     assert refused(on_host, change, **how) == status(name)

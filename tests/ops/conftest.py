@@ -80,6 +80,23 @@ def make_mask():
 
 
 @pytest.fixture
+def pack_two_four():
+    """Values, metadata and mask of a weight whose two largest magnitudes of each group of four are kept."""
+
+    def pack(weight):
+        rows, columns = weight.shape
+        size = weight.double().abs().unflatten(1, (-1, 4))
+        kept = size.topk(2, -1).indices.sort(-1).values
+        mask = torch.zeros_like(size, dtype=torch.bool).scatter_(-1, kept, True).view(rows, columns)
+        nibbles = torch.zeros(rows, (columns + 7) // 8 * 2, dtype=torch.uint8)
+        nibbles[:, : columns // 4] = kept[..., 0] | kept[..., 1] << 2
+        metadata = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+        return weight[mask].view(rows, columns // 2), metadata, mask
+
+    return pack
+
+
+@pytest.fixture
 def assert_accurate():
     """At most twice the error of the dense op in the same dtype; both are measured against float64.
 

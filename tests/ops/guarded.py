@@ -87,6 +87,41 @@ def check_linear(dtype: torch.dtype, shape: tuple[int, int], tile_size: int, bat
     close(grad_values, pattern.pack(grad_y.double().t() @ x.double()))
 
 
+def unpacked(values: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
+    """The dense weight of one packed 2:4."""
+    rows, kept = values.shape
+    columns = torch.stack([metadata.long() >> shift & 3 for shift in (0, 2, 4, 6)], -1).view(rows, -1)
+    columns = columns[:, :kept] + torch.arange(kept) // 2 * 4
+    return torch.zeros(rows, 2 * kept, dtype=values.dtype).scatter_(1, columns, values)
+
+
+def check_two_four_products(dtype: torch.dtype, shape: tuple[int, int], batch: int) -> None:
+    rows, columns = shape
+    nibbles = torch.tensor([4, 8, 9, 12, 13, 14], dtype=torch.uint8)[torch.randint(6, (rows, columns // 4))]
+    if columns % 8:
+        nibbles = torch.cat([nibbles, torch.zeros(rows, 1, dtype=torch.uint8)], 1)
+    metadata = keep(nibbles[:, 0::2] | nibbles[:, 1::2] << 4)
+    x, grad_y = keep(random(batch, columns, dtype=dtype)), keep(random(batch, rows, dtype=dtype))
+    values, bias = keep(random(rows, columns // 2, dtype=dtype)), keep(random(rows, dtype=dtype))
+    weight = unpacked(values, metadata).double()
+    close(cpp.two_four_linear(x, values, bias, metadata), F.linear(x.double(), weight, bias.double()))
+    close(cpp.two_four_linear(keep(x.t()).t(), values, None, metadata), x.double() @ weight.t())
+    close(cpp.two_four_linear_grad_input(grad_y, values, metadata), grad_y.double() @ weight)
+    grad_values = cpp.two_four_linear_grad_values(grad_y, x, metadata)
+    close(unpacked(grad_values, metadata), (grad_y.double().t() @ x.double()) * (weight != 0))
+    if dtype != torch.float64:
+        small, scale = keep(torch.randint(-128, 128, values.shape, dtype=torch.int8)), keep(torch.rand(rows))
+        y = cpp.two_four_linear_int8(x, small, bias, metadata, scale, keep(torch.tensor([0.02])))
+        q = (x.float() / 0.02).round().clamp(-127, 127).double()
+        close(y, q @ unpacked(small, metadata).double().t() * (0.02 * scale.double()) + bias.double())
+        cpp.two_four_linear_int8(x, small, None, metadata, scale, None)
+    # Whatever metadata says, it names columns of its own group.
+    anything = keep(torch.randint(256, metadata.shape, dtype=torch.uint8))
+    cpp.two_four_linear(x, values, bias, anything)
+    cpp.two_four_linear_grad_input(grad_y, values, anything)
+    cpp.two_four_linear_grad_values(grad_y, x, anything)
+
+
 def check_conv2d(
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -164,6 +199,10 @@ def main() -> None:
                 for tile_size in (8, 16, 32, 64):
                     for batch in (1, 2, 7, 19):
                         check_linear(dtype, (tile_size + 3, 2 * tile_size - 1), tile_size, batch)
+                for batch in (1, 2, 7, 12, 19, 40, 150):
+                    check_two_four_products(dtype, (9, 36), batch)
+                    check_two_four_products(dtype, (33, 132), batch)
+                check_two_four_products(dtype, (1, 4), 3)
                 check_linear(dtype, (1, 1), 8, 1)
                 check_linear(dtype, (9, 65), 8, 150)
                 check_conv2d(dtype, (7, 5, 3, 3), (2, 5, 9, 8))
