@@ -110,7 +110,9 @@ def _kept_arrangement(values: Tensor, metadata: Tensor, layout: str) -> tuple[Te
     if then != now:
         arranged, words = arrange(values, metadata, layout)
         kept = arranged if words is None else words
-    elif layout == "cusparselt" and (values.requires_grad or weak() is not values or version != values._version):
+    elif layout == "cusparselt" and (
+        values.requires_grad or weak() is not values or version != values._version
+    ):
         kept = arrange_new_values(kept, values, metadata)
     _arranged[metadata] = weakref.ref(values), values._version, now, kept
     return (values, kept) if layout == "cutlass" else (kept, None)

@@ -112,7 +112,9 @@ def test_bars_are_judged_by_what_they_measure():
 
 def test_two_four_is_judged_on_large_layers_in_bfloat16():
     def verdict(op, layer, dtype="bfloat16"):
-        return [(bar["wanted"], bar["met"]) for bar in record_of(Case(op, layer, 0.5, dtype), 0.06, 0.03)["bars"]]
+        return [
+            (bar["wanted"], bar["met"]) for bar in record_of(Case(op, layer, 0.5, dtype), 0.06, 0.03)["bars"]
+        ]
 
     assert verdict("pack_two_four", MAIN) == [(25.0, False)]
     assert verdict("pack_two_four", LARGE) == []
