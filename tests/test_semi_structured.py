@@ -8,157 +8,20 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
-from torch.sparse._semi_structured_conversions import (
-    sparse_semi_structured_from_dense_cutlass,
-    sparse_semi_structured_to_dense_cutlass,
-)
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsekern import semi_structured, two_four_layouts
 from sparsekern.backends import BackendError, select
 from sparsekern.semi_structured import choose_layout, semi_structured_linear
-from sparsekern.two_four_layouts import (
-    LAYOUTS,
-    MULTIPLES,
-    arrange,
-    arrange_new_values,
-    blocked,
-    size_refusals,
-)
+from sparsekern.two_four_layouts import LAYOUTS, arrange, size_refusals
+from tests.two_four_stand_ins import HALVES, KINDS, Cutlass, Library, install, name, random, recorded, weight
 
-PAIRS = torch.tensor(list(itertools.combinations(range(4), 2)))
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.int8]
 CUDA = torch.device("cuda", 0)
-
-
-def name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def random(shape, dtype, seed=0):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return (x * 40).round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else x.to(dtype)
-
-
-def weight(rows, columns, dtype, zeros=False, seed=0):
-    """Values and metadata, and the dense weight that they are; with many kept zeros if asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = PAIRS[torch.randint(6, (rows, columns // 4), generator=generator)]
-    nibbles = kept[..., 0] | kept[..., 1] << 2
-    values = random((rows, columns // 2), dtype, seed)
-    values = (
-        values.masked_fill(torch.rand(values.shape, generator=generator) < 0.5, 0) if zeros else values + 1
-    )
-    values = torch.where(values == 0, 0 if zeros else 1, values).to(dtype)
-    places = (kept + 4 * torch.arange(columns // 4)[:, None]).flatten(1)
-    dense = torch.zeros(rows, columns, dtype=dtype).scatter_(1, places, values)
-    return values, (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8), dense
-
-
-def product(dense, x_t, bias, out_dtype):
-    y = dense.double() @ x_t.double()
-    y = y if bias is None else y + bias.double()[:, None]
-    return y.to(out_dtype or x_t.dtype)
-
-
-class Library:
-    """In place of cuSPARSELt, whose kept weights are those that are not 0.
-
-    Its layout is the one that is expected ("known"), or one with metadata ("values known") or all of it
-    ("unknown") where nobody would guess.
-    """
-
-    def __init__(self, kind="unknown"):
-        self.kind = kind
-        self.compressed = 0
-        self.searches = []
-        self.products = []
-
-    def compress(self, dense):
-        self.compressed += 1
-        rows, columns = dense.shape
-        groups = dense.view(rows, -1, 4)
-        # Those that are not 0 first, else those of low columns.
-        order = (groups == 0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(-1).values
-        values = groups.gather(-1, order).flatten()
-        nibbles = order[..., 0] | order[..., 1] << 2
-        metadata = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8)
-        if self.kind == "known":
-            return torch.cat([values, blocked(metadata).view(dense.dtype).flatten()])
-        metadata = metadata.flatten().flip(0).view(dense.dtype)
-        return torch.cat([values if self.kind == "values known" else values.flip(0), metadata])
-
-    def dense(self, packed, columns):
-        rows, count = packed.shape[0], packed.shape[0] * columns // 2
-        values, metadata = packed.view(-1)[:count], packed.view(-1)[count:].view(torch.uint8).flip(0)
-        if self.kind == "known":
-            # Where each word went is where its number went.
-            words = torch.arange(rows * columns // 16)
-            places = places_of(blocked, rows, columns // 16)
-            found = torch.empty(len(words), dtype=torch.int16)
-            found[places] = packed.view(-1)[count:].view(torch.int16)
-            metadata = found.view(torch.uint8)
-        values = values.flip(0) if self.kind == "unknown" else values
-        nibbles = torch.stack([metadata & 15, metadata >> 4], -1).flatten()
-        places = torch.stack([nibbles & 3, nibbles >> 2], -1).long()
-        groups = packed.new_zeros(len(places), 4).scatter_(1, places, values.view(-1, 2))
-        return groups.view(rows, columns)
-
-    def multiply(self, packed, x_t, bias=None, *, out_dtype, transpose_result, alg_id):
-        assert packed.dim() == 2
-        assert not x_t.is_contiguous()
-        assert x_t.t().is_contiguous()
-        assert transpose_result
-        self.products.append((tuple(x_t.shape), alg_id))
-        return product(self.dense(packed, x_t.shape[0]), x_t, bias, out_dtype).t().contiguous()
-
-    def search(self, packed, x_t, bias=None, *, out_dtype, transpose_result):
-        self.searches.append((tuple(x_t.shape), bias is not None))
-        return 7
-
-
-def places_of(order, rows, words):
-    """Which word of metadata is at each place of an order of them; there may be more than an int16 counts."""
-    low, high = (torch.arange(rows * words) >> shift & 0xFF for shift in (0, 8))
-    numbers = [order(part.to(torch.int16).view(rows, words).view(torch.uint8)) for part in (low, high)]
-    return numbers[0].flatten().long() | numbers[1].flatten().long() << 8
-
-
-class Cutlass:
-    """In place of PyTorch's CUTLASS kernels."""
-
-    def __init__(self):
-        self.shapes = []
-
-    def mm(self, values, metadata, x_t, *, out_dtype):
-        return self.addmm(None, values, metadata, x_t, out_dtype=out_dtype)
-
-    def addmm(self, bias, values, metadata, x_t, *, out_dtype):
-        assert x_t.t().is_contiguous()
-        self.shapes.append(tuple(x_t.shape))
-        return product(sparse_semi_structured_to_dense_cutlass(values, metadata), x_t, bias, out_dtype)
 
 
 @pytest.fixture
 def library(monkeypatch):
     return install(monkeypatch, Library())
-
-
-def recorded(patch):
-    """From now on everything is said to be recorded as a CUDA graph."""
-    for module in (semi_structured, two_four_layouts):
-        patch.setattr(module, "is_recorded", lambda tensor: True)
-
-
-def install(monkeypatch, library):
-    monkeypatch.setattr(torch, "_cslt_compress", library.compress)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", library.multiply)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", library.search)
-    monkeypatch.setattr(semi_structured, "_algorithms", {})
-    monkeypatch.setattr(two_four_layouts, "_knowledge", {})
-    return library
 
 
 @pytest.fixture
@@ -174,99 +37,6 @@ def kept(monkeypatch):
     """Nothing that other tests have arranged."""
     monkeypatch.setattr(semi_structured, "_arranged", WeakTensorKeyDictionary())
     return semi_structured._arranged
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_multiples_are_those_of_pytorch(layout, dtype):
-    tensor = {
-        "cutlass": SparseSemiStructuredTensorCUTLASS,
-        "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
-    }
-    least = tensor[layout]._DTYPE_SHAPE_CONSTRAINTS[dtype]
-    assert MULTIPLES[layout, dtype] == (least.sparse_min_rows, least.sparse_min_cols, least.dense_min_rows)
-    assert least.dense_min_rows == least.dense_min_cols
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("shape", [(32, 128), (96, 256), (128, 640)], ids=str)
-def test_metadata_in_the_order_of_cutlass(shape, dtype):
-    values, metadata, dense = weight(*shape, dtype)
-    found = arrange(values, metadata, "cutlass")
-    right = sparse_semi_structured_from_dense_cutlass(dense)
-    assert found[0] is values
-    assert torch.equal(found[0], right[0])
-    assert found[1].dtype == right[1].dtype
-    assert torch.equal(found[1], right[1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_kept_zeros_stay_in_their_places(dtype):
-    values, metadata, dense = weight(64, 256, dtype, zeros=True)
-    found = sparse_semi_structured_to_dense_cutlass(*arrange(values, metadata, "cutlass"))
-    assert torch.equal(found, dense)
-
-
-def cusparselt_offset(row, column, rows):
-    """Of a word of metadata, as ``MetadataCuSparseLt::_get_meta_offset`` of PyTorch and what it calls put it.
-
-    In words of 16 columns: blocks of 128 x 64 weights, in them blocks of 32 x 32, in them those of 16 x 16.
-    """
-    block = (row // 128 + column // 4 * (rows // 128)) * 512
-    block += row % 128 // 32 * 64 + column % 4 // 2 * 256
-    return block + row % 8 * 8 + row % 32 // 16 * 4 + column % 2 * 2 + row % 16 // 8
-
-
-@pytest.mark.parametrize("shape", [(128, 128), (384, 128), (256, 640)], ids=str)
-def test_metadata_in_the_order_of_cusparselt(shape):
-    rows, words = shape[0], shape[1] // 16
-    found = places_of(blocked, rows, words)
-    wanted = torch.empty_like(found)
-    for row, column in itertools.product(range(rows), range(words)):
-        wanted[cusparselt_offset(row, column, rows)] = row * words + column
-    assert torch.equal(found, wanted)
-
-
-KINDS = ["known", "values known", "unknown"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", HALVES, ids=name)
-def test_what_cusparselt_is_given_and_how_values_are_renewed(monkeypatch, dtype, kind):
-    library = install(monkeypatch, Library(kind))
-    for seed, zeros in enumerate((False, True, False)):
-        values, metadata, dense = weight(128, 256, dtype, zeros, seed)
-        packed, none = arrange(values, metadata, "cusparselt")
-        assert none is None
-        assert packed.shape == (128, 256 * 9 // 16)
-        assert torch.equal(library.dense(packed, 256), dense)
-        new = values.flip(0)
-        renewed = arrange_new_values(packed, new, metadata)
-        again, _ = arrange(new, metadata, "cusparselt")
-        assert torch.equal(library.dense(renewed, 256), library.dense(again, 256))
-        assert torch.equal(library.dense(packed, 256), dense)
-    # One to learn its layout; then for metadata, or for everything.
-    assert library.compressed == {"known": 1, "values known": 1 + 6, "unknown": 1 + 9}[kind]
-    assert list(two_four_layouts._knowledge.values()) == [kind]
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((64, 96), torch.float16), ((128, 128), torch.int8)], ids=str)
-def test_sizes_and_dtypes_whose_metadata_cusparselt_arranges(monkeypatch, shape, dtype):
-    library = install(monkeypatch, Library("values known"))
-    values, metadata, dense = weight(*shape, dtype, zeros=True)
-    packed, _ = arrange(values, metadata, "cusparselt")
-    assert packed.shape == (shape[0], shape[1] * (10 if dtype == torch.int8 else 9) // 16)
-    assert torch.equal(library.dense(packed, shape[1]), dense)
-    assert list(two_four_layouts._knowledge.values()) == ["values known"]
-
-
-def test_nothing_is_learned_in_a_capture(library, monkeypatch):
-    values, metadata, dense = weight(128, 128, torch.bfloat16)
-    with monkeypatch.context() as patch:
-        recorded(patch)
-        packed, _ = arrange(values, metadata, "cusparselt")
-    assert torch.equal(library.dense(packed, 128), dense)
-    assert two_four_layouts._knowledge == {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
