@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,11 +31,21 @@ def two_four_entries(capability: int, arithmetic: str) -> Iterator[Entry]:
     arithmetic : str
         A key of `DTYPES`.
     """
-    with assumed_limits(capability, PROCESSORS):
-        for name, config, launch in _launches(DTYPES[arithmetic], arithmetic):
-            if arithmetic == "tf32":
-                launch = replace(launch, constants=launch.constants._replace(PRECISION="tf32"))
-            yield Entry(name, STORAGE, arithmetic, config, launch)
+    with assumed_limits(capability, PROCESSORS), _precision_of(arithmetic):
+        launches = list(_launches(DTYPES[arithmetic], arithmetic))
+    for name, config, launch in launches:
+        yield Entry(name, STORAGE, arithmetic, config, launch)
+
+
+@contextlib.contextmanager
+def _precision_of(arithmetic: str) -> Iterator[None]:
+    """As PyTorch is told to compute float32 meanwhile."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _launches(dtype: torch.dtype, arithmetic: str) -> Iterator[tuple[str, Config, Launch]]:
@@ -46,7 +57,7 @@ def _launches(dtype: torch.dtype, arithmetic: str) -> Iterator[tuple[str, Config
     seen = set()
     for samples in SAMPLES:
         x, grad_y = tensor(samples, COLUMNS), tensor(samples, ROWS)
-        problem = _settled(two_four.problem_of("two_four_linear", x, ROWS, COLUMNS), arithmetic)
+        problem = two_four.problem_of("two_four_linear", x, ROWS, COLUMNS)
         for config in two_four.configs_of(problem)[few]:
             whole = replace(config, splits=1)
             if whole in seen:
@@ -60,7 +71,7 @@ def _launches(dtype: torch.dtype, arithmetic: str) -> Iterator[tuple[str, Config
             launch = two_four.plan_grad_input(grad_y, values, metadata, grad_x, config)
             yield "two_four_linear_grad_input", config, launch
     blocks = ROWS * COLUMNS // two_four.SIDE
-    problem = _settled(two_four.problem_of("two_four_linear_grad_values", x, blocks, 0), arithmetic)
+    problem = two_four.problem_of("two_four_linear_grad_values", x, blocks, 0)
     for config in sum_configs(problem)[few]:
         grad = tensor(config.splits, *values.shape, dtype=torch.float32 if config.splits > 1 else dtype)
         launch = two_four.plan_grad_values(grad_y, x, metadata, grad, config)
@@ -68,7 +79,3 @@ def _launches(dtype: torch.dtype, arithmetic: str) -> Iterator[tuple[str, Config
     dense = tensor(ROWS, COLUMNS)
     yield "gather_two_four", MOVED, two_four_values.plan_gather(dense, metadata, values)
     yield "unpack_two_four", MOVED, two_four_values.plan_unpack(values, metadata, dense)
-
-
-def _settled(problem: two_four.Problem, arithmetic: str) -> two_four.Problem:
-    return replace(problem, precision="tf32") if arithmetic == "tf32" else problem

@@ -221,6 +221,16 @@ def configs_of(problem: Problem) -> tuple[Config, ...]:
     return tuple(config for config in configs if config.warps <= 8 or problem.capability < 100)
 
 
+def _outputs(config: Config, x: Tensor) -> int:
+    """Output features of a block of the weight.
+
+    Triton computes blocks of 64 of them in TF32 on data-centre Blackwell, whatever precision is asked for.
+    """
+    on_blackwell = device_limits(x.device)[0] // 10 in (10, 11)
+    halved = config.narrow and on_blackwell and dot_precision(x.dtype) == "ieee"
+    return SIDE // 2 if halved else SIDE * config.group
+
+
 def _pairs(values: Tensor) -> Tensor:
     """Kept weights by two, the address a multiple of their size."""
     if values.data_ptr() % (2 * values.element_size()):
@@ -234,7 +244,7 @@ def plan_linear(
     """The launch of `two_four_linear`; of several splits, each has its part of `y`."""
     (samples, columns), rows = x.shape, values.shape[0]
     bias = bias if config.splits == 1 else None
-    constants = _constants(x, config, SIDE * config.group, min(SIDE, config.depth), bias is not None)
+    constants = _constants(x, config, _outputs(config, x), min(SIDE, config.depth), bias is not None)
     arguments = (x, _pairs(values), metadata, bias, y, samples, rows, columns, *x.stride())
     programs = triton.cdiv(samples, config.samples) * triton.cdiv(rows, constants.ROWS) * config.splits
     return Launch(two_four_linear_kernel, programs, arguments, constants, config.warps, config.stages)
@@ -245,7 +255,7 @@ def plan_grad_input(
 ) -> Launch:
     """The launch of `two_four_linear_grad_input`, as `plan_linear`."""
     (samples, rows), columns = grad_y.shape, 2 * values.shape[1]
-    constants = _constants(grad_y, config, min(SIDE, config.depth), SIDE * config.group)
+    constants = _constants(grad_y, config, min(SIDE, config.depth), _outputs(config, grad_y))
     arguments = (grad_y, _pairs(values), metadata, grad_x, samples, rows, columns, *grad_y.stride())
     blocks = triton.cdiv(samples, config.samples) * triton.cdiv(columns, constants.COLUMNS)
     kernel = two_four_linear_grad_input_kernel
