@@ -54,8 +54,11 @@ def test_help_lists_the_commands(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown command 'trian'; did you mean train? (the commands are train, sweep, env)"),
-        (["x"], "unknown command 'x' (the commands are train, sweep, env)"),
+        (
+            ["trian"],
+            "unknown command 'trian'; did you mean train? (the commands are train, sweep, bench, env)",
+        ),
+        (["x"], "unknown command 'x' (the commands are train, sweep, bench, env)"),
         ([], "the following arguments are required: COMMAND"),
         (["env", "--all"], "unrecognized arguments: --all"),
     ],

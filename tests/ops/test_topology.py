@@ -283,7 +283,7 @@ BAD = {
     "backend": (
         {"backend": "cudnn"},
         ValueError,
-        "backend must be one of cpp, cuda, triton, reference, got 'cudnn'",
+        "backend must be one of cpp, cuda, triton, torch, reference, got 'cudnn'",
     ),
     "active": (
         {"scores": [Candidates(random(5), POSITIONS, random(27))]},
