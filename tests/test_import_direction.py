@@ -21,7 +21,7 @@ LAYERS = [
     {"_version", "files", "timing"},
     {"native", "kernels", "_C"},
     {"formats", "seeds", "geometry", "candidates"}
-    | {"backends", "cpp", "cuda", "semi_structured", "triton", "reference"},
+    | {"backends", "cpp", "cuda", "semi_structured", "triton", "two_four_layouts", "reference"},
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},

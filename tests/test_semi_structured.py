@@ -8,128 +8,20 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
-from torch.sparse._semi_structured_conversions import (
-    sparse_semi_structured_from_dense_cutlass,
-    sparse_semi_structured_to_dense_cutlass,
-)
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsekern import semi_structured
+from sparsekern import semi_structured, two_four_layouts
 from sparsekern.backends import BackendError, select
-from sparsekern.semi_structured import (
-    LAYOUTS,
-    MULTIPLES,
-    arrange,
-    choose_layout,
-    semi_structured_linear,
-    size_refusals,
-    write_values,
-)
+from sparsekern.semi_structured import choose_layout, semi_structured_linear
+from sparsekern.two_four_layouts import LAYOUTS, arrange, size_refusals
+from tests.two_four_stand_ins import HALVES, KINDS, Cutlass, Library, install, name, random, recorded, weight
 
-PAIRS = torch.tensor(list(itertools.combinations(range(4), 2)))
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.int8]
 CUDA = torch.device("cuda", 0)
-
-
-def name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def random(shape, dtype, seed=0):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return (x * 40).round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else x.to(dtype)
-
-
-def weight(rows, columns, dtype, zeros=False, seed=0):
-    """Values and metadata, and the dense weight that they are; with many kept zeros if asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = PAIRS[torch.randint(6, (rows, columns // 4), generator=generator)]
-    nibbles = kept[..., 0] | kept[..., 1] << 2
-    values = random((rows, columns // 2), dtype, seed)
-    values = (
-        values.masked_fill(torch.rand(values.shape, generator=generator) < 0.5, 0) if zeros else values + 1
-    )
-    values = torch.where(values == 0, 0 if zeros else 1, values).to(dtype)
-    places = (kept + 4 * torch.arange(columns // 4)[:, None]).flatten(1)
-    dense = torch.zeros(rows, columns, dtype=dtype).scatter_(1, places, values)
-    return values, (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8), dense
-
-
-def product(dense, x_t, bias, out_dtype):
-    y = dense.double() @ x_t.double()
-    y = y if bias is None else y + bias.double()[:, None]
-    return y.to(out_dtype or x_t.dtype)
-
-
-class Library:
-    """In place of cuSPARSELt: a layout that nobody would guess, kept weights being those that are not 0."""
-
-    def __init__(self, values_lead=True):
-        self.values_lead = values_lead
-        self.searches = []
-        self.products = []
-
-    def compress(self, dense):
-        rows, columns = dense.shape
-        groups = dense.view(rows, -1, 4)
-        # Those that are not 0 first, else those of low columns.
-        order = (groups == 0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(-1).values
-        values = groups.gather(-1, order).flatten()
-        nibbles = (order[..., 0] | order[..., 1] << 2).flatten()
-        metadata = (nibbles[::2] | nibbles[1::2] << 4).to(torch.uint8).flip(0).view(dense.dtype)
-        return torch.cat([values, metadata] if self.values_lead else [values.flip(0), metadata])
-
-    def dense(self, packed, columns):
-        count = packed.shape[0] * columns // 2
-        values, metadata = packed.view(-1)[:count], packed.view(-1)[count:].view(torch.uint8).flip(0)
-        values = values if self.values_lead else values.flip(0)
-        nibbles = torch.stack([metadata & 15, metadata >> 4], -1).flatten()
-        places = torch.stack([nibbles & 3, nibbles >> 2], -1).long()
-        groups = packed.new_zeros(len(places), 4).scatter_(1, places, values.view(-1, 2))
-        return groups.view(packed.shape[0], columns)
-
-    def multiply(self, packed, x_t, bias=None, *, out_dtype, transpose_result, alg_id):
-        assert packed.dim() == 2
-        assert not x_t.is_contiguous()
-        assert x_t.t().is_contiguous()
-        assert transpose_result
-        self.products.append((tuple(x_t.shape), alg_id))
-        return product(self.dense(packed, x_t.shape[0]), x_t, bias, out_dtype).t().contiguous()
-
-    def search(self, packed, x_t, bias=None, *, out_dtype, transpose_result):
-        self.searches.append((tuple(x_t.shape), bias is not None))
-        return 7
-
-
-class Cutlass:
-    """In place of PyTorch's CUTLASS kernels."""
-
-    def __init__(self):
-        self.shapes = []
-
-    def mm(self, values, metadata, x_t, *, out_dtype):
-        return self.addmm(None, values, metadata, x_t, out_dtype=out_dtype)
-
-    def addmm(self, bias, values, metadata, x_t, *, out_dtype):
-        assert x_t.t().is_contiguous()
-        self.shapes.append(tuple(x_t.shape))
-        return product(sparse_semi_structured_to_dense_cutlass(values, metadata), x_t, bias, out_dtype)
 
 
 @pytest.fixture
 def library(monkeypatch):
     return install(monkeypatch, Library())
-
-
-def install(monkeypatch, library):
-    monkeypatch.setattr(torch, "_cslt_compress", library.compress)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", library.multiply)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", library.search)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    for cache in ("_algorithms", "_values_lead"):
-        monkeypatch.setattr(semi_structured, cache, {})
-    return library
 
 
 @pytest.fixture
@@ -140,52 +32,11 @@ def cutlass(monkeypatch):
     return kernels
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_multiples_are_those_of_pytorch(layout, dtype):
-    tensor = {
-        "cutlass": SparseSemiStructuredTensorCUTLASS,
-        "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
-    }
-    least = tensor[layout]._DTYPE_SHAPE_CONSTRAINTS[dtype]
-    assert MULTIPLES[layout, dtype] == (least.sparse_min_rows, least.sparse_min_cols, least.dense_min_rows)
-    assert least.dense_min_rows == least.dense_min_cols
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("shape", [(32, 128), (96, 256), (128, 640)], ids=str)
-def test_metadata_in_the_order_of_cutlass(shape, dtype):
-    values, metadata, dense = weight(*shape, dtype)
-    found = arrange(values, metadata, "cutlass")
-    right = sparse_semi_structured_from_dense_cutlass(dense)
-    assert found[0] is values
-    assert torch.equal(found[0], right[0])
-    assert found[1].dtype == right[1].dtype
-    assert torch.equal(found[1], right[1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_kept_zeros_stay_in_their_places(dtype):
-    values, metadata, dense = weight(64, 256, dtype, zeros=True)
-    found = sparse_semi_structured_to_dense_cutlass(*arrange(values, metadata, "cutlass"))
-    assert torch.equal(found, dense)
-
-
-@pytest.mark.parametrize("values_lead", [True, False], ids=["values-first", "values-elsewhere"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_what_cusparselt_is_given_and_how_values_are_renewed(monkeypatch, dtype, values_lead):
-    library = install(monkeypatch, Library(values_lead))
-    for zeros in (False, True):
-        values, metadata, dense = weight(64, 96, dtype, zeros)
-        packed, none = arrange(values, metadata, "cusparselt")
-        assert none is None
-        assert packed.shape == (64, 96 * (10 if dtype == torch.int8 else 9) // 16)
-        assert torch.equal(library.dense(packed, 96), dense)
-        new = values.flip(0)
-        write_values(packed, new, metadata)
-        again, _ = arrange(new, metadata, "cusparselt")
-        assert torch.equal(library.dense(packed, 96), library.dense(again, 96))
-        assert not torch.equal(library.dense(packed, 96), dense)
+@pytest.fixture
+def kept(monkeypatch):
+    """Nothing that other tests have arranged."""
+    monkeypatch.setattr(semi_structured, "_arranged", WeakTensorKeyDictionary())
+    return semi_structured._arranged
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -230,12 +81,11 @@ def test_nothing_is_searched_for_in_a_capture_or_in_compiling(library, monkeypat
     values, metadata, _ = weight(32, 64, torch.bfloat16)
     packed, _ = arrange(values, metadata, "cusparselt")
     x = random((8, 64), torch.bfloat16)
-    where, what = {
-        "captured": (torch.cuda, "is_current_stream_capturing"),
-        "compiled": (torch.compiler, "is_compiling"),
-    }[while_]
     with monkeypatch.context() as patch:
-        patch.setattr(where, what, lambda: True)
+        if while_ == "captured":
+            recorded(patch)
+        else:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
         semi_structured_linear(x, packed, None, None, "cusparselt", 32)
     assert library.searches == []
     semi_structured_linear(x, packed, None, None, "cusparselt", 32)
@@ -243,6 +93,55 @@ def test_nothing_is_searched_for_in_a_capture_or_in_compiling(library, monkeypat
 
 
 BFLOAT16, FLOAT16, INT8 = torch.bfloat16, torch.float16, torch.int8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_op_sees_every_change_of_the_weight(monkeypatch, cutlass, kept, layout, kind):
+    """In place or not, of values or of metadata, in a recording too; the arrangement goes with the weight."""
+    library = install(monkeypatch, Library(kind))
+    monkeypatch.setattr(semi_structured, "choose_layout", lambda *arguments: (layout, []))
+    x = random((8, 128), torch.bfloat16, 4)
+
+    def check():
+        dense = two_four_layouts._unpacked(values, metadata)
+        y = semi_structured.two_four_linear(x, values, None, metadata)
+        assert torch.equal(y, F.linear(x.double(), dense.double()).to(torch.bfloat16))
+
+    values, metadata, _ = weight(128, 128, torch.bfloat16)
+    check()
+    check()
+    compressed = library.compressed
+    check()
+    assert library.compressed == compressed
+    values.mul_(-2)
+    check()
+    # As fused optimizers do: nothing counts what is written.
+    values.requires_grad_()
+    for _ in range(2):
+        version = values._version
+        values.data.add_(1)
+        assert values._version == version
+        check()
+    values = values.detach()
+    check()
+    values = values.flip(1)
+    check()
+    metadata.copy_(weight(128, 128, torch.bfloat16, seed=5)[1])
+    check()
+    with monkeypatch.context() as patch:
+        recorded(patch)
+        before = kept[metadata]
+        check()
+        assert kept[metadata] is before
+    with torch.inference_mode():
+        values, metadata = values.clone(), metadata.clone()
+        check()
+        values.mul_(3)
+        check()
+    assert len(kept) == 0
+
+
 REFUSED = [
     (
         (100, 128, BFLOAT16, "cutlass"),

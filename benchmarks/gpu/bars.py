@@ -54,6 +54,9 @@ FEW_EXAMPLE = "16 samples, bf16, 90 %, 8192x8192: 4x cuBLAS"
 CONV = "sparse conv2d, ResNet-50, bf16: 0.8x cuDNN"
 TOPOLOGY = Bar("drop + grow, 67 M weights: 150 us", "microseconds", 150.0)
 GROW = Bar("growth without the dense gradient: two passes of it", "passes", 2.0)
+TWO_FOUR_PACK = Bar("2:4 choice + packing both ways, 4096x4096, bf16: 25 us", "microseconds", 25.0)
+TWO_FOUR_LINEAR = Bar("2:4 linear, bf16: 1.6x dense", "speed-up", 1.6)
+TWO_FOUR_TRAINING = Bar("2:4 linear forward + backward, bf16: 1.33x dense", "speed-up", 1.33)
 MEMORY = Bar("weights, gradients and AdamW at 90 %: 9x less", "memory", 9.0)
 TOPOLOGY_WEIGHTS = 8192 * 8192
 
@@ -89,6 +92,17 @@ def product_bars(layer: Layer, dtype: str, sparsity: float, block: int | None) -
     if layer.samples >= MANY_SAMPLES and sparsity in (0.80, 0.90):
         return [Bar(UNSTRUCTURED, "speed-up", 0.9)]
     return []
+
+
+def two_four_bars(op: str, layer: Layer, dtype: str) -> list[Bar]:
+    """The bars of an op on a 2:4 weight: those of products are for large layers and many samples."""
+    if dtype != "bfloat16" or layer.network not in LARGE:
+        return []
+    if op == "pack_two_four":
+        return [TWO_FOUR_PACK] if layer.weight_shape == (4096, 4096) else []
+    if layer.samples < MANY_SAMPLES:
+        return []
+    return [TWO_FOUR_LINEAR if op == "two_four_linear" else TWO_FOUR_TRAINING]
 
 
 def _block_bars(layer: Layer, sparsity: float) -> list[Bar]:

@@ -16,12 +16,14 @@ PRODUCTS = {
     "linear": ("linear", "linear_grad_input", "linear_grad_values"),
     "conv2d": ("conv2d", "conv2d_grad_input", "conv2d_grad_values"),
 }
+# Ops on 2:4 weights: packing them both ways, their product, and the product with its gradients.
+TWO_FOUR_OPS = ("pack_two_four", "two_four_linear", "two_four_training")
 GROW = {"linear": "grow_candidates", "conv2d": "grow_candidates_conv2d"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op on a layer whose weight is random at a sparsity, in blocks or not."""
+    """An op on a layer whose weight is random at a sparsity, in blocks or not, or 2:4."""
 
     op: str
     layer: Layer
@@ -31,6 +33,8 @@ class Case:
 
     @property
     def pattern(self) -> str:
+        if self.op in TWO_FOUR_OPS:
+            return "2:4"
         return "random" if self.block is None else f"block {self.block}"
 
     def __str__(self) -> str:
@@ -40,6 +44,11 @@ class Case:
 def products(layer: Layer, sparsity: float, dtype: str = HALF, block: int | None = None) -> list[Case]:
     """The product of a layer and its two gradients."""
     return [Case(op, layer, sparsity, dtype, block) for op in PRODUCTS[layer.kind]]
+
+
+def two_four(layer: Layer, dtype: str = HALF) -> list[Case]:
+    """All that is done with a 2:4 weight."""
+    return [Case(op, layer, 0.50, dtype) for op in TWO_FOUR_OPS]
 
 
 MAIN = LinearLayer("transformer", 4096, 4096, 4096)
@@ -54,6 +63,7 @@ def _answering_to_bars() -> Iterator[Case]:
     yield Case("linear", FEW, 0.90, HALF)
     yield Case("update_topology", LARGE, 0.90, SINGLE)
     yield Case("grow_candidates", LARGE, 0.90, HALF)
+    yield from two_four(MAIN)
     yield from products(MIDDLE, 0.90)
     yield from products(MAIN, 0.90, SINGLE)
     for op in WEIGHT_OPS:
@@ -63,6 +73,8 @@ def _answering_to_bars() -> Iterator[Case]:
     yield from products(MAIN, 0.90, block=64)
     for tokens in (1, 64):
         yield Case("linear", LinearLayer("transformer", tokens, 8192, 8192), 0.90, HALF)
+    yield Case("two_four_linear", FEW, 0.50, HALF)
+    yield from two_four(LARGE)
     for sparsity in (0.80, 0.95):
         yield from products(MAIN, sparsity, SINGLE)
 
@@ -74,6 +86,8 @@ def _one_sparsity() -> Iterator[Case]:
     yield Case("grow_candidates_conv2d", MIDDLE, 0.90, HALF)
     for layer in TRANSFORMER:
         yield from products(layer, 0.90)
+    for layer in TRANSFORMER:
+        yield from two_four(layer)
     for layer in VGG16:
         yield from products(layer, 0.90)
     for layer in LENET5:
@@ -108,4 +122,5 @@ def quick_cases() -> list[Case]:
     found = [case for dtype in (HALF, SINGLE) for case in products(linear, 0.90, dtype)]
     found += [*products(linear, 0.50, block=64), *products(few, 0.80), *products(conv, 0.80, SINGLE)]
     found += [Case(op, linear, 0.80, SINGLE) for op in (*WEIGHT_OPS, GROW["linear"])]
+    found += two_four(LinearLayer("quick", 72, 128, 192))
     return [*found, Case(GROW["conv2d"], conv, 0.80, SINGLE)]

@@ -12,18 +12,21 @@ import torch
 
 from benchmarks.contenders import DENSE, SPARSE, Contender
 from benchmarks.gpu import bars
-from benchmarks.gpu.cases import PRODUCTS, Case
+from benchmarks.gpu.cases import PRODUCTS, TWO_FOUR_OPS, WEIGHT_OPS, Case
 from benchmarks.gpu.conv_contenders import CONV, LAST, SPARSE_LAST
 from benchmarks.gpu.linear_contenders import LINEAR, Builders
 from benchmarks.gpu.problem import Problem
 from benchmarks.gpu.supervise import Broken
+from benchmarks.gpu.two_four_contenders import GREEDY, TWO_FOUR, TwoFourProblem
 from benchmarks.gpu.weight_contenders import GRADIENT, WEIGHTS, YARDSTICKS, WeightProblem
 from benchmarks.measure import first_line, relative_error
 from benchmarks.roofline import H200, Sizes, product_work
 from sparsekern.timing import CudaClock, cpu_clock, interleave
 
-BUILDERS: dict[str, Builders] = {**LINEAR, **CONV, **WEIGHTS}
+BUILDERS: dict[str, Builders] = {**LINEAR, **CONV, **WEIGHTS, **TWO_FOUR}
 PRODUCT_OPS = tuple(op for ops in PRODUCTS.values() for op in ops)
+PROBLEMS = {**dict.fromkeys(PRODUCT_OPS, Problem), **dict.fromkeys(TWO_FOUR_OPS, TwoFourProblem)}
+EXACT = (*WEIGHT_OPS, "pack_two_four")
 # Largest error over the largest right value, of sums; what moves values is exact. Float32 sums of a weight's
 # gradient have up to three million terms.
 ERRORS = {"float32": 2e-4, "bfloat16": 2e-2, "float16": 5e-3}
@@ -46,7 +49,7 @@ class OpJob:
         case = self.case
         if TIMING in broken:
             raise RuntimeError(f"timing ended the process: {broken[TIMING]}")
-        problem = (Problem if case.op in PRODUCT_OPS else WeightProblem)(case, self.device)
+        problem = PROBLEMS.get(case.op, WeightProblem)(case, self.device)
         with _tuned() if self.tuned else nullcontext():
             found, right = self._checked(problem, broken, tell)
         tell(TIMING)
@@ -57,11 +60,11 @@ class OpJob:
         return self._record(found)
 
     def _checked(
-        self, problem: Problem, broken: Mapping[str, str], tell: Callable[[str], None]
+        self, problem: Problem | TwoFourProblem, broken: Mapping[str, str], tell: Callable[[str], None]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Contender]]:
         """What is known of each contender, and those that are right."""
         op = self.case.op
-        largest = 0.0 if op in WEIGHTS and not op.startswith("grow") else ERRORS[self.case.dtype]
+        largest = 0.0 if op in EXACT else ERRORS[self.case.dtype]
         found: dict[str, dict[str, Any]] = {}
         right: dict[str, Contender] = {}
         for name, build in BUILDERS[op].items():
@@ -72,7 +75,7 @@ class OpJob:
             try:
                 contender = build(problem)
                 (result,) = contender.dense(contender.run())
-                error = 0.0 if name in YARDSTICKS else _error(result, problem.right)
+                error = 0.0 if name in (*YARDSTICKS, *GREEDY) else _error(result, problem.right)
             except Exception as reason:
                 # What others raise where they cannot do the work is theirs to choose.
                 self._check_alive(problem, first_line(reason))
@@ -86,7 +89,7 @@ class OpJob:
         return found, right
 
     @staticmethod
-    def _check_alive(problem: Problem, reason: str) -> None:
+    def _check_alive(problem: Problem | TwoFourProblem, reason: str) -> None:
         if problem.device.type == "cuda":
             try:
                 torch.cuda.synchronize()
@@ -152,6 +155,8 @@ def bars_of(case: Case) -> list[bars.Bar]:
         found = bars.product_bars(case.layer, case.dtype, case.sparsity, case.block)
         # The example of few samples, and their roofline, are for the forward product.
         return found if case.op in ("linear", "conv2d") or case.layer.samples > bars.FEW_SAMPLES else []
+    if case.op in TWO_FOUR_OPS:
+        return bars.two_four_bars(case.op, case.layer, case.dtype)
     if case.op == "update_topology" and weight == (8192, 8192) and case.sparsity == 0.90:
         return [bars.TOPOLOGY] if case.dtype == "float32" else []
     return [bars.GROW] if case.op.startswith("grow") and case.layer.network in bars.LARGE else []

@@ -30,7 +30,8 @@ def test_all_ops_are_measured_and_each_case_once():
 def test_every_bar_is_answered_to_early():
     named = {bar.name for case in cases()[:40] for bar in bars_of(case)}
     rates = {bars.BLOCKS, bars.BLOCKS_BREAK_EVEN, bars.UNSTRUCTURED, bars.UNSTRUCTURED_FLOAT32, bars.CONV}
-    assert named == rates | {bars.FEW, bars.FEW_EXAMPLE, bars.TOPOLOGY.name, bars.GROW.name}
+    two_four = {bars.TWO_FOUR_PACK.name, bars.TWO_FOUR_LINEAR.name, bars.TWO_FOUR_TRAINING.name}
+    assert named == rates | two_four | {bars.FEW, bars.FEW_EXAMPLE, bars.TOPOLOGY.name, bars.GROW.name}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,24 @@ def test_bars_are_judged_by_what_they_measure():
     gradient = {"dense gradient": {"median_ms": 0.5}}
     (grow,) = record_of(Case("grow_candidates", LARGE, 0.90, "bfloat16"), 1.0, 0.9, **gradient)["bars"]
     assert (grow["reached"], grow["met"]) == (1.8, True)
+
+
+def test_two_four_is_judged_on_large_layers_in_bfloat16():
+    def verdict(op, layer, dtype="bfloat16"):
+        return [
+            (bar["wanted"], bar["met"]) for bar in record_of(Case(op, layer, 0.5, dtype), 0.06, 0.03)["bars"]
+        ]
+
+    assert verdict("pack_two_four", MAIN) == [(25.0, False)]
+    assert verdict("pack_two_four", LARGE) == []
+    assert verdict("two_four_linear", MAIN) == verdict("two_four_linear", LARGE) == [(1.6, True)]
+    assert verdict("two_four_training", MAIN) == [(1.33, True)]
+    assert verdict("two_four_linear", FEW) == verdict("two_four_training", MAIN, "float32") == []
+
+
+def test_what_is_two_four_is_called_so():
+    assert {case.pattern for case in cases()} == {"random", "block 64", "block 128", "2:4"}
+    assert {(case.sparsity, case.block) for case in cases() if case.pattern == "2:4"} == {(0.5, None)}
 
 
 def test_the_faster_memory_format_counts():

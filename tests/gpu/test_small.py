@@ -61,7 +61,7 @@ def test_values_and_topology(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8], ids=str)
-@pytest.mark.parametrize("shape", [(4, 4), (132, 68), (36, 200)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 4), (132, 68)], ids=str)
 def test_two_four_packing(device, shape, dtype):
     weight = (torch.randn(shape) * 30).to(dtype).to(device)
     on_cpu = device.type == "cpu"
@@ -71,13 +71,17 @@ def test_two_four_packing(device, shape, dtype):
     dense = moved.unpack_two_four(values, metadata)
     assert torch.equal(dense, moved.unpack_two_four(values_t, metadata_t).t())
     assert torch.equal(moved.gather_two_four(weight, metadata), values)
+    if not on_cpu:
+        found = cuda_backend.transpose_two_four([values], [metadata])
+        assert torch.equal(found[0], values_t)
+        assert torch.equal(found[1], metadata_t)
     (values, metadata) = pack([weight[:3].contiguous()], False, False)
     assert torch.equal(moved.gather_two_four(weight[:3], metadata), values)
 
 
 @pytest.mark.parametrize("samples", [1, 70])
-@pytest.mark.parametrize("shape", [(5, 8), (70, 132)], ids=str)
-def test_two_four_products(cuda, shape, samples):
+def test_two_four_products(cuda, samples):
+    shape = (70, 132)
     weight = torch.randn(shape, device=cuda)
     values, metadata = cuda_backend.pack_two_four([weight], False, False)
     x, grad_y = torch.randn(samples, shape[1], device=cuda), torch.randn(samples, shape[0], device=cuda)

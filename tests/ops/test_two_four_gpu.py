@@ -66,9 +66,9 @@ class TestArrangedWeights:
 
         monkeypatch.setattr(semi_structured, "arrange", count)
 
-    def weight(self):
+    def weight(self, seed=3):
         return pack_two_four(
-            torch.randn(32, 64, generator=torch.manual_seed(3)).bfloat16(), transposable=False
+            torch.randn(32, 64, generator=torch.manual_seed(seed)).bfloat16(), transposable=False
         )
 
     def test_the_op(self):
@@ -84,11 +84,16 @@ class TestArrangedWeights:
         assert len(self.arranged) == 1
         packed.values.mul_(2)
         y = semi_structured.two_four_linear(x, packed.values, None, packed.metadata)
-        assert len(self.arranged) == 2
         assert torch.equal(y, F.linear(x, unpack_two_four(packed)))
-        other = packed.with_values(packed.values.clone())
-        semi_structured.two_four_linear(x, other.values, None, other.metadata)
-        assert len(self.arranged) == 3
+        other = packed.with_values(packed.values.flip(0))
+        y = semi_structured.two_four_linear(x, other.values, None, other.metadata)
+        assert torch.equal(y, F.linear(x, unpack_two_four(other)))
+        # Metadata is the same, and only that is arranged for CUTLASS.
+        assert len(self.arranged) == 1
+        packed.metadata.copy_(self.weight(seed=4).metadata)
+        y = semi_structured.two_four_linear(x, packed.values, None, packed.metadata)
+        assert torch.equal(y, F.linear(x, unpack_two_four(packed)))
+        assert len(self.arranged) == 2
 
     def test_what_is_arranged_goes_with_the_weight(self):
         before = len(semi_structured._arranged)
