@@ -163,7 +163,9 @@ class MaskUpdateRecorder:
             When nothing was measured before it.
         """
         if self.before is None:
-            raise RuntimeError("the recorder must follow the method, and be made before it, got no measurement")
+            raise RuntimeError(
+                "the recorder must follow the method, and be made before it, got no measurement"
+            )
         before, self.before = self.before, None
         return before, gradient_flow(self._model, self._loss)
 

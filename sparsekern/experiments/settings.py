@@ -157,7 +157,9 @@ class Records:
         0,
         least=0,
     )
-    gradient_flow_examples: int = count("examples that it is measured on, the first of the training set", 1000)
+    gradient_flow_examples: int = count(
+        "examples that it is measured on, the first of the training set", 1000
+    )
     benchmark_steps: int = count(
         "steps to time against the dense network after training; 0 times none", 0, least=0
     )

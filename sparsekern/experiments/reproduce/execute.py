@@ -168,7 +168,9 @@ class _Listener:
     def tick(self) -> None:
         self._overview.tick()
 
-    def _end(self, run: PaperRun, result: Result | None = None, error: str = "", diverged: bool = False) -> None:
+    def _end(
+        self, run: PaperRun, result: Result | None = None, error: str = "", diverged: bool = False
+    ) -> None:
         if diverged:
             content = json.dumps({"digest": run.recipe.digest, "error": error}, indent=2) + "\n"
             write_atomically(self._home.path(run) / DIVERGED, content.encode())
@@ -180,4 +182,6 @@ def _read_marker(path: Path) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise ExperimentError(f"{path}: expected the note of a run that diverged; remove it to run again") from None
+        raise ExperimentError(
+            f"{path}: expected the note of a run that diverged; remove it to run again"
+        ) from None

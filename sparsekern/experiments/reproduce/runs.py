@@ -122,7 +122,9 @@ class PaperRuns:
         changes = {"method": "small_dense", "init": "dense", "seed": seed}
         return PaperRun("small_dense", self._base.override(changes))
 
-    def sparse(self, method: str, init: str, seed: int, *, of: int | None = None, init_of: int | None = None) -> PaperRun:
+    def sparse(
+        self, method: str, init: str, seed: int, *, of: int | None = None, init_of: int | None = None
+    ) -> PaperRun:
         """A run with the mask of the pruning run of seed ``of``, from new initial weights.
 
         ``init_of`` is the seed of these weights where it is not ``seed``, which decides the order of the data.
