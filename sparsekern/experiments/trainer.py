@@ -10,11 +10,11 @@ from torch import nn
 from sparsekern.experiments.data import BatchOrder, Dataset
 from sparsekern.experiments.errors import CheckpointError, DivergedError
 from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
-from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.updates import attach_method, prune_record, update_record
 from sparsekern.formats import Pattern
 from sparsekern.methods import PruningUpdate, UpdateStatistics

@@ -1,8 +1,8 @@
 """The runs behind the paper's tables and figures, addressed by their content.
 
-A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run names
-that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the folder of
-all runs is part of an address.
+A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run
+names that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the
+folder of all runs is part of an address.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class PaperRuns:
     ) -> PaperRun:
         """A run with the mask of the pruning run of seed ``of``, from new initial weights.
 
-        ``init_of`` is the seed of these weights where it is not ``seed``, which decides the order of the data.
+        ``init_of`` is the seed of these weights where it is not ``seed``, which orders the data.
         """
         changes = {"method": method, "init": init, "seed": FRESH + seed}
         if init_of not in (None, seed):
@@ -136,13 +136,13 @@ class PaperRuns:
         return self._masked(role, changes, seed if of is None else of)
 
     def lottery(self, seed: int, *, of: int | None = None) -> PaperRun:
-        """The ticket of a pruning run: its mask and the weights it started from, with another order of data."""
+        """The ticket of a pruning run: its mask, the weights it started from, another order of data."""
         of = seed if of is None else of
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "init_seed": of}
         return self._masked("lottery", changes, of)
 
     def restart(self, seed: int, *, of: int) -> PaperRun:
-        """Training again from where a pruning run ended, with the whole schedule and another order of data."""
+        """Training again from where a pruning run ended, with the whole schedule, another order of data."""
         weights = f"{self.prune(of).folder}/checkpoint.pt"
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "weights": weights}
         return self._masked("restart", changes, of)
