@@ -1,6 +1,7 @@
 """One training step after another, and the state that lets another process carry on at any of them."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,15 +37,25 @@ class Trainer:
         Moved to the network's device.
     recipe : Recipe
         Optimizer, schedule, method, batch size and data seed.
+    before_update : callable, optional
+        Called after an optimizer's step that an update of the masks follows, before the update.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
         device = next(model.parameters()).device
         self.model = model.train()
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
-        # Before the method, whose updates come in between its measurements.
+        self._before_update = before_update
+        # Hooks are called in the order they were registered in: these before the method's, which updates.
+        self.optimizer.register_step_post_hook(self._after_step)
         self.gradients = Gradients(model, self.optimizer, self.dataset, recipe)
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.gradients.follow(self.method)
@@ -79,6 +90,11 @@ class Trainer:
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _after_step(self, *step: object) -> None:
+        method = self.method
+        if self._before_update is not None and method and method.next_update == method.steps + 1:
+            self._before_update()
 
     def _note_update(self, statistics: UpdateStatistics | PruningUpdate) -> None:
         step = self.step + 1

@@ -105,22 +105,22 @@ class PaperRuns:
     def __init__(self, network: str, seeds: Sequence[int], scale: Scale) -> None:
         self.network = network
         self.seeds = tuple(seeds)
-        self._base = scale.base(network)
+        self.base = scale.base(network)
         self._prune_every = scale.prune_every
 
     def prune(self, seed: int) -> PaperRun:
         """Gradual pruning: its final mask is that of all runs of the seed."""
         changes = {"method": "gradual_pruning", "init": "dense", "update_every": self._prune_every}
-        return PaperRun("prune", self._base.override(changes | {"seed": seed}))
+        return PaperRun("prune", self.base.override(changes | {"seed": seed}))
 
     def dense(self, seed: int) -> PaperRun:
         """The dense network."""
-        return PaperRun("dense", self._base.override({"method": "dense", "init": "dense", "seed": seed}))
+        return PaperRun("dense", self.base.override({"method": "dense", "init": "dense", "seed": seed}))
 
     def small_dense(self, seed: int) -> PaperRun:
         """The dense network of as many parameters as the sparse one has."""
         changes = {"method": "small_dense", "init": "dense", "seed": seed}
-        return PaperRun("small_dense", self._base.override(changes))
+        return PaperRun("small_dense", self.base.override(changes))
 
     def sparse(
         self, method: str, init: str, seed: int, *, of: int | None = None, init_of: int | None = None
@@ -173,7 +173,7 @@ class PaperRuns:
     def _masked(self, role: str, changes: dict[str, object], of: int) -> PaperRun:
         source = self.prune(of)
         masks = f"{source.folder}/checkpoint.pt"
-        return PaperRun(role, self._base.override({**changes, "masks": masks}), source)
+        return PaperRun(role, self.base.override({**changes, "masks": masks}), source)
 
 
 def unique(runs: Iterable[PaperRun]) -> list[PaperRun]:
