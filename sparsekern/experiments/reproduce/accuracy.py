@@ -95,7 +95,7 @@ def imagenet_section() -> Section:
         for role, value in IMAGENET[network].items()
         for options in [_options(role)]
     ]
-    text = "Settings of Table 1 that need ImageNet are complete as recipes; none of them was run for this report."
+    text = "Settings of Table 1 that need ImageNet are complete as recipes; none was run for this report."
     return Section(
         "Table 1: ImageNet", [text], [Table(["network", "method", "paper", "here", "command"], rows)]
     )

@@ -49,9 +49,10 @@ def build_parser() -> Parser:
     width = max(map(len, TARGETS)) + 2
     parser = Parser(
         prog=_PROG,
-        usage=f"{_PROG} NAME [NAME ...] --data-dir DIR [--seeds 0-4] [--quick] [--workers N] [--output DIR]",
-        description="Make tables and figures of the paper again, beside its printed values. Runs are shared by "
-        "all that need them; finished ones are kept, and a stopped command carries on when it is called again.",
+        usage=f"{_PROG} NAME ... --data-dir DIR [--seeds 0-4] [--quick] [--workers N] [--output DIR]",
+        description="Make tables and figures of the paper again, beside its printed values. Runs are shared "
+        "by all that need them; finished ones are kept, and a stopped command carries on when it is called "
+        "again.",
         epilog="\n".join(
             [
                 "names:",
