@@ -1,6 +1,6 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import export, init, methods, nn, ops
+from sparsekern import analysis, export, init, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
@@ -18,6 +18,7 @@ __all__ = [
     "Static",
     "TwoFour",
     "__version__",
+    "analysis",
     "densify_",
     "export",
     "init",
