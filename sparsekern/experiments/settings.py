@@ -29,8 +29,8 @@ class Network:
     dataset: str = choice("data set", DATASETS)
     method: str = choice(
         "dense and small_dense (the dense twin of as many parameters) and the 2:4 methods sr_ste, ste and "
-        "two_four_fixed ignore the sparsity, static keeps its masks, gradual_pruning starts dense and removes "
-        "weights, the others update their masks",
+        "two_four_fixed ignore the sparsity, static keeps its masks, gradual_pruning starts dense and "
+        "removes weights, the others update their masks",
         METHODS,
         "static",
     )

@@ -10,11 +10,11 @@ from torch import nn
 from sparsekern.experiments.data import BatchOrder, Dataset
 from sparsekern.experiments.errors import CheckpointError, DivergedError
 from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
-from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.updates import attach_method, prune_record, update_record
 from sparsekern.formats import Pattern
 from sparsekern.methods import PruningUpdate, UpdateStatistics
@@ -75,7 +75,7 @@ class Trainer:
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the method's, whose update would be of no use
-            raise DivergedError(f"{error}: {self._hint()}") from None
+            raise self._diverged(error) from None
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
@@ -125,7 +125,11 @@ class Trainer:
 
     def gradient_record(self) -> dict[str, Any]:
         """Norm of the gradient on the fixed examples."""
-        return self.gradients.record(self.step)
+        self.check_finite()
+        try:
+            return self.gradients.record(self.step)
+        except FloatingPointError as error:
+            raise self._diverged(error) from None
 
     def check_finite(self) -> None:
         """Refuse to go on, or to save anything, once the loss is nan or infinite.
@@ -140,6 +144,9 @@ class Trainer:
                 f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
                 f"{self.step:,}: {self._hint()}"
             )
+
+    def _diverged(self, error: FloatingPointError) -> DivergedError:
+        return DivergedError(f"{error}: {self._hint()}")
 
     def _hint(self) -> str:
         return f"a learning_rate below {self.recipe.learning_rate:g} may help"
@@ -191,7 +198,8 @@ class Trainer:
         for name, layer in self.model.named_modules():
             key = f"{name}.pattern"
             if isinstance(layer, SparseLayer) and isinstance(model, dict) and key in model:
-                expected["model"][key] = _other_form(model[key], layer.pattern)
+                fewer = self.recipe.prunes
+                expected["model"][key] = _other_form(model[key], layer.pattern, fewer)
         return expected
 
     def _optimizer_state_after_a_step(self) -> dict[int, Any]:
@@ -208,13 +216,17 @@ class Trainer:
         return twin.state_dict()["state"]
 
 
-def _other_form(data: Any, pattern: Pattern) -> torch.Tensor:
-    """``data`` if it is a pattern of the same weight, whose tiles may be others; else the pattern's own."""
+def _other_form(data: Any, pattern: Pattern, fewer: bool) -> torch.Tensor:
+    """``data`` if it is a pattern of the same weight, else the pattern's own.
+
+    Tiles may be others and, with ``fewer``, the number of weights may be below the pattern's.
+    """
     try:
         found = Pattern(data)
     except (TypeError, ValueError, RuntimeError):
         return pattern.data
-    return found.data if (found.shape, found.nnz) == (pattern.shape, pattern.nnz) else pattern.data
+    fits = found.nnz <= pattern.nnz if fewer else found.nnz == pattern.nnz
+    return found.data if found.shape == pattern.shape and fits else pattern.data
 
 
 class _Window:

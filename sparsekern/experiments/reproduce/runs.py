@@ -1,8 +1,8 @@
 """The runs behind the paper's tables and figures, addressed by their content.
 
-A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run names
-that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the folder of
-all runs is part of an address.
+A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run
+names that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the
+folder of all runs is part of an address.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
 
 NETWORKS = ("lenet5", "mlp")
@@ -98,11 +99,19 @@ class PaperRuns:
     network : str
         ``"lenet5"`` (95 % sparse) or ``"mlp"`` (98 %).
     seeds : sequence of int
-        Of the repetitions.
+        Of the repetitions, each from 0 to 999.
     scale : Scale
+
+    Raises
+    ------
+    RecipeError
+        For other seeds.
     """
 
     def __init__(self, network: str, seeds: Sequence[int], scale: Scale) -> None:
+        for seed in seeds:
+            if not 0 <= seed < FRESH:
+                raise RecipeError(f"seeds must be from 0 to {FRESH - 1}, got {seed}")
         self.network = network
         self.seeds = tuple(seeds)
         self._base = scale.base(network)
@@ -127,7 +136,8 @@ class PaperRuns:
     ) -> PaperRun:
         """A run with the mask of the pruning run of seed ``of``, from new initial weights.
 
-        ``init_of`` is the seed of these weights where it is not ``seed``, which decides the order of the data.
+        ``init_of`` is the seed of these weights where it is not ``seed``, which decides the order of the
+        data.
         """
         changes = {"method": method, "init": init, "seed": FRESH + seed}
         if init_of not in (None, seed):
@@ -136,13 +146,13 @@ class PaperRuns:
         return self._masked(role, changes, seed if of is None else of)
 
     def lottery(self, seed: int, *, of: int | None = None) -> PaperRun:
-        """The ticket of a pruning run: its mask and the weights it started from, with another order of data."""
+        """The ticket of a pruning run: its mask and its initial weights, the data in another order."""
         of = seed if of is None else of
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "init_seed": of}
         return self._masked("lottery", changes, of)
 
     def restart(self, seed: int, *, of: int) -> PaperRun:
-        """Training again from where a pruning run ended, with the whole schedule and another order of data."""
+        """Training again from where a pruning run ended: the whole schedule, the data in another order."""
         weights = f"{self.prune(of).folder}/checkpoint.pt"
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "weights": weights}
         return self._masked("restart", changes, of)
