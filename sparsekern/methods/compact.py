@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from sparsekern import ops
 from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_model
+from sparsekern.methods.driven_layer import driver_of
 from sparsekern.methods.optimizer_state import check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
 
-__all__ = ["compact_"]
+__all__ = ["check_compactable", "compact_", "compact_layers"]
 
 
 def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
@@ -40,11 +42,11 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above, the model is wrapped in DDP or sharded, or the optimizer's
-        state for a weight is not one per element. Nothing has been changed then.
+        When an argument is none of the above, the model is wrapped in DDP or sharded, a method moves one of
+        the layers, or the optimizer's state for a weight is not one per element. Nothing has been changed
+        then.
     """
     check_model(model)
-    check_unwrapped(model)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {describe(optimizer)}")
     layers = {
@@ -52,11 +54,28 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer) and module.storage == "masked"
     }
+    check_compactable(model, layers)
+    for name, layer in layers.items():
+        if (driver := driver_of(layer)) is not None:
+            raise ValueError(
+                f"layer {name!r} must not be moved by a method, got one that {driver} moves: detach it before"
+            )
+        if optimizer is not None:
+            check_states(optimizer, layer.stored_weight, name)
+    compact_layers(layers, optimizer)
+    return list(layers)
+
+
+def check_compactable(model: nn.Module, layers: Mapping[str, SparseLayer]) -> None:
+    """Raise ValueError where DDP or FSDP2 hold the Parameters that would be replaced."""
+    check_unwrapped(model)
     for name, layer in layers.items():
         if hasattr(layer.stored_weight, "full_tensor"):
             raise ValueError(f"model must not be sharded by FSDP2, got layer {name!r} that is")
-        if optimizer is not None:
-            check_states(optimizer, layer.stored_weight, name)
+
+
+def compact_layers(layers: Mapping[str, SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
+    """What `compact_` does, unchecked, to some layers: all of those that share a weight, or none."""
     replaced: dict[int, nn.Parameter] = {}
     for layer in layers.values():
         old = layer.stored_weight
@@ -65,7 +84,6 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
             if optimizer is not None:
                 _replace(optimizer, old, replaced[id(old)], layer.pattern)
         layer.make_compact(replaced[id(old)])
-    return list(layers)
 
 
 def _packed(weight: nn.Parameter, pattern: Pattern) -> nn.Parameter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
 
 NETWORKS = ("lenet5", "mlp")
@@ -98,11 +99,19 @@ class PaperRuns:
     network : str
         ``"lenet5"`` (95 % sparse) or ``"mlp"`` (98 %).
     seeds : sequence of int
-        Of the repetitions.
+        Of the repetitions, each from 0 to 999.
     scale : Scale
+
+    Raises
+    ------
+    RecipeError
+        For other seeds.
     """
 
     def __init__(self, network: str, seeds: Sequence[int], scale: Scale) -> None:
+        for seed in seeds:
+            if not 0 <= seed < FRESH:
+                raise RecipeError(f"seeds must be from 0 to {FRESH - 1}, got {seed}")
         self.network = network
         self.seeds = tuple(seeds)
         self.base = scale.base(network)
