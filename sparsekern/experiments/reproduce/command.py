@@ -38,7 +38,8 @@ def reproduce_command(arguments: list[str]) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    print("\n".join(["", *(f"{kind:<9}{path}" for kind, path in files.items())]))
+    pages = [str(path) for name, path in files.items() if not name.startswith("figures/")]
+    print("\n".join(["", "the report:", *(f"  {page}" for page in pages)]))
     for end in failed:
         print(f"{_PROG}: {end.run.folder} failed: {end.error}", file=sys.stderr)
     return 1 if failed else 0
