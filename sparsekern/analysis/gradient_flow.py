@@ -156,26 +156,31 @@ class MaskUpdateRecorder:
     Attributes
     ----------
     before : GradientFlow or None
-        Before the last update that was due.
+        Before the update that was due after the last step; None where none was.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
         self._model, self._loss = model, loss
         self._method: Any = None
-        self._step: int | None = None
         self.before: GradientFlow | None = None
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
 
     def follow(self, method: Any) -> None:
         """Measure at the updates of this method (a `DynamicMethod`)."""
         self._method = method
 
+    def _before_step(self, *step: object) -> None:
+        # What was measured around an earlier step says nothing about an update in this one.
+        self.before = None
+
     def _after_step(self, *step: object) -> None:
         if self._method is None or self._method.next_update is None:
             return
         # The method counts this step later, in its own hook.
-        self._step = self._method.steps + 1
-        if self._step == self._method.next_update:
+        if self._method.next_update == self._method.steps + 1:
             self.before = gradient_flow(self._model, self._loss)
 
     def after(self) -> tuple[GradientFlow, GradientFlow]:
@@ -186,13 +191,13 @@ class MaskUpdateRecorder:
         RuntimeError
             When nothing was measured before it.
         """
-        if self.before is None or self._step != self._method.steps:
+        if self.before is None:
             raise RuntimeError(
                 "the recorder must follow the method, and be made before it, got no measurement"
             )
-        before, self.before = self.before, None
-        return before, gradient_flow(self._model, self._loss)
+        return self.before, gradient_flow(self._model, self._loss)
 
     def remove(self) -> None:
         """Measure no more."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()

@@ -95,6 +95,16 @@ def test_dense_methods_ignore_sparsity_and_masks(recipe, method, weights):
     assert sum(p.numel() for p in model.parameters() if p.ndim > 1) == weights
 
 
+def test_a_network_that_is_pruned_starts_dense_on_masked_weights(recipe):
+    dense, _ = build_model(recipe.override({"sparsity": 0}))
+    model, report = build_model(recipe.override({"method": "gradual_pruning", "init": "per_layer"}))
+    assert report.sparsity == 0
+    for name in SHAPES:
+        layer = model.get_submodule(name)
+        assert (layer.storage, layer.pattern.sparsity) == ("masked", 0.0)
+        assert torch.equal(layer.weight, dense.get_submodule(name).weight)
+
+
 class TestGivenMasks:
     @pytest.fixture
     def path(self, recipe, tmp_path):

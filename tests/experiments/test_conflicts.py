@@ -24,6 +24,23 @@ CONFLICTS = [
         {"at_init": "grasp", "distribution": "erk", "method": "rigl"},
         "distribution must be left at uniform with at_init_scope global, .*, got erk",
     ),
+    ({"method": "gradual_pruning", "sparsity": 0}, "method gradual_pruning needs a sparsity above 0, got 0"),
+    (
+        {"method": "gradual_pruning", "masks": "a.pt"},
+        "masks must be left out with method gradual_pruning, which starts with the dense network",
+    ),
+    (
+        {"method": "gradual_pruning", "at_init": "snip"},
+        "at_init must be left out with method gradual_pruning, which starts with the dense network",
+    ),
+    (
+        {"method": "gradual_pruning", "prune_begin": 3000, "prune_end": 3000},
+        "prune_end must be above prune_begin, 3,000, and at most steps, 3,000, got 3,000",
+    ),
+    (
+        {"method": "gradual_pruning", "prune_begin": 100, "prune_end": 3001},
+        "prune_end must be above prune_begin, 100, and at most steps, 3,000, got 3,001",
+    ),
     (
         {"method": "small_dense", "model": "small-mlp"},
         r"method small_dense needs a model with a Small-Dense twin \(lenet5, mlp\), got model small-mlp",
@@ -48,6 +65,9 @@ def test_keys_that_do_not_go_together_are_one_line(changes, message):
         {"method": "dense", "at_init": "snip", "masks": "a.pt", "sparsity": 0, "distribution": "erk"},
         {"method": "static", "at_init": "synflow", "at_init_scope": "layer", "distribution": "erk"},
         {"method": "static", "at_init": "magnitude", "at_init_examples": 10**6},
+        {"method": "rigl", "prune_begin": 9000, "prune_end": 5},
+        {"method": "gradual_pruning", "prune_begin": 1, "prune_end": 3000, "update_every": 9000},
+        {"method": "gradual_pruning", "prune_begin": 1, "prune_end": 9, "drop_schedule": "cosine"},
     ],
     ids=str,
 )

@@ -42,6 +42,21 @@ def test_the_bar_starts_where_the_run_resumes(capsys):
     display.close()
 
 
+def test_pruning_and_the_gradient_go_to_the_end_of_the_bar(capsys):
+    display = Display("lenet5", 500, 1000, bar=True)
+    display.record(TRAIN)
+    display.record({"kind": "prune", "step": 500, "sparsity": 0.87654, "active": 5000})
+    display.record({"kind": "gradient", "step": 500, "norm": 0.12345})
+    display.record({"kind": "gradient_change", "step": 500, "before": 1.0, "after": 2.0})
+    display._bar.refresh()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "lr 0.045, sparsity 87.65%, gradient 0.123" in captured.err
+    display.record(TEST)
+    display.close()
+    assert "accuracy 95.28%   sparsity 87.65%   lr 0.045" in capsys.readouterr().out
+
+
 def test_a_mask_update_goes_to_the_end_of_the_bar_and_is_no_line(capsys):
     display = Display("lenet5", 500, 1000, bar=True)
     display.record(TRAIN)

@@ -9,6 +9,7 @@ from sparsekern.experiments.metrics import (
     MetricsFile,
     TensorBoard,
     kinds_at,
+    kinds_of_update,
     lines_through,
     read_metrics,
 )
@@ -68,6 +69,62 @@ def test_kinds_follow_the_recipe_and_the_last_step_has_both(short_recipe):
     }
     longer = short_recipe.override({"steps": 13})
     assert [kinds_at(longer, step) for step in (12, 13)] == [["train", "test"], ["train", "test"]]
+
+
+def test_gradients_have_steps_of_their_own_and_come_last(short_recipe):
+    recipe = short_recipe.override({"gradient_flow_every": 3})
+    due = {step: kinds_at(recipe, step) for step in range(1, 13)}
+    assert {step: kinds for step, kinds in due.items() if kinds} == {
+        3: ["gradient"],
+        4: ["train"],
+        6: ["test", "gradient"],
+        8: ["train"],
+        9: ["gradient"],
+        12: ["train", "test", "gradient"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "every", "kinds"),
+    [
+        ("rigl", 0, ["update"]),
+        ("rigl", 5, ["update", "gradient_change"]),
+        ("gradual_pruning", 0, ["prune"]),
+        ("gradual_pruning", 5, ["prune"]),
+    ],
+)
+def test_what_an_update_leaves_depends_on_the_method(short_recipe, method, every, kinds):
+    changes = {"method": method, "update_every": 2, "prune_begin": 1, "prune_end": 9}
+    assert kinds_of_update(short_recipe.override({**changes, "gradient_flow_every": every})) == kinds
+
+
+@pytest.mark.parametrize("method", ["rigl", "gradual_pruning"])
+def test_lines_of_updates_and_gradients_are_kept_as_they_came(path, every_step, method):
+    changes = {
+        "method": method,
+        "update_every": 2,
+        "prune_begin": 1,
+        "prune_end": 9,
+        "gradient_flow_every": 2,
+    }
+    recipe = every_step.override(changes)
+    numbers = {
+        "update": UPDATE,
+        "gradient_change": {"before": 1.5, "after": 2.0},
+        "prune": {"sparsity": 0.25, "active": 33},
+        "gradient": {"norm": 1.25},
+    }
+    gradient = {"kind": "gradient", "step": 2, **numbers["gradient"]}
+    changed = [{"kind": kind, "step": 2, **numbers[kind]} for kind in kinds_of_update(recipe)]
+    lines = [*records(1), *changed, *records(2), gradient, *records(3)]
+    file = MetricsFile(path)
+    for record in lines:
+        file.write(record)
+    file.close()
+    assert lines_through(path, recipe, 3, [2]) == path.read_text()
+    assert len(lines_through(path, recipe, 2, [2]).splitlines()) == len(lines) - 1
+    with pytest.raises(CheckpointError, match="line 2: expected the train metrics of step 2"):
+        lines_through(path, recipe, 3, [])
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(path, every_step):

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 import re
 
 import pytest
@@ -101,6 +103,7 @@ def test_switches_take_true_and_false(tmp_path, text, value):
         ({"method": "small_dense", "model": "mlp"}, "small-mlp", False, False),
         ({"method": "set"}, "lenet5", True, True),
         ({"method": "snfs"}, "lenet5", True, True),
+        ({"method": "gradual_pruning"}, "lenet5", True, False),
     ],
 )
 def test_the_method_decides_what_is_trained(changes, network, is_sparse, updates_masks):
@@ -125,6 +128,39 @@ def test_digest_depends_on_settings_and_not_on_the_name():
     assert recipe.digest == dataclasses.replace(recipe, name="other", description="").digest
     assert recipe.digest != recipe.override({"seed": 1}).digest
     assert re.fullmatch("[0-9a-f]{12}", recipe.digest)
+
+
+def test_a_key_at_its_default_leaves_the_digest_as_it_was():
+    recipe = load_recipe("lenet5-mnist")
+    fields = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    defaults = [name for name, value in recipe.settings().items() if value == fields[name]]
+    given = [name for name in recipe.settings() if name not in defaults]
+    assert {"gradient_flow_every", "prune_begin", "masks"} <= set(defaults)
+    # What a version before those keys computed over the others.
+    settings = {name: recipe.settings()[name] for name in given}
+    content = json.dumps(settings, sort_keys=True).encode()
+    assert recipe.digest == hashlib.sha256(content).hexdigest()[:12]
+    assert {"model", "dataset", "sparsity", "learning_rate", "steps"} <= set(given)
+
+
+OTHER = {"model": "mlp", "dataset": "digits", "masks": "a.pt", "weights": "b.pt", "at_init": "snip"}
+
+
+@pytest.mark.parametrize("name", list(recipe_keys()))
+def test_every_key_is_part_of_the_digest(name):
+    recipe = load_recipe("lenet5-mnist")
+    key, value = recipe_keys()[name], getattr(recipe, name)
+    if name in OTHER:
+        other = OTHER[name]
+    elif key.choices:
+        other = next(choice for choice in ("static", "dense", *key.choices) if choice in key.choices[1:])
+        other = other if other != value else key.choices[0]
+    elif isinstance(value, bool):
+        other = not value
+    else:
+        other = 0.5 if isinstance(value, float) else 17
+    assert other != value
+    assert recipe.override({name: other}).digest != recipe.digest
 
 
 def test_differences_name_the_key_and_both_values():
@@ -155,6 +191,10 @@ BAD_VALUES = [
     ("drop_fraction", 0, "must be a number above 0 and at most 1, got 0"),
     ("drop_fraction", 1.1, "must be a number above 0 and at most 1, got 1.1"),
     ("update_every", 0, "must be at least 1, got 0"),
+    ("prune_begin", 0, "must be at least 1, got 0"),
+    ("prune_end", "late", "must be a whole number, got 'late'"),
+    ("gradient_flow_every", -1, "must be at least 0, got -1"),
+    ("gradient_flow_examples", 0, "must be at least 1, got 0"),
     ("stop_at", "late", "must be a whole number, got 'late'"),
     ("regrow_dropped", 1, "must be true or false, got 1"),
     ("regrow_dropped", "yes", "must be true or false, got 'yes'"),

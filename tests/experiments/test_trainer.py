@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sparsekern as sk
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.errors import CheckpointError, TrainingError
 from sparsekern.experiments.trainer import Trainer
@@ -22,6 +23,16 @@ VARIANTS = {
     "rigl, masked": {"method": "rigl", "update_every": 2, "storage": "masked", "grow_batch_size": 100},
     "rigl, replaces step": {"method": "rigl", "update_every": 3, "update": "replaces_step"},
     "set, per_neuron": {"method": "set", "update_every": 2, "new_values": "per_neuron"},
+    **{
+        f"pruning, {optimizer}": {
+            "method": "gradual_pruning",
+            "prune_begin": 2,
+            "prune_end": 7,
+            "update_every": 2,
+            "optimizer": optimizer,
+        }
+        for optimizer in ("sgd", "adamw")
+    },
 }
 
 
@@ -48,7 +59,7 @@ def assert_same_tensors(first, second):
 def test_resuming_at_any_step_is_exact(short_recipe, digits, variant):
     recipe = short_recipe.override(VARIANTS[variant])
     whole = run(make(recipe, digits), 8)
-    for stop in (0, 1, 5):
+    for stop in (0, 1, 5, 7):
         state = run(make(recipe, digits), stop).state_dict()
         resumed = make(recipe, digits)
         resumed.load_state_dict(state)
@@ -123,6 +134,16 @@ def test_a_state_that_does_not_fit_is_one_line_and_changes_nothing(short_recipe,
         trainer.load_state_dict(state)
     assert "\n" not in str(caught.value)
     assert_same_tensors(trainer.state_dict(), before)
+
+
+def test_a_pattern_of_another_number_of_weights_is_one_line(short_recipe, digits):
+    recipe = short_recipe.override({"method": "static", "storage": "masked"})
+    state = run(make(recipe, digits), 3).state_dict()
+    state["model"]["fc1.pattern"] = sk.Pattern.random((120, 256), 0.9).data
+    with pytest.raises(
+        CheckpointError, match=re.escape("['model']['fc1.pattern']: expected a tensor int32 ")
+    ):
+        make(recipe, digits).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +228,11 @@ def test_updates_have_records_that_are_read_once(short_recipe, digits, update):
     found = []
     for _ in range(6):
         trainer.train_step()
-        found.append(trainer.update_record())
-    assert trainer.update_record() is None
-    updates = [record for record in found if record]
+        found.append(trainer.update_records())
+    assert trainer.update_records() == []
+    updates = [record for records in found for record in records]
     assert trainer.update_steps == [record["step"] for record in updates]
-    assert trainer.update_steps == [step for step, record in enumerate(found, 1) if record]
+    assert trainer.update_steps == [step for step, records in enumerate(found, 1) if records]
     assert len(updates) >= 2
     for record in updates:
         assert record["dropped"] == record["grown"] + record["regrown"] > 0

@@ -6,7 +6,7 @@ import sparsekern as sk
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.optimizer import build_optimizer
-from sparsekern.experiments.updates import HoldoutLoss, attach_method
+from sparsekern.experiments.updates import HoldoutLoss, attach_method, prune_record
 
 
 def attach(recipe, digits, on_update=lambda statistics: None):
@@ -44,6 +44,32 @@ def test_draws_follow_from_the_seed(short_recipe, digits):
         for changes in ({"seed": 1}, {"seed": 1, "mask_seed": 2}, {"seed": 2})
     ]
     assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_every_key_reaches_gradual_pruning(short_recipe, digits):
+    changes = {"method": "gradual_pruning", "prune_begin": 3, "prune_end": 10, "update_every": 4}
+    updates = []
+    recipe = short_recipe.override({**changes, "distribution": "erk", "sparsity": 0.8, "storage": "compact"})
+    model, optimizer, method = attach(recipe, digits, updates.append)
+    assert type(method) is sk.GradualPruning
+    options = vars(method.options)
+    assert options == {
+        "sparsity": 0.8, "begin": 3, "end": 10, "update_every": 4, "scope": "layer", "distribution": "erk",
+    }  # fmt: skip
+    for _ in range(10):
+        optimizer.step()
+    assert {layer.layer.storage for layer in method.layers} == {"masked"}  # in the end too
+    assert [prune_record(update, update.step + 1) for update in updates] == [
+        {
+            "kind": "prune",
+            "step": step + 1,
+            "sparsity": update.sparsity,
+            "active": sum(update.active.values()),
+        }
+        for step, update in zip((3, 7, 10), updates, strict=True)
+    ]
+    assert sum(layer.pattern.nnz for layer in method.layers) == sum(updates[-1].active.values()) == 8838
+    assert updates[0].sparsity == 0
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])

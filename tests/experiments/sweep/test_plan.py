@@ -26,6 +26,17 @@ def test_a_network_without_masks_has_one_initialization(short_recipe, tmp_path):
     assert [job.cell for job in jobs] == [("static", "dense")]
 
 
+@pytest.mark.parametrize("method", ["dense", "small_dense", "sr_ste", "gradual_pruning"])
+def test_a_network_that_starts_dense_has_one_initialization(short_recipe, tmp_path, method):
+    recipe = short_recipe.override({"prune_begin": 1, "prune_end": 9})
+    jobs = plan_jobs(recipe, [method, "static"], ["per_layer", "per_neuron"], [0], tmp_path)
+    assert [job.cell for job in jobs] == [
+        (method, "dense"),
+        ("static", "per_layer"),
+        ("static", "per_neuron"),
+    ]
+
+
 def test_a_method_that_does_not_go_with_the_recipe_is_refused_at_once(short_recipe, tmp_path):
     with pytest.raises(RecipeError, match="method rigl needs a sparsity above 0"):
         plan_jobs(short_recipe.override({"sparsity": 0}), ["rigl"], ["dense"], [0], tmp_path)

@@ -94,3 +94,13 @@ def test_a_signal_stops_what_runs_and_leaves_the_rest(jobs):
 def test_nothing_to_do_starts_nothing(monkeypatch):
     monkeypatch.setattr(pool, "_COMMAND", ["/no/such/program"])
     assert work_off([], 4, None, Heard()) is None
+
+
+def test_workers_are_told_where_relative_paths_start(jobs, tmp_path, monkeypatch):
+    tell = SCRIPT.replace('"folder": job["folder"]', '"relative_to": job["relative_to"]')
+    monkeypatch.setattr(pool, "_COMMAND", [sys.executable, "-c", tell])
+    monkeypatch.chdir(tmp_path)
+    for folder, expected in ((None, None), (pool.Path("runs"), str(tmp_path / "runs"))):
+        heard = Heard()
+        work_off(with_seeds(jobs, 10), 1, None, heard, folder)
+        assert heard.of("finished")[10]["relative_to"] == expected
