@@ -1,4 +1,4 @@
-"""Figures as pictures: panels, one legend below them, and files that are the same whenever they are written."""
+"""Figures as pictures: panels, one legend below them, and files that are the same each time."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def draw(figure: Figure, quick: bool = False) -> matplotlib.figure.Figure:
 
 
 def write_figure(figure: Figure, folder: Path, quick: bool = False) -> tuple[Path, Path]:
-    """Draw a figure into ``folder``, each file as a whole or not at all; the same figure gives the same bytes.
+    """Draw a figure into ``folder``, each file as a whole or not at all; equal figures give equal bytes.
 
     Returns
     -------
