@@ -54,7 +54,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ExperimentError(
-            'the figures of a report need the package matplotlib: pip install "sparsekern[paper]"'
+            "needs the package matplotlib, of the extra [paper]: pip install -e '.[paper]'"
         ) from None
 
 

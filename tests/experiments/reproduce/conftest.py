@@ -15,7 +15,7 @@ from sparsekern.experiments.reproduce.document import (
 
 
 def example_report(quick: bool = False) -> Report:
-    """Small, with every kind of panel, values that are not finite, and characters that formats treat apart."""
+    """Small, with every kind of panel, values that are not finite, and characters that need escaping."""
     table = Table(
         ["method", "accuracy (%)", "paper", "verdict"],
         [

@@ -181,7 +181,5 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, report):
         return imported(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(
-        ExperimentError, match=r'need the package matplotlib: pip install "sparsekern\[paper\]"'
-    ):
+    with pytest.raises(ExperimentError, match=r"package matplotlib, of the extra \[paper\]: pip install"):
         draw(report.figures[0])

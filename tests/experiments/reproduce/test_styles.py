@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from sparsekern.experiments.reproduce.document import Curves, Points, Series, Spectrum
 from sparsekern.experiments.reproduce.styles import base_label, style, styles
 
@@ -10,7 +12,7 @@ def lightness(color: str) -> float:
 def test_no_two_looks_are_equal_and_neighbours_differ_in_all():
     looks = [style(index) for index in range(360)]
     assert len(set(looks)) == 360
-    for one, other in zip(looks, looks[1:]):
+    for one, other in pairwise(looks):
         assert abs(lightness(one.color) - lightness(other.color)) > 25
         assert one.dashes != other.dashes
         assert one.marker != other.marker
