@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.reproduce.document import Curves, Series
 from sparsekern.experiments.reproduce.write import read_report, write_report
 
 FILES = [
@@ -26,6 +28,11 @@ def files_under(folder):
 
 
 def test_a_report_is_written_and_what_is_read_back_writes_the_same(tmp_path, quick_report):
+    # Six digits are not enough for this curve, so its picture shows whether it is of what the data say.
+    curve = Curves("c", "", "", [Series("a", [0, 1], [1000000.25, 1000001.75])])
+    section, last = quick_report.sections
+    last = replace(last, figures=[replace(last.figures[0], panels=[curve])])
+    quick_report = replace(quick_report, sections=[section, last])
     first = write_report(quick_report, tmp_path / "first")
     assert list(first) == FILES
     assert files_under(tmp_path / "first") == sorted(FILES)
