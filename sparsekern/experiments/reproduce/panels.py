@@ -191,7 +191,7 @@ def _spectrum(axes: Any, panel: Spectrum, styles: Mapping[str, Style]) -> set[st
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """Where values of the symmetric logarithmic axis lie: as they are up to 1, then a decade for each unit."""
+    """Where values of a symmetric logarithmic axis lie: as they are up to 1, then a unit for each decade."""
     magnitude = np.maximum(np.abs(values), 1)
     return np.where(np.abs(values) <= 1, values, np.sign(values) * (1 + np.log10(magnitude)))
 

@@ -1,4 +1,4 @@
-"""Figures as pictures: panels, one legend below them, and files that are the same whenever they are written."""
+"""Figures as pictures: panels, one legend below them, and files that are the same each time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ExperimentError(
-            'the figures of a report need the package matplotlib: pip install "sparsekern[paper]"'
+            "needs the package matplotlib, of the extra [paper]: pip install -e '.[paper]'"
         ) from None
 
 
@@ -86,7 +86,7 @@ def draw(figure: Figure, quick: bool = False) -> matplotlib.figure.Figure:
 
 
 def write_figure(figure: Figure, folder: Path, quick: bool = False) -> tuple[Path, Path]:
-    """Draw a figure into ``folder``, each file as a whole or not at all; the same figure gives the same bytes.
+    """Draw a figure into ``folder``, each file as a whole or not at all; equal figures give equal bytes.
 
     Returns
     -------
