@@ -85,7 +85,7 @@ def test_of_least_squares_is_the_second_moment():
     inputs = torch.randn(11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(5, 1, bias=False)).double()
     found = hessian(model, inputs, torch.zeros(11, 1, dtype=torch.float64), nn.MSELoss(), examples_at_once=4)
-    torch.testing.assert_close(found.matrix, 2 * inputs.T @ inputs / 11, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.matrix, 2 * inputs.T @ inputs / 11, rtol=1e-12, atol=1e-14)
 
 
 def test_float32_is_near_float64(network, examples):
