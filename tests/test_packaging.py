@@ -21,7 +21,7 @@ CHECK = """
 import sys, sparsekern
 from importlib import import_module, resources
 from sparsekern import native
-for name in ("kernels", "ops", "nn", "experiments"):
+for name in ("kernels", "ops", "nn", "analysis", "experiments"):
     import_module(f"sparsekern.{name}")
 assert "kernels" not in sys.modules
 recipes = resources.files("sparsekern") / "experiments" / "recipes"

@@ -15,9 +15,10 @@ __all__ = [
     "check_callable",
     "check_examples",
     "check_inputs",
+    "check_logits",
     "check_network",
-    "check_square",
     "check_several",
+    "check_square",
     "check_vector",
 ]
 
@@ -62,6 +63,13 @@ def check_examples(inputs: Any, targets: Any, model: nn.Module) -> None:
     check_inputs(targets, model, "targets")
     if len(inputs) != len(targets):
         raise ValueError(f"targets must be for the {len(inputs)} examples of inputs, got {len(targets)}")
+
+
+def check_logits(outputs: Any) -> Tensor:
+    """Return a model's outputs when they are a floating-point tensor with a dimension of examples."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
+        raise TypeError(f"model must return a floating-point tensor of logits, got {describe(outputs)}")
+    return outputs
 
 
 def check_several(values: Any, name: str, least: int, what: str) -> list[Any]:

@@ -162,7 +162,7 @@ def mds(distances: Tensor, dimensions: int = 2, seed: int = 0) -> Embedding:
     References
     ----------
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
-    (2022), Section 4.2, Figure 5; Borg, Groenen, *Modern multidimensional scaling* (2005), Chapter 8.
+    (2022): pruned networks and tickets in the plane; Borg, Groenen, *Modern multidimensional scaling* (2005), Chapter 8.
     """
     wanted = check_square(distances, "distances")
     check_integer(dimensions, "dimensions")
@@ -171,9 +171,11 @@ def mds(distances: Tensor, dimensions: int = 2, seed: int = 0) -> Embedding:
         from sklearn.manifold import smacof
     except ImportError as error:
         raise ImportError("mds needs the package scikit-learn: pip install scikit-learn") from error
+    scale = float(wanted.max())
+    if scale == 0:
+        return Embedding(torch.zeros(len(wanted), dimensions, dtype=torch.float64), 0.0)
     # The function, not the class MDS, whose arguments have changed their names and defaults. Distances of
     # about 1 keep its constants against division by 0 small.
-    scale = float(wanted.max()) or 1.0
     points, _ = smacof(
         (wanted / scale).numpy(),
         metric=True,
@@ -186,5 +188,6 @@ def mds(distances: Tensor, dimensions: int = 2, seed: int = 0) -> Embedding:
     )
     coordinates = torch.from_numpy(points).double() * scale
     coordinates -= coordinates.mean(0)
-    stress = (torch.cdist(coordinates, coordinates) - wanted).square().sum() / 2
+    lengths = torch.cdist(coordinates, coordinates, compute_mode="donot_use_mm_for_euclid_dist")
+    stress = (lengths - wanted).square().sum() / 2
     return Embedding(coordinates, float(stress))

@@ -110,7 +110,7 @@ def hessian(
     References
     ----------
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
-    (2022), Section 4.1 (the spectra of LeNet-5 before and after training).
+    (2022): the spectra of LeNet-5 before and during training.
     """
     check_network(model)
     check_examples(inputs, targets, model)

@@ -24,7 +24,7 @@ AT_AN_END = 1e-9
 def paper_alphas() -> list[float]:
     """The 29 positions -0.2, -0.15, ..., 1.2 at which the paper evaluates; 0 and 1 are among them exactly.
 
-    Source: Evci et al. (2022), Section 4.2, Figure 5; ``interpolate.py`` in google-research/rigl.
+    Source: ``rigl_tf2/interpolate.py`` in google-research/rigl.
     """
     return [(number - 4) / 20 for number in range(29)]
 
@@ -71,7 +71,7 @@ def interpolate(
     References
     ----------
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
-    (2022), Section 4.2.
+    (2022): from a ticket to the pruning solution.
     """
     check_network(model)
     positions = _checked_alphas(alphas)
@@ -160,7 +160,7 @@ def barrier(losses: Sequence[float], alphas: Sequence[float]) -> float:
     ----------
     Frankle, Dziugaite, Roy, Carbin, *Linear mode connectivity and the lottery ticket hypothesis* (2020),
     Section 2; Entezari, Sedghi, Saukh, Neyshabur, *The role of permutation invariance in linear mode
-    connectivity of neural networks* (2022), Definition 2.1, for the line.
+    connectivity of XX.
     """
     positions = _checked_alphas(alphas)
     values = [_number(value) for value in check_several(losses, "losses", 2, "numbers")]

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.analysis.arguments import check_inputs, check_network, check_several
+from sparsekern.analysis.arguments import check_inputs, check_logits, check_network, check_several
 from sparsekern.analysis.networks import in_mode
-from sparsekern.analysis.signal_propagation import check_logits
 from sparsekern.formats.checks import check_integer, describe
 
 __all__ = [
@@ -201,7 +200,7 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor) -> float:
 
     References
     ----------
-    Lin, *Divergence measures based on the Shannon entropy* (1991), Section IV with equal weights.
+    Lin, *Divergence measures based on the Shannon entropy* (1991), with equal weights.
     """
     _check_pair(p, q, "p", "q")
     _check_probabilities(p, "p")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparsekern.analysis.arguments import check_inputs, check_network
+from sparsekern.analysis.arguments import check_inputs, check_logits, check_network
 from sparsekern.analysis.networks import in_mode
-from sparsekern.formats.checks import check_bool, describe
+from sparsekern.formats.checks import check_bool
 
 __all__ = ["output_std"]
 
@@ -49,7 +47,7 @@ def output_std(model: nn.Module, inputs: Tensor, *, training: bool = False) -> f
     References
     ----------
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
-    (2022), Section 4.1, Figure 1c.
+    (2022), Figure 1c.
     """
     check_network(model)
     check_inputs(inputs, model)
@@ -59,10 +57,3 @@ def output_std(model: nn.Module, inputs: Tensor, *, training: bool = False) -> f
     with torch.no_grad(), torch.random.fork_rng(devices), in_mode(model, training):
         outputs = check_logits(functional_call(model, buffers, (inputs,)))
     return float(outputs.double().std(correction=0))
-
-
-def check_logits(outputs: Any) -> Tensor:
-    """Return a model's outputs when they are a floating-point tensor with a dimension of examples."""
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
-        raise TypeError(f"model must return a floating-point tensor of logits, got {describe(outputs)}")
-    return outputs
