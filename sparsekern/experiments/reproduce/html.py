@@ -161,7 +161,7 @@ def _table(table: Table) -> list[str]:
         lines.append(f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(cells)}</tr>')
     lines += ["</tbody>", "</table></div>"]
     if table.notes:
-        lines.append(f'<p class="notes">{" ".join(map(_prose, table.notes))}</p>')
+        lines.append(f'<p class="notes">{"<br>".join(map(_prose, table.notes))}</p>')
     return lines
 
 

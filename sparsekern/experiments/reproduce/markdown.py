@@ -59,7 +59,7 @@ def _section(section: Section, figures: str, quick: bool) -> list[str]:
     for table in section.tables:
         blocks.append(_table(table))
         if table.notes:
-            blocks.append(_paragraph(" ".join(table.notes)))
+            blocks.append("\n".join(f"- {_paragraph(note)}" for note in table.notes))
     for figure in section.figures:
         blocks += _figure(figure, figures, quick)
     return blocks

@@ -12,6 +12,7 @@ from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.reproduce.document import Report, Section, Table
 from sparsekern.experiments.reproduce.execute import Ended, Runs
 from sparsekern.experiments.reproduce.paper import DEVIATIONS
+from sparsekern.experiments.reproduce.plots import require_matplotlib
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import NETWORKS, PaperRuns, Scale, unique
 from sparsekern.experiments.reproduce.targets import TARGETS
@@ -65,6 +66,7 @@ def reproduce(task: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
     SweepStopped
         After SIGINT or SIGTERM, with the states of runs saved.
     """
+    require_matplotlib()
     dataset = load_dataset(task.scale.dataset, task.data_dir)
     paper = {network: PaperRuns(network, task.seeds, task.scale) for network in NETWORKS}
     runs = unique(run for name in task.names for run in TARGETS[name].runs(paper))

@@ -11,8 +11,8 @@ import pytest
 
 from sparsekern.cli import main
 from sparsekern.experiments.reproduce import runs
-from sparsekern.experiments.reproduce.figures import hessian
 from sparsekern.experiments.reproduce.command import build_parser, read_task
+from sparsekern.experiments.reproduce.figures import hessian
 from sparsekern.experiments.reproduce.targets import TARGETS
 
 TINY = {
