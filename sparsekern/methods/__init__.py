@@ -7,6 +7,7 @@ from sparsekern.methods.at_init import at_init_masks
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods.magnitude import magnitude_masks
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
 from sparsekern.methods.nm_masks import nm_mask, nm_mask_
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
@@ -24,6 +25,7 @@ __all__ = [
     "at_init_masks",
     "layer_sparsities",
     "load_masks",
+    "magnitude_masks",
     "masks_of",
     "nm_mask",
     "nm_mask_",
