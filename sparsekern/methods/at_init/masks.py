@@ -206,7 +206,7 @@ def _scores_of(
 
 
 def _check_scores(scores: Mapping[str, Tensor], method: str) -> None:
-    check_finite(scores, method, ADVICE[method])
+    check_finite(scores, method, ADVICE.get(method, ""))
     if not any(score.any() for score in scores.values()):
         raise ValueError(
             f"the scores of method {method!r} must tell weights apart, got 0 for each: no weight has an "
