@@ -7,9 +7,11 @@ from sparsekern.methods.at_init import at_init_masks
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods.lottery import Ticket, TicketRound, find_tickets
 from sparsekern.methods.magnitude import magnitude_masks
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
 from sparsekern.methods.nm_masks import nm_mask, nm_mask_
+from sparsekern.methods.rewinding import rewind_, snapshot
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
 
 __all__ = [
@@ -20,14 +22,19 @@ __all__ = [
     "RigL",
     "RigLInverted",
     "Static",
+    "Ticket",
+    "TicketRound",
     "UpdateStatistics",
     "at_init",
     "at_init_masks",
+    "find_tickets",
     "layer_sparsities",
     "load_masks",
     "magnitude_masks",
     "masks_of",
     "nm_mask",
     "nm_mask_",
+    "rewind_",
     "save_masks",
+    "snapshot",
 ]

@@ -18,6 +18,7 @@ from sparsekern.nn.survey import check_any, check_model, check_replaceable, excl
 
 __all__ = [
     "Prunable",
+    "as_list",
     "check_options",
     "magnitude_masks",
     "prunable_layers",
@@ -136,8 +137,7 @@ def prunable_layers(model: Any, exclude: Iterable[str]) -> list[Prunable]:
     """
     check_model(model)
     check_replaceable(model, PatternConversion.types)
-    exclude = [exclude] if isinstance(exclude, str) else exclude
-    exclude = list(exclude) if isinstance(exclude, Iterable) else exclude
+    exclude = as_list(exclude)
     excluded = excluded_names(model, exclude)
     found = survey(model, exclude, None, None)
     check_any(model, found)
@@ -155,6 +155,13 @@ def prunable_layers(model: Any, exclude: Iterable[str]) -> list[Prunable]:
         check_strided(layer.parameter, f"the weight of layer {layer.name!r}")
         check_shape(layer.shape, f"the weight's shape of layer {layer.name!r}")
     return list(layers.values())
+
+
+def as_list(exclude: Any) -> Any:
+    """Names that can be gone through more than once; what is none is left for its check."""
+    if isinstance(exclude, str) or not isinstance(exclude, Iterable):
+        return exclude
+    return list(exclude)
 
 
 @torch.no_grad()
