@@ -25,7 +25,23 @@ def find_conflict(recipe: Recipe) -> str:
         return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
     if conflict := _conflict_of_masks(recipe):
         return conflict
+    if recipe.prunes:
+        return _conflict_of_pruning(recipe)
     return _conflict_of_updates(recipe) if recipe.updates_masks else ""
+
+
+def _conflict_of_pruning(recipe: Recipe) -> str:
+    if not recipe.sparsity:
+        return f"method {recipe.method} needs a sparsity above 0, got 0 (method dense trains the dense network)"
+    if recipe.masks or recipe.at_init:
+        given = "masks" if recipe.masks else "at_init"
+        return f"{given} must be left out with method {recipe.method}, which starts with the dense network"
+    if not recipe.prune_begin < recipe.prune_end <= recipe.steps:
+        return (
+            f"prune_end must be above prune_begin, {recipe.prune_begin:,}, and at most steps, "
+            f"{recipe.steps:,}, got {recipe.prune_end:,}"
+        )
+    return ""
 
 
 def _conflict_of_masks(recipe: Recipe) -> str:

@@ -121,7 +121,11 @@ def _loop(
     trainer: Trainer, folder: RunFolder, sinks: list[Any], display: Watcher, signals: StopSignals
 ) -> None:
     recipe = trainer.recipe
-    measure = {"train": trainer.train_record, "test": trainer.test_record}
+    measure = {
+        "train": trainer.train_record,
+        "test": trainer.test_record,
+        "gradient": trainer.gradient_record,
+    }
 
     def write(record: dict[str, Any]) -> None:
         for sink in sinks:
@@ -132,7 +136,7 @@ def _loop(
         trainer.train_step()
         display.advance()
         step, last = trainer.step, trainer.step == recipe.steps
-        if update := trainer.update_record():
+        for update in trainer.update_records():
             write(update)
         for kind in kinds_at(recipe, step):
             write(measure[kind]())
@@ -205,6 +209,9 @@ def _headline(recipe: Recipe) -> str:
             shares = "global" if recipe.at_init_scope == "global" else recipe.distribution
             source = f"{recipe.at_init} at initialization, {shares}"
         kind = f"{percent:.4g} % sparse ({source}, {recipe.storage}, {recipe.init} init), {recipe.method}"
+        if recipe.prunes:
+            span = f"steps {recipe.prune_begin:,} to {recipe.prune_end:,}"
+            kind = f"pruned to {percent:.4g} % ({recipe.distribution}) in {span}"
         if recipe.updates_masks:
             kind += f" every {recipe.update_every:,}"
     else:

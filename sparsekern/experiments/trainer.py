@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.experiments.data import BatchOrder, Dataset
-from sparsekern.experiments.errors import CheckpointError, TrainingError
+from sparsekern.experiments.errors import CheckpointError, DivergedError
 from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.schedule import learning_rate
-from sparsekern.experiments.updates import attach_method, update_record
+from sparsekern.experiments.updates import attach_method, prune_record, update_record
 from sparsekern.formats import Pattern
-from sparsekern.methods import UpdateStatistics
+from sparsekern.methods import PruningUpdate, UpdateStatistics
 from sparsekern.nn import SparseLayer
 
 
@@ -43,13 +44,16 @@ class Trainer:
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
+        # Before the method, whose updates come in between its measurements.
+        self.gradients = Gradients(model, self.optimizer, self.dataset, recipe)
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
+        self.gradients.follow(self.method)
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
         self.step = 0
         self.seconds = 0.0
         # Training steps that came with a mask update, and the metrics of the last one until they are read.
         self.update_steps: list[int] = []
-        self._update: dict[str, Any] | None = None
+        self._updates: list[dict[str, Any]] = []
         self._window = _Window(device)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,19 +75,23 @@ class Trainer:
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the method's, whose update would be of no use
-            raise TrainingError(f"{error}: {self._hint()}") from None
+            raise DivergedError(f"{error}: {self._hint()}") from None
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
 
-    def _note_update(self, statistics: UpdateStatistics) -> None:
-        self._update = update_record(statistics, self.step + 1)
-        self.update_steps.append(self.step + 1)
+    def _note_update(self, statistics: UpdateStatistics | PruningUpdate) -> None:
+        step = self.step + 1
+        if isinstance(statistics, PruningUpdate):
+            self._updates = [prune_record(statistics, step)]
+        else:
+            self._updates = [update_record(statistics, step), *self.gradients.change_records(step)]
+        self.update_steps.append(step)
 
-    def update_record(self) -> dict[str, Any] | None:
-        """Metrics of the mask update that came with the last step; None if there was none."""
-        update, self._update = self._update, None
-        return update
+    def update_records(self) -> list[dict[str, Any]]:
+        """Metrics of the mask update that came with the last step; none if there was none."""
+        updates, self._updates = self._updates, []
+        return updates
 
     def train_record(self) -> dict[str, Any]:
         """Metrics of the steps since the last call: their mean loss and accuracy, and how fast they went."""
@@ -115,16 +123,20 @@ class Trainer:
             "seconds": self.seconds,
         }
 
+    def gradient_record(self) -> dict[str, Any]:
+        """Norm of the gradient on the fixed examples."""
+        return self.gradients.record(self.step)
+
     def check_finite(self) -> None:
         """Refuse to go on, or to save anything, once the loss is nan or infinite.
 
         Raises
         ------
-        TrainingError
+        DivergedError
             Names the step and the learning rate.
         """
         if not torch.isfinite(self._window.loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
                 f"{self.step:,}: {self._hint()}"
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from sparsekern.methods import at_init
 from sparsekern.methods.at_init import at_init_masks
 from sparsekern.methods.base import DynamicMethod
+from sparsekern.methods.compact import compact_
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
+from sparsekern.methods.gradual_pruning import GradualPruning, PruningUpdate
 from sparsekern.methods.lottery import Ticket, TicketRound, find_tickets
 from sparsekern.methods.magnitude import magnitude_masks
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
@@ -18,7 +20,9 @@ __all__ = [
     "SET",
     "SNFS",
     "DynamicMethod",
+    "GradualPruning",
     "LayerUpdate",
+    "PruningUpdate",
     "RigL",
     "RigLInverted",
     "Static",
@@ -27,6 +31,7 @@ __all__ = [
     "UpdateStatistics",
     "at_init",
     "at_init_masks",
+    "compact_",
     "find_tickets",
     "layer_sparsities",
     "load_masks",

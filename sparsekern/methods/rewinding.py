@@ -140,7 +140,7 @@ def move_to_masks_(model: nn.Module, masks: Mapping[str, Tensor | Pattern], stor
         if (driver := driver_of(layer)) is not None:
             raise ValueError(
                 f"model must have no layer that a method moves, got {name!r}, which {driver} moves: call its "
-                "remove() first"
+                "detach() first"
             )
     if dense := {name: mask for name, mask in masks.items() if name not in layers}:
         sparsify_(model, masks=dense, storage=storage)

@@ -147,6 +147,30 @@ class SparseLayer(SparseModule):
                 values.grad = moved_grad
         self._topology.pattern = new
 
+    def make_compact(self, values: nn.Parameter) -> None:
+        """From masked storage to compact: the layer's weight is `values` from now on.
+
+        Parameters
+        ----------
+        values : nn.Parameter
+            (nnz,), the active weights in the pattern's order; `sparsekern.methods.compact_` makes it.
+
+        Raises
+        ------
+        ValueError
+            When the layer is compact already, or for another shape; nothing is changed.
+        """
+        if self.storage != "masked":
+            raise ValueError(f"layer must have storage='masked', got {self.storage!r}")
+        if tuple(values.shape) != (self.pattern.nnz,):
+            raise ValueError(f"values must have shape ({self.pattern.nnz},), got {tuple(values.shape)}")
+        del self._parameters["weight"]
+        self.storage = "compact"
+        # Before the bias, where a compact layer has it from the beginning.
+        bias = self._parameters.pop("bias")
+        self.register_parameter("values", values)
+        self.register_parameter("bias", bias)
+
     def tie_weight(self, other: SparseLayer) -> None:
         """Makes this layer use the other's weight Parameter and pattern; topology changes reach both.
 

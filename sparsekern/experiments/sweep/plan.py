@@ -23,6 +23,11 @@ class Job:
     folder: Path
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What it is called where runs are listed, in columns."""
+        return self.recipe.method, self.recipe.init, f"seed {self.recipe.seed}"
+
+    @property
     def cell(self) -> tuple[str, str]:
         """Method and initialization: its place in the table."""
         return self.recipe.method, self.recipe.init

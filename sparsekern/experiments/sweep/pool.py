@@ -30,9 +30,15 @@ class Listener(Protocol):
 
 
 class Worker:
-    """A process with one thread, and the job that it works on."""
+    """A process with one thread, and the job that it works on.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    folder : Path or None
+        Where it runs: relative paths in recipes start there; None is this process's own.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self.job: Job | None = None
         self._errors = tempfile.TemporaryFile()
         # A session of its own: Ctrl-C reaches the sweep alone, which then stops its workers in order.
@@ -43,6 +49,7 @@ class Worker:
             stderr=self._errors,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
+            cwd=folder,
         )
         self._unread = b""
 
@@ -55,8 +62,8 @@ class Worker:
         self.job = job
         content = {
             "recipe": asdict(job.recipe),
-            "folder": str(job.folder),
-            "data_dir": None if data_dir is None else str(data_dir),
+            "folder": str(job.folder.absolute()),
+            "data_dir": None if data_dir is None else str(data_dir.absolute()),
         }
         try:
             self._process.stdin.write(json.dumps(content).encode() + b"\n")
@@ -94,15 +101,21 @@ class Worker:
 
 
 def work_off(
-    jobs: Iterable[Job], workers: int, data_dir: Path | None, listener: Listener
+    jobs: Iterable[Job],
+    workers: int,
+    data_dir: Path | None,
+    listener: Listener,
+    folder: Path | None = None,
 ) -> signal.Signals | None:
     """Run the jobs, at most ``workers`` at a time, and tell ``listener`` of each how it goes.
+
+    Relative paths in the jobs' recipes start in ``folder``, or in the working directory if that is None.
 
     Every job ends with a message of kind finished or failed. After SIGINT or SIGTERM, jobs that have been
     started end with stopped, their state saved, others are left alone, and the signal is returned. A second
     signal acts as it always does, and ends the workers at once.
     """
-    pool = _Pool(listener)
+    pool = _Pool(listener, folder)
     waiting = list(jobs)[::-1]
     with StopSignals() as signals:
         try:
@@ -124,7 +137,8 @@ def work_off(
 class _Pool:
     """The workers that are there."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, folder: Path | None) -> None:
+        self._folder = folder
         self.workers: list[Worker] = []
         self.stopping = False
         self._listener = listener
@@ -137,7 +151,7 @@ class _Pool:
     def resize(self, size: int) -> None:
         """Start workers, or let go of them: those without a job first."""
         while len(self.workers) < size:
-            self.workers.append(Worker())
+            self.workers.append(Worker(self._folder))
             self._selector.register(self.workers[-1], selectors.EVENT_READ)
         for worker in sorted(self.workers, key=lambda worker: worker.job is not None):
             if len(self.workers) > size:

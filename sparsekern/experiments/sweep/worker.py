@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.errors import DivergedError, ExperimentError
 from sparsekern.experiments.recipe import Recipe, recipe_from
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
@@ -58,7 +58,7 @@ class _Worker:
             self.stopping = True
             self.send(kind="stopped", step=stopped.step)
         except ExperimentError as error:
-            self.send(kind="failed", error=str(error))
+            self.send(kind="failed", error=str(error), diverged=isinstance(error, DivergedError))
         except Exception as error:  # whatever it is, the other runs go on
             if folder.is_dir():
                 failure.write_text(traceback.format_exc(), encoding="utf-8")
