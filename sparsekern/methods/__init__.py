@@ -13,6 +13,7 @@ from sparsekern.methods.lottery import Ticket, TicketRound, find_tickets
 from sparsekern.methods.magnitude import magnitude_masks
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
 from sparsekern.methods.nm_masks import nm_mask, nm_mask_
+from sparsekern.methods.pruning import prune_
 from sparsekern.methods.rewinding import rewind_, snapshot
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
 
@@ -39,6 +40,7 @@ __all__ = [
     "masks_of",
     "nm_mask",
     "nm_mask_",
+    "prune_",
     "rewind_",
     "save_masks",
     "snapshot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sparsekern.methods.optimizer_state import check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
 
-__all__ = ["compact_"]
+__all__ = ["check_compactable", "compact_", "make_compact_", "replace_parameter"]
 
 
 def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
@@ -52,20 +53,30 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer) and module.storage == "masked"
     }
+    check_compactable(layers, optimizer)
+    make_compact_(layers.values(), optimizer)
+    return list(layers)
+
+
+def check_compactable(layers: Mapping[str, SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise for layers whose weight, or whose state in the optimizer, `make_compact_` cannot pack."""
     for name, layer in layers.items():
         if hasattr(layer.stored_weight, "full_tensor"):
             raise ValueError(f"model must not be sharded by FSDP2, got layer {name!r} that is")
         if optimizer is not None:
             check_states(optimizer, layer.stored_weight, name)
+
+
+def make_compact_(layers: Iterable[SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
+    """Turn checked layers of masked storage into compact ones; those that share a weight all at once."""
     replaced: dict[int, nn.Parameter] = {}
-    for layer in layers.values():
+    for layer in layers:
         old = layer.stored_weight
         if id(old) not in replaced:
             replaced[id(old)] = _packed(old, layer.pattern)
             if optimizer is not None:
-                _replace(optimizer, old, replaced[id(old)], layer.pattern)
+                replace_parameter(optimizer, old, replaced[id(old)], layer.pattern)
         layer.make_compact(replaced[id(old)])
-    return list(layers)
 
 
 def _packed(weight: nn.Parameter, pattern: Pattern) -> nn.Parameter:
@@ -75,9 +86,10 @@ def _packed(weight: nn.Parameter, pattern: Pattern) -> nn.Parameter:
     return values
 
 
-def _replace(
+def replace_parameter(
     optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, pattern: Pattern
 ) -> None:
+    """The values of a pattern take the place of the dense weight in the optimizer's groups and state."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     if old not in optimizer.state:
