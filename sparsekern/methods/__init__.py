@@ -16,6 +16,7 @@ from sparsekern.methods.nm_masks import nm_mask, nm_mask_
 from sparsekern.methods.pruning import prune_
 from sparsekern.methods.rewinding import rewind_, snapshot
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
+from sparsekern.methods.straight_through import LearnedMask, fix_learned_masks_, straight_through_
 
 __all__ = [
     "SET",
@@ -23,6 +24,7 @@ __all__ = [
     "DynamicMethod",
     "GradualPruning",
     "LayerUpdate",
+    "LearnedMask",
     "PruningUpdate",
     "RigL",
     "RigLInverted",
@@ -34,6 +36,7 @@ __all__ = [
     "at_init_masks",
     "compact_",
     "find_tickets",
+    "fix_learned_masks_",
     "layer_sparsities",
     "load_masks",
     "magnitude_masks",
@@ -44,4 +47,5 @@ __all__ = [
     "rewind_",
     "save_masks",
     "snapshot",
+    "straight_through_",
 ]

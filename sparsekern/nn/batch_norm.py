@@ -30,9 +30,9 @@ def recalibrate_batch_norm_(
     .. math:: \mu \leftarrow \frac{1}{n} \sum_{i=1}^n \mu_i, \qquad
               \sigma^2 \leftarrow \frac{1}{n} \sum_{i=1}^n \sigma_i^2
 
-    over n batches (or calls, for a module that is used several times), each counting the same; :math:`\sigma_i^2` is unbiased, as PyTorch's is. For networks that
-    were pruned, rewound, averaged or interpolated, whose activations are not those that the old statistics
-    were of.
+    over n batches (or calls, for a module that is used several times), each counting the same;
+    :math:`\sigma_i^2` is unbiased, as PyTorch's is. For networks that were pruned, rewound, averaged or
+    interpolated, whose activations are not those that the old statistics were of.
 
     Only batch normalizations are in training mode meanwhile: all else, dropout for one, is in evaluation
     mode, so that the statistics are those of the network that is evaluated. `torch.optim.swa_utils.update_bn`

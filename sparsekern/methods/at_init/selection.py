@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["SCOPES", "check_finite", "keep_largest", "warn_of_emptied"]
+__all__ = ["SCOPES", "check_finite", "keep_largest", "largest", "warn_of_emptied"]
 
 SCOPES = ("global", "layer")
 
@@ -63,13 +63,13 @@ def keep_largest(
         for name, mask in masks.items()
     ]
     sizes = [len(part) for part in flat]
-    chosen = _largest(torch.cat(flat), count).split(sizes)
+    chosen = largest(torch.cat(flat), count).split(sizes)
     empty = [name for name, part in zip(masks, chosen) if not part.any()]
     if empty:
         # The first largest of every layer comes before all else: what each layer with any would keep anyway.
         for part in flat:
             part[part.argmax()] = math.inf
-        chosen = _largest(torch.cat(flat), count).split(sizes)
+        chosen = largest(torch.cat(flat), count).split(sizes)
     kept = {
         name: part.view(scores[name].shape).to(scores[name].device, copy=True)
         for name, part in zip(masks, chosen)
@@ -77,7 +77,7 @@ def keep_largest(
     return kept, empty
 
 
-def _largest(flat: Tensor, count: int) -> Tensor:
+def largest(flat: Tensor, count: int) -> Tensor:
     """bool: the `count` largest of a vector, ties to the lower index."""
     threshold = flat.topk(count, sorted=False).values.min()
     chosen = flat > threshold
