@@ -29,7 +29,7 @@ def flow(loss, weights):
 
 class TestSnip:
     def test_of_a_quadratic_by_hand(self):
-        """``L = (w.x - t)^2 / 2`` at ``w = (1, -2), x = (3, 1), t = 5``: ``w.x - t = -4``, ``g = (-12, -4)``."""
+        """``L = (w.x - t)^2 / 2`` at ``w = (1, -2)``, ``x = (3, 1)``, ``t = 5``: ``g = -4 x``."""
         model = nn.Sequential(nn.Linear(2, 1, bias=False, dtype=torch.float64))
         with torch.no_grad():
             model[0].weight.copy_(torch.tensor([[1.0, -2.0]]))

@@ -37,8 +37,7 @@ def assert_scores(found, expected, rtol=1e-12):
 
 
 def test_of_two_layers_by_hand():
-    """``R = sum of |B| |A| 1``: of ``A[j, i]``, ``|A[j, i]|`` times column j's sum of ``|B|``; of ``B[k, j]``,
-    ``|B[k, j]|`` times row j's sum of ``|A|``."""
+    """R is the sum of ``|B| |A| 1``: ``|A[j, i]|`` counts the column j of B, ``|B[k, j]|`` the row j of A."""
     model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, -2.0, 3.0], [-4.0, 0.0, 5.0]]))
