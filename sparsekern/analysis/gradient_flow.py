@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_integer, describe
+from sparsekern.methods.timetable import Timetable
 
 __all__ = ["GradientFlow", "GradientFlowRecorder", "MaskUpdateRecorder", "gradient_flow"]
 
@@ -40,7 +42,8 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
 
     Sparse layers have a gradient at active positions alone; in dense ones every weight is active, except
     those that a mask multiplies with 0. The loss is evaluated on a copy of the model, so that gradients, the
-    statistics of normalization layers and methods that observe the gradient see nothing of it.
+    statistics of normalization layers and methods that observe the gradient see nothing of it, and PyTorch's
+    random state is put back.
 
     Parameters
     ----------
@@ -67,11 +70,11 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
     if not callable(loss):
         raise TypeError(f"loss must be a function of the model, got {describe(loss)}")
-    twin = copy.deepcopy(model)
+    twin = _copy(model)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model must have a parameter that requires a gradient, got none")
-    with torch.enable_grad():
+    with torch.random.fork_rng(_cuda_devices(twin)), torch.enable_grad():
         value = loss(twin)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")
@@ -81,6 +84,22 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
         for name, gradient in zip(trained, gradients)
     }
     return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # What torch.nn.utils.prune and other hooks compute before each forward pass has a graph, and a tensor
+    # that has one cannot be copied: its values stand in for it, until it is computed anew.
+    computed = (
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    )
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
 
 
 class GradientFlowRecorder:
@@ -93,7 +112,8 @@ class GradientFlowRecorder:
     loss : callable
         See `gradient_flow`.
     every : int
-        Steps between measurements; the first is made at once.
+        Steps between measurements; the first is made at once. Steps that a GradScaler leaves out do not
+        count.
 
     Attributes
     ----------
@@ -105,15 +125,15 @@ class GradientFlowRecorder:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, every: int = 200
     ) -> None:
         self._model, self._loss = model, loss
-        self._every = check_integer(every, "every")
-        self._steps = 0
+        self._timetable = Timetable(check_integer(every, "every"), stop_at=None)
         self.history = [(0, gradient_flow(model, loss))]
         self._handle = optimizer.register_step_post_hook(self._after_step)
 
-    def _after_step(self, *step: object) -> None:
-        self._steps += 1
-        if self._steps % self._every == 0:
-            self.history.append((self._steps, gradient_flow(self._model, self._loss)))
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        self._timetable.add_call(optimizer)
+        if self._timetable.is_due():
+            self.history.append((self._timetable.steps, gradient_flow(self._model, self._loss)))
+            self._timetable.advance()
 
     def remove(self) -> None:
         """Measure no more."""
@@ -141,17 +161,21 @@ class MaskUpdateRecorder:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
         self._model, self._loss = model, loss
-        self._method: object | None = None
+        self._method: Any = None
+        self._step: int | None = None
         self.before: GradientFlow | None = None
         self._handle = optimizer.register_step_post_hook(self._after_step)
 
-    def follow(self, method: object) -> None:
+    def follow(self, method: Any) -> None:
         """Measure at the updates of this method (a `DynamicMethod`)."""
         self._method = method
 
     def _after_step(self, *step: object) -> None:
+        if self._method is None or self._method.next_update is None:
+            return
         # The method counts this step later, in its own hook.
-        if self._method is not None and self._method.next_update == self._method.steps + 1:
+        self._step = self._method.steps + 1
+        if self._step == self._method.next_update:
             self.before = gradient_flow(self._model, self._loss)
 
     def after(self) -> tuple[GradientFlow, GradientFlow]:
@@ -162,8 +186,10 @@ class MaskUpdateRecorder:
         RuntimeError
             When nothing was measured before it.
         """
-        if self.before is None:
-            raise RuntimeError("the recorder must follow the method, and be made before it, got no measurement")
+        if self.before is None or self._step != self._method.steps:
+            raise RuntimeError(
+                "the recorder must follow the method, and be made before it, got no measurement"
+            )
         before, self.before = self.before, None
         return before, gradient_flow(self._model, self._loss)
 

@@ -32,7 +32,9 @@ def find_conflict(recipe: Recipe) -> str:
 
 def _conflict_of_pruning(recipe: Recipe) -> str:
     if not recipe.sparsity:
-        return f"method {recipe.method} needs a sparsity above 0, got 0 (method dense trains the dense network)"
+        return (
+            f"method {recipe.method} needs a sparsity above 0, got 0 (method dense trains the dense network)"
+        )
     if recipe.masks or recipe.at_init:
         given = "masks" if recipe.masks else "at_init"
         return f"{given} must be left out with method {recipe.method}, which starts with the dense network"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,12 +55,31 @@ class Gradients:
             self._recorder.follow(method)
 
     def record(self, step: int) -> dict[str, Any]:
-        """Metrics after ``step`` steps."""
-        return {"kind": "gradient", "step": step, "norm": gradient_flow(self._model, self.loss).norm}
+        """Metrics after ``step`` steps.
+
+        Raises
+        ------
+        FloatingPointError
+            If the norm is nan or infinite.
+        """
+        norm = _finite(gradient_flow(self._model, self.loss).norm, step)
+        return {"kind": "gradient", "step": step, "norm": norm}
 
     def change_records(self, step: int) -> list[dict[str, Any]]:
-        """Metrics of the mask update that was just made; none where nothing is measured."""
+        """Metrics of the mask update that was just made; none where nothing is measured.
+
+        Raises
+        ------
+        FloatingPointError
+            If a norm is nan or infinite.
+        """
         if self._recorder is None:
             return []
-        before, after = self._recorder.after()
-        return [{"kind": "gradient_change", "step": step, "before": before.norm, "after": after.norm}]
+        before, after = (_finite(flow.norm, step) for flow in self._recorder.after())
+        return [{"kind": "gradient_change", "step": step, "before": before, "after": after}]
+
+
+def _finite(norm: float, step: int) -> float:
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the norm of the gradient became {norm} by step {step:,}")
+    return norm

@@ -87,7 +87,8 @@ def run(
         write_atomically(folder.recipe, recipe.to_yaml().encode())
         _train(trainer, folder, options, watch, resumed.metrics if resumed else "")
     result = _finish(trainer, folder)
-    if recipe.benchmark_steps and recipe.is_sparse:
+    # One that is pruned would be timed as it starts, dense.
+    if recipe.benchmark_steps and recipe.is_sparse and not recipe.prunes:
         say(f"\n{compare_with_dense(recipe, dataset, device)}")
     say(f"\n{result}; saved in {folder.path}")
     return result

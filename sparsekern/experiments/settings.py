@@ -29,8 +29,8 @@ class Network:
     dataset: str = choice("data set", DATASETS)
     method: str = choice(
         "dense and small_dense (the dense twin of as many parameters) and the 2:4 methods sr_ste, ste and "
-        "two_four_fixed ignore the sparsity, static keeps its masks, gradual_pruning starts dense and removes "
-        "weights, the others update their masks",
+        "two_four_fixed ignore the sparsity, static keeps its masks, gradual_pruning starts dense and "
+        "removes weights, the others update their masks",
         METHODS,
         "static",
     )
@@ -157,7 +157,9 @@ class Records:
         0,
         least=0,
     )
-    gradient_flow_examples: int = count("examples that it is measured on, the first of the training set", 1000)
+    gradient_flow_examples: int = count(
+        "examples that it is measured on, the first of the training set", 1000
+    )
     benchmark_steps: int = count(
         "steps to time against the dense network after training; 0 times none", 0, least=0
     )

@@ -1,6 +1,7 @@
 """One training step after another, and the state that lets another process carry on at any of them."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,15 +37,25 @@ class Trainer:
         Moved to the network's device.
     recipe : Recipe
         Optimizer, schedule, method, batch size and data seed.
+    before_update : callable, optional
+        Called after an optimizer's step that an update of the masks follows, before the update.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
         device = next(model.parameters()).device
         self.model = model.train()
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
-        # Before the method, whose updates come in between its measurements.
+        self._before_update = before_update
+        # Hooks are called in the order they were registered in: these before the method's, which updates.
+        self.optimizer.register_step_post_hook(self._after_step)
         self.gradients = Gradients(model, self.optimizer, self.dataset, recipe)
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.gradients.follow(self.method)
@@ -75,10 +86,15 @@ class Trainer:
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the method's, whose update would be of no use
-            raise DivergedError(f"{error}: {self._hint()}") from None
+            raise self._diverged(error) from None
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _after_step(self, *step: object) -> None:
+        method = self.method
+        if self._before_update is not None and method and method.next_update == method.steps + 1:
+            self._before_update()
 
     def _note_update(self, statistics: UpdateStatistics | PruningUpdate) -> None:
         step = self.step + 1
@@ -125,7 +141,11 @@ class Trainer:
 
     def gradient_record(self) -> dict[str, Any]:
         """Norm of the gradient on the fixed examples."""
-        return self.gradients.record(self.step)
+        self.check_finite()
+        try:
+            return self.gradients.record(self.step)
+        except FloatingPointError as error:
+            raise self._diverged(error) from None
 
     def check_finite(self) -> None:
         """Refuse to go on, or to save anything, once the loss is nan or infinite.
@@ -140,6 +160,9 @@ class Trainer:
                 f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
                 f"{self.step:,}: {self._hint()}"
             )
+
+    def _diverged(self, error: FloatingPointError) -> DivergedError:
+        return DivergedError(f"{error}: {self._hint()}")
 
     def _hint(self) -> str:
         return f"a learning_rate below {self.recipe.learning_rate:g} may help"
@@ -191,7 +214,8 @@ class Trainer:
         for name, layer in self.model.named_modules():
             key = f"{name}.pattern"
             if isinstance(layer, SparseLayer) and isinstance(model, dict) and key in model:
-                expected["model"][key] = _other_form(model[key], layer.pattern)
+                fewer = self.recipe.prunes
+                expected["model"][key] = _other_form(model[key], layer.pattern, fewer)
         return expected
 
     def _optimizer_state_after_a_step(self) -> dict[int, Any]:
@@ -208,13 +232,17 @@ class Trainer:
         return twin.state_dict()["state"]
 
 
-def _other_form(data: Any, pattern: Pattern) -> torch.Tensor:
-    """``data`` if it is a pattern of the same weight, whose tiles may be others; else the pattern's own."""
+def _other_form(data: Any, pattern: Pattern, fewer: bool) -> torch.Tensor:
+    """``data`` if it is a pattern of the same weight, else the pattern's own.
+
+    Tiles may be others and, with ``fewer``, the number of weights may be below the pattern's.
+    """
     try:
         found = Pattern(data)
     except (TypeError, ValueError, RuntimeError):
         return pattern.data
-    return found.data if (found.shape, found.nnz) == (pattern.shape, pattern.nnz) else pattern.data
+    fits = found.nnz <= pattern.nnz if fewer else found.nnz == pattern.nnz
+    return found.data if found.shape == pattern.shape and fits else pattern.data
 
 
 class _Window:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from sparsekern import ops
 from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_model
+from sparsekern.methods.driven_layer import driver_of
 from sparsekern.methods.optimizer_state import check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
 
-__all__ = ["check_compactable", "compact_", "make_compact_", "replace_parameter"]
+__all__ = ["check_compactable", "compact_", "compact_layers", "replace_parameter"]
 
 
 def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
@@ -41,11 +42,11 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above, the model is wrapped in DDP or sharded, or the optimizer's
-        state for a weight is not one per element. Nothing has been changed then.
+        When an argument is none of the above, the model is wrapped in DDP or sharded, a method moves one of
+        the layers, or the optimizer's state for a weight is not one per element. Nothing has been changed
+        then.
     """
     check_model(model)
-    check_unwrapped(model)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {describe(optimizer)}")
     layers = {
@@ -53,24 +54,30 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer) and module.storage == "masked"
     }
-    check_compactable(layers, optimizer)
-    make_compact_(layers.values(), optimizer)
+    check_compactable(model, layers)
+    for name, layer in layers.items():
+        if (driver := driver_of(layer)) is not None:
+            raise ValueError(
+                f"layer {name!r} must not be moved by a method, got one that {driver} moves: detach it before"
+            )
+        if optimizer is not None:
+            check_states(optimizer, layer.stored_weight, name)
+    compact_layers(layers, optimizer)
     return list(layers)
 
 
-def check_compactable(layers: Mapping[str, SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
-    """Raise for layers whose weight, or whose state in the optimizer, `make_compact_` cannot pack."""
+def check_compactable(model: nn.Module, layers: Mapping[str, SparseLayer]) -> None:
+    """Raise ValueError where DDP or FSDP2 hold the Parameters that would be replaced."""
+    check_unwrapped(model)
     for name, layer in layers.items():
         if hasattr(layer.stored_weight, "full_tensor"):
             raise ValueError(f"model must not be sharded by FSDP2, got layer {name!r} that is")
-        if optimizer is not None:
-            check_states(optimizer, layer.stored_weight, name)
 
 
-def make_compact_(layers: Iterable[SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
-    """Turn checked layers of masked storage into compact ones; those that share a weight all at once."""
+def compact_layers(layers: Mapping[str, SparseLayer], optimizer: torch.optim.Optimizer | None) -> None:
+    """What `compact_` does, unchecked, to some layers: all of those that share a weight, or none."""
     replaced: dict[int, nn.Parameter] = {}
-    for layer in layers:
+    for layer in layers.values():
         old = layer.stored_weight
         if id(old) not in replaced:
             replaced[id(old)] = _packed(old, layer.pattern)

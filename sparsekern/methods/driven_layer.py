@@ -172,6 +172,11 @@ class DrivenLayer:
         count = int(pattern.nnz * fraction)
         return count if regrow else min(count, pattern.numel - pattern.nnz)
 
+    def take_parameter(self) -> None:
+        """Go on with the Parameter that the layer has now, and let go of the one before."""
+        self.parameter = self.layer.stored_weight
+        self.watch = GradientWatch(self.parameter)
+
     def values(self) -> Tensor:
         """The active weights ``(nnz,)``."""
         weight = full(self.parameter.detach())
@@ -266,7 +271,7 @@ def _came(model: nn.Module) -> str:
 
 
 def driver_of(layer: SparseLayer) -> str | None:
-    """The method that moves a layer; one whose optimizer is gone does not count."""
+    """Name of the method that moves a layer; one whose optimizer is gone does not count."""
     if layer._topology not in _drivers:
         return None
     if _drivers[layer._topology]() is not None:

@@ -10,16 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
-from sparsekern.formats.checks import check_bool, check_choice, check_integer, check_sparsity, describe
+from sparsekern.formats.checks import (
+    check_bool,
+    check_choice,
+    check_integer,
+    check_sparsity,
+    describe,
+    is_integer,
+)
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_arguments, unwrapped
 from sparsekern.methods.at_init.selection import keep_largest
 from sparsekern.methods.attachment import Attachment
-from sparsekern.methods.compact import compact_
+from sparsekern.methods.compact import check_compactable, compact_layers
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
 from sparsekern.methods.optimizer_state import check_states
 from sparsekern.methods.schedules import cubic_sparsity
 from sparsekern.methods.timetable import Timetable
+from sparsekern.nn import SparseLayer
 from sparsekern.nn.distributions import DISTRIBUTIONS, layer_sparsities
 from sparsekern.nn.survey import excluded_names
 
@@ -71,13 +79,17 @@ class GradualPruning:
     r"""Magnitude pruning along a cubic schedule; attached to the optimizer as soon as it is made.
 
     After the optimizer's steps `begin`, ``begin + update_every``, ... and `end`, the weights of least
-    magnitude are removed until each layer has the schedule's sparsity, exactly:
+    magnitude are removed until each layer, or with a global scope all of them together, has the schedule's
+    sparsity, exactly:
 
     .. math:: s(t) = s_f + (s_0 - s_f) \Big(1 - \frac{t - t_0}{t_1 - t_0}\Big)^3
 
     Removed weights are 0, have no gradient, keep nothing in the optimizer and never come back: they are not
-    ranked again. Ties go to the lower index. After the last update the layers become compact: their weights,
-    gradients and optimizer state shrink to nnz size (see `sparsekern.methods.compact_`).
+    ranked again. Of equal magnitudes the lower index stays. After the last update the layers become compact:
+    their weights, gradients and optimizer state shrink to nnz size (see `sparsekern.methods.compact_`), and
+    this ends. A checkpoint from then on holds compact layers and nothing of this: resume it without, with a
+    model from ``sparsify_(model, sparsity=0, init="keep")``, ``load_state_dict(state, assign=True)`` and an
+    optimizer made after that. A masked model refuses it.
 
     Parameters
     ----------
@@ -115,7 +127,8 @@ class GradualPruning:
     ------
     TypeError, ValueError
         For arguments that are none of the above; layers that are compact, sparser already than they shall
-        become, or moved by another method. At an update, FloatingPointError for weights that are not finite.
+        become, or moved by another method; a model in DDP or FSDP2 unless `compact` is False. At an update,
+        FloatingPointError for weights that are not finite, before any layer is changed.
 
     References
     ----------
@@ -151,8 +164,11 @@ class GradualPruning:
         self.layers = driven_layers(model, optimizer, excluded_names(model, exclude))
         self._initial = [layer.pattern.nnz for layer in self.layers]
         self._final = self._final_counts()
-        for layer, initial, final in zip(self.layers, self._initial, self._final):
-            _check_layer(layer, initial, final, scope, optimizer)
+        for layer in self.layers:
+            _check_layer(layer, optimizer)
+        if compact:
+            check_compactable(model, {layer.name: layer.layer for layer in self.layers})
+        self._check_initial()
         self.updates = 0
         self._timetable = _Timetable(self.options)
         self._on_update = on_update
@@ -233,8 +249,11 @@ class GradualPruning:
         if mine != theirs:
             raise ValueError(f"state must be of a model with the sparse layers {mine}, got {theirs}")
         for key in ("steps", "updates", "next_update"):
-            if type(state[key]) is not int or state[key] < NEVER:
-                raise ValueError(f"state[{key!r}] must be an integer, got {describe(state[key])}")
+            least = NEVER if key == "next_update" else 0
+            if not is_integer(state[key]) or state[key] < least:
+                raise ValueError(
+                    f"state[{key!r}] must be an integer of at least {least}, got {describe(state[key])}"
+                )
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._timetable.add_call(optimizer)
@@ -244,9 +263,20 @@ class GradualPruning:
             layer.check_attached()
             check_states(optimizer, layer.parameter, layer.name)
         self._update()
-        if self.next_update is None and self._compact:
+        if self.next_update is None and self._compact and self._attachment.is_active:
             self.detach()
-            compact_(self.model, optimizer)
+            self._make_compact()
+
+    def _make_compact(self) -> None:
+        weights = {id(layer.parameter) for layer in self.layers}
+        shared = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, SparseLayer) and id(module.stored_weight) in weights
+        }
+        compact_layers(shared, self.optimizer)
+        for layer in self.layers:
+            layer.take_parameter()
 
     def _update(self) -> None:
         for layer, pattern in zip(self.layers, self._targets()):
@@ -261,20 +291,31 @@ class GradualPruning:
     def _targets(self) -> list[Pattern]:
         """The patterns of this update; found for all layers before any is changed."""
         step, begin, end = self.steps, self.options.begin, self.options.end
-        # The schedule's sparsity is linear in its ends, so that counts follow it as well.
-        counts = [
-            min(layer.pattern.nnz, round(cubic_sparsity(initial, final, step, begin, end)))
-            for layer, initial, final in zip(self.layers, self._initial, self._final)
-        ]
         magnitudes = {layer.name: _magnitude(layer) for layer in self.layers}
         masks = {layer.name: layer.pattern.to_mask() for layer in self.layers}
-        if self.options.scope == "global":
-            kept, _ = keep_largest(magnitudes, masks, sum(counts))
-        else:
-            kept = {}
-            for name, count in zip(masks, counts):
-                kept |= keep_largest({name: magnitudes[name]}, {name: masks[name]}, count)[0]
+        kept: dict[str, Tensor] = {}
+        for names, initial, final in self._shares():
+            # The schedule's sparsity is linear in its ends, so that counts follow it as well.
+            count = round(cubic_sparsity(initial, final, step, begin, end))
+            count = min(count, sum(int(masks[name].sum()) for name in names))
+            kept |= keep_largest({n: magnitudes[n] for n in names}, {n: masks[n] for n in names}, count)[0]
         return [Pattern.from_mask(mask) for mask in kept.values()]
+
+    def _shares(self) -> list[tuple[list[str], int, int]]:
+        """Layers whose weights compete, and how many weights they have in the beginning and in the end."""
+        names = [layer.name for layer in self.layers]
+        if self.options.scope == "global":
+            return [(names, sum(self._initial), sum(self._final))]
+        return [([name], *counts) for name, *counts in zip(names, self._initial, self._final)]
+
+    def _check_initial(self) -> None:
+        for names, initial, final in self._shares():
+            if final > initial:
+                where = f"layer {names[0]!r}" if self.options.scope == "layer" else "all layers together"
+                raise ValueError(
+                    f"sparsity must leave no more weights than there are, got {final:,} for {where}, of "
+                    f"{initial:,}"
+                )
 
     def _final_counts(self) -> list[int]:
         """Active weights of each layer in the end; with a global scope, those of its share by size."""
@@ -330,18 +371,11 @@ def _checked_options(
     return _Options(final, int(begin), int(end), int(every), scope, distribution)
 
 
-def _check_layer(
-    layer: DrivenLayer, initial: int, final: int, scope: str, optimizer: torch.optim.Optimizer
-) -> None:
+def _check_layer(layer: DrivenLayer, optimizer: torch.optim.Optimizer) -> None:
     if layer.layer.storage != "masked":
         raise ValueError(
             f"model must have masked weights to prune, from sparsify_(storage='masked'), got layer "
             f"{layer.name!r} with storage={layer.layer.storage!r}"
-        )
-    if scope == "layer" and final > initial:
-        raise ValueError(
-            f"sparsity must leave each layer no more weights than it has, got {final:,} for layer "
-            f"{layer.name!r}, which has {initial:,}"
         )
     check_states(optimizer, layer.parameter, layer.name)
 

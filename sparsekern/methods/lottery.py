@@ -23,6 +23,7 @@ from sparsekern.methods.magnitude import (
 )
 from sparsekern.methods.rewinding import rewind_, snapshot
 from sparsekern.methods.ticket_folder import Generators, Saved, TicketFolder
+from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import STORAGES
 from sparsekern.nn.distributions import Distribution
@@ -78,14 +79,15 @@ class TicketRound:
         self.index = index
         self.sparsity = sparsity
         self.start_step = start_step
-        self.steps = 0
         self.state: dict[str, Any] | None = None
         self._wanted = wanted
+        self._timetable = Timetable(max(wanted, 1), None)
         self._model = model
         self._handle: RemovableHandle | None = None
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count the optimizer's steps, to keep the weights of step `rewind_to`.
+        """Count the optimizer's steps, but those that a GradScaler leaves out, to keep the weights of step
+        `rewind_to`.
 
         Needed where `rewind_to` is above 0 and `mode` is ``"weights"``; it does nothing in other rounds than
         the first. Call it before the first step.
@@ -103,11 +105,13 @@ class TicketRound:
         if not self._wanted:
             self._handle.remove()
 
-    def _count(self, *_: Any) -> None:
-        self.steps += 1
-        if self.steps == self._wanted:
+    def _count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # The hook stays until training ends: none can be taken away while PyTorch goes through them.
+        if self.state is not None:
+            return
+        self._timetable.add_call(optimizer)
+        if self._timetable.is_due():
             self.state = snapshot(self._model)
-            self._handle.remove()
 
     def finish(self) -> dict[str, Any] | None:
         """The weights of the step that was wanted, None where none was.
@@ -120,7 +124,7 @@ class TicketRound:
         if self._handle is not None:
             self._handle.remove()
         if self._wanted and self.state is None:
-            came = f"{self.steps} steps" if self._handle else "no call of round.watch(optimizer)"
+            came = f"{self._timetable.steps} steps" if self._handle else "no call of round.watch(optimizer)"
             raise ValueError(f"train must take at least rewind_to = {self._wanted} steps, got {came}")
         return self.state
 

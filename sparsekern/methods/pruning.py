@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.at_init.selection import warn_of_emptied
-from sparsekern.methods.compact import check_compactable, make_compact_, replace_parameter
+from sparsekern.methods.compact import check_compactable, compact_layers, replace_parameter
 from sparsekern.methods.driven_layer import driver_of
 from sparsekern.methods.magnitude import (
     Prunable,
@@ -75,7 +75,7 @@ def prune_(
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {describe(optimizer)}")
     layers = prunable_layers(model, exclude)
-    _check_movable(layers, optimizer)
+    _check_movable(model, layers, optimizer)
     masks, emptied = select_by_magnitude(layers, sparsity, scope, distribution)
     if emptied:
         advice = "A lower sparsity or scope='layer' leaves more"
@@ -86,7 +86,7 @@ def prune_(
     return _report(model, patterns)
 
 
-def _check_movable(layers: list[Prunable], optimizer: torch.optim.Optimizer | None) -> None:
+def _check_movable(model: nn.Module, layers: list[Prunable], optimizer: torch.optim.Optimizer | None) -> None:
     sparse = {layer.name: layer.module for layer in layers if isinstance(layer.module, SparseLayer)}
     for name, module in sparse.items():
         if (driver := driver_of(module)) is not None:
@@ -94,7 +94,7 @@ def _check_movable(layers: list[Prunable], optimizer: torch.optim.Optimizer | No
                 f"model must have no layer that a method moves, got {name!r}, which {driver} moves: call its "
                 "detach() first"
             )
-    check_compactable({n: layer for n, layer in sparse.items() if layer.storage == "masked"}, optimizer)
+    check_compactable(model, sparse)
     if optimizer is not None:
         for layer in layers:
             check_states(optimizer, layer.parameter, layer.name)
@@ -124,18 +124,19 @@ def _shrink_sparse(
     patterns: Mapping[str, Pattern],
     optimizer: torch.optim.Optimizer | None,
 ) -> None:
-    masked: list[SparseLayer] = []
+    masked: set[int] = set()
     for layer in layers:
         if not isinstance(layer.module, SparseLayer):
             continue
         old, new = layer.module.pattern, patterns[layer.name]
         if layer.module.storage == "masked":
-            # All that share the weight, which become compact together.
-            masked += [m for m in _sparse(model) if m.stored_weight is layer.parameter]
+            masked.add(id(layer.parameter))
         elif optimizer is not None:
             _transfer_state(optimizer, layer.parameter, old, new)
         layer.module.set_pattern(new, resize=True)
-    make_compact_(masked, optimizer)
+    sparse = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+    # All layers that share a weight become compact together.
+    compact_layers({n: m for n, m in sparse.items() if id(m.stored_weight) in masked}, optimizer)
 
 
 def _transfer_state(
@@ -145,10 +146,6 @@ def _transfer_state(
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape:
             state[key] = old.transfer(value, new)
-
-
-def _sparse(model: nn.Module) -> list[SparseLayer]:
-    return [module for module in model.modules() if isinstance(module, SparseLayer)]
 
 
 def _report(model: nn.Module, patterns: Mapping[str, Pattern]) -> SparsifyReport:

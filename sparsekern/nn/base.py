@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
-from sparsekern.formats.checks import check_bool, check_choice
+from sparsekern.formats.checks import check_bool, check_choice, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import INITIALIZERS
 from sparsekern.nn.checks import STORAGES, as_pattern, check_dtype, check_pattern, choose_pattern
@@ -157,11 +157,14 @@ class SparseLayer(SparseModule):
 
         Raises
         ------
-        ValueError
-            When the layer is compact already, or for another shape; nothing is changed.
+        TypeError, ValueError
+            When the layer is compact already, for another shape, or for what is no Parameter; nothing is
+            changed.
         """
         if self.storage != "masked":
             raise ValueError(f"layer must have storage='masked', got {self.storage!r}")
+        if not isinstance(values, nn.Parameter):
+            raise TypeError(f"values must be a torch.nn.Parameter, got {describe(values)}")
         if tuple(values.shape) != (self.pattern.nnz,):
             raise ValueError(f"values must have shape ({self.pattern.nnz},), got {tuple(values.shape)}")
         del self._parameters["weight"]

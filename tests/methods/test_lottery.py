@@ -330,6 +330,24 @@ class TestWatching:
 
         find_tickets(make, wrong, sparsity=0.5, rewind_to=1)
 
+    def test_counts_beside_other_hooks_and_only_steps_that_are_taken(self):
+        calls = []
+
+        def hooked(model, round):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            round.watch(optimizer)
+            optimizer.register_step_post_hook(lambda *_: calls.append(snapshot(model)))
+            for step in range(4):
+                optimizer.zero_grad()
+                model(batch(step)[0]).square().sum().backward()
+                # As GradScaler tells fused optimizers, which it calls in any case.
+                optimizer.found_inf = torch.tensor([float(step == 0)])
+                optimizer.step()
+
+        (ticket,) = find_tickets(make, hooked, sparsity=0.5, rewind_to=2)
+        assert len(calls) == 4
+        assert all(torch.equal(ticket.state[key], value) for key, value in calls[2].items())
+
     def test_leaves_no_hook(self):
         optimizers = []
 

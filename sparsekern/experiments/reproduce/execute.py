@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.folder import Result
-from sparsekern.experiments.reproduce.runs import PaperRun
+from sparsekern.experiments.reproduce.runs import PaperRun, unique
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
 from sparsekern.experiments.sweep.overview import Overview
 from sparsekern.experiments.sweep.plan import Job
@@ -80,7 +80,7 @@ class Runs:
         """
         marker = self.path(run) / DIVERGED
         if marker.exists():
-            return Ended(run, error=_read_marker(marker), diverged=True)
+            return Ended(run, error=_read_marker(marker, run.recipe.digest), diverged=True)
         outcome = earlier_outcome(self._job(run))
         if outcome is None:
             return None
@@ -96,7 +96,7 @@ class Runs:
         stream: TextIO | None = None,
         live: bool | None = None,
     ) -> dict[str, Ended]:
-        """Do what is left of ``runs``, sources first, and say how all of them ended, by folder.
+        """Do what is left of ``runs`` and of those they need, and say how all of them ended, by folder.
 
         Raises
         ------
@@ -106,6 +106,7 @@ class Runs:
             After SIGINT or SIGTERM, with the states of runs saved.
         """
         stream = sys.stdout if stream is None else stream
+        runs = unique(runs)
         ended = {run.folder: done for run in runs if (done := self.ended(run))}
         waiting = [run for run in runs if run.folder not in ended]
         if not waiting:
@@ -167,7 +168,9 @@ class _Listener:
     def tick(self) -> None:
         self._overview.tick()
 
-    def _end(self, run: PaperRun, result: Result | None = None, error: str = "", diverged: bool = False) -> None:
+    def _end(
+        self, run: PaperRun, result: Result | None = None, error: str = "", diverged: bool = False
+    ) -> None:
         if diverged:
             content = json.dumps({"digest": run.recipe.digest, "error": error}, indent=2) + "\n"
             write_atomically(self._home.path(run) / DIVERGED, content.encode())
@@ -175,8 +178,14 @@ class _Listener:
         self._overview.ended(Outcome(self._home._job(run), result, error))
 
 
-def _read_marker(path: Path) -> str:
+def _read_marker(path: Path, digest: str) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, error = content["digest"], str(content["error"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise ExperimentError(f"{path}: expected the note of a run that diverged; remove it to run again") from None
+        raise ExperimentError(
+            f"{path}: expected the note of a run that diverged; remove it to run again"
+        ) from None
+    if found != digest:
+        raise ExperimentError(f"{path}: expected a run of the recipe {digest}, found one of {found}")
+    return error

@@ -1,8 +1,8 @@
 """The runs behind the paper's tables and figures, addressed by their content.
 
-A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run names
-that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the folder of
-all runs is part of an address.
+A run's folder is named after the digest of its recipe, and a recipe that takes its masks from another run
+names that run's folder; so equal runs are one run, whichever table asks for them, and no path outside of the
+folder of all runs is part of an address.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
 
 NETWORKS = ("lenet5", "mlp")
@@ -98,34 +99,44 @@ class PaperRuns:
     network : str
         ``"lenet5"`` (95 % sparse) or ``"mlp"`` (98 %).
     seeds : sequence of int
-        Of the repetitions.
+        Of the repetitions, each from 0 to 999.
     scale : Scale
+
+    Raises
+    ------
+    RecipeError
+        For other seeds.
     """
 
     def __init__(self, network: str, seeds: Sequence[int], scale: Scale) -> None:
+        for seed in seeds:
+            if not 0 <= seed < FRESH:
+                raise RecipeError(f"seeds must be from 0 to {FRESH - 1}, got {seed}")
         self.network = network
         self.seeds = tuple(seeds)
-        self._base = scale.base(network)
+        self.base = scale.base(network)
         self._prune_every = scale.prune_every
 
     def prune(self, seed: int) -> PaperRun:
         """Gradual pruning: its final mask is that of all runs of the seed."""
         changes = {"method": "gradual_pruning", "init": "dense", "update_every": self._prune_every}
-        return PaperRun("prune", self._base.override(changes | {"seed": seed}))
+        return PaperRun("prune", self.base.override(changes | {"seed": seed}))
 
     def dense(self, seed: int) -> PaperRun:
         """The dense network."""
-        return PaperRun("dense", self._base.override({"method": "dense", "init": "dense", "seed": seed}))
+        return PaperRun("dense", self.base.override({"method": "dense", "init": "dense", "seed": seed}))
 
     def small_dense(self, seed: int) -> PaperRun:
         """The dense network of as many parameters as the sparse one has."""
         changes = {"method": "small_dense", "init": "dense", "seed": seed}
-        return PaperRun("small_dense", self._base.override(changes))
+        return PaperRun("small_dense", self.base.override(changes))
 
-    def sparse(self, method: str, init: str, seed: int, *, of: int | None = None, init_of: int | None = None) -> PaperRun:
+    def sparse(
+        self, method: str, init: str, seed: int, *, of: int | None = None, init_of: int | None = None
+    ) -> PaperRun:
         """A run with the mask of the pruning run of seed ``of``, from new initial weights.
 
-        ``init_of`` is the seed of these weights where it is not ``seed``, which decides the order of the data.
+        ``init_of`` is the seed of these weights where it is not ``seed``, which orders the data.
         """
         changes = {"method": method, "init": init, "seed": FRESH + seed}
         if init_of not in (None, seed):
@@ -134,13 +145,13 @@ class PaperRuns:
         return self._masked(role, changes, seed if of is None else of)
 
     def lottery(self, seed: int, *, of: int | None = None) -> PaperRun:
-        """The ticket of a pruning run: its mask and the weights it started from, with another order of data."""
+        """The ticket of a pruning run: its mask, the weights it started from, another order of data."""
         of = seed if of is None else of
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "init_seed": of}
         return self._masked("lottery", changes, of)
 
     def restart(self, seed: int, *, of: int) -> PaperRun:
-        """Training again from where a pruning run ended, with the whole schedule and another order of data."""
+        """Training again from where a pruning run ended, with the whole schedule, another order of data."""
         weights = f"{self.prune(of).folder}/checkpoint.pt"
         changes = {"method": "static", "init": "dense", "seed": FRESH + seed, "weights": weights}
         return self._masked("restart", changes, of)
@@ -171,7 +182,7 @@ class PaperRuns:
     def _masked(self, role: str, changes: dict[str, object], of: int) -> PaperRun:
         source = self.prune(of)
         masks = f"{source.folder}/checkpoint.pt"
-        return PaperRun(role, self._base.override({**changes, "masks": masks}), source)
+        return PaperRun(role, self.base.override({**changes, "masks": masks}), source)
 
 
 def unique(runs: Iterable[PaperRun]) -> list[PaperRun]:

@@ -30,15 +30,9 @@ class Listener(Protocol):
 
 
 class Worker:
-    """A process with one thread, and the job that it works on.
+    """A process with one thread, and the job that it works on."""
 
-    Parameters
-    ----------
-    folder : Path or None
-        Where it runs: relative paths in recipes start there; None is this process's own.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self) -> None:
         self.job: Job | None = None
         self._errors = tempfile.TemporaryFile()
         # A session of its own: Ctrl-C reaches the sweep alone, which then stops its workers in order.
@@ -49,7 +43,6 @@ class Worker:
             stderr=self._errors,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            cwd=folder,
         )
         self._unread = b""
 
@@ -57,13 +50,14 @@ class Worker:
         """For selectors: readable when there are messages, or when the process has ended."""
         return self._process.stdout.fileno()
 
-    def start(self, job: Job, data_dir: Path | None) -> None:
-        """Give the process a job."""
+    def start(self, job: Job, data_dir: Path | None, relative_to: Path | None) -> None:
+        """Give the process a job, and the folder where relative paths in its recipe start."""
         self.job = job
         content = {
             "recipe": asdict(job.recipe),
             "folder": str(job.folder.absolute()),
             "data_dir": None if data_dir is None else str(data_dir.absolute()),
+            "relative_to": None if relative_to is None else str(relative_to.absolute()),
         }
         try:
             self._process.stdin.write(json.dumps(content).encode() + b"\n")
@@ -115,7 +109,7 @@ def work_off(
     started end with stopped, their state saved, others are left alone, and the signal is returned. A second
     signal acts as it always does, and ends the workers at once.
     """
-    pool = _Pool(listener, folder)
+    pool = _Pool(listener)
     waiting = list(jobs)[::-1]
     with StopSignals() as signals:
         try:
@@ -126,7 +120,7 @@ def work_off(
                 pool.resize(min(workers, pool.busy + len(waiting)))
                 for worker in pool.workers:
                     if worker.job is None:
-                        worker.start(waiting.pop(), data_dir)
+                        worker.start(waiting.pop(), data_dir, folder)
                 pool.listen()
                 listener.tick()
         finally:
@@ -137,8 +131,7 @@ def work_off(
 class _Pool:
     """The workers that are there."""
 
-    def __init__(self, listener: Listener, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, listener: Listener) -> None:
         self.workers: list[Worker] = []
         self.stopping = False
         self._listener = listener
@@ -151,7 +144,7 @@ class _Pool:
     def resize(self, size: int) -> None:
         """Start workers, or let go of them: those without a job first."""
         while len(self.workers) < size:
-            self.workers.append(Worker(self._folder))
+            self.workers.append(Worker())
             self._selector.register(self.workers[-1], selectors.EVENT_READ)
         for worker in sorted(self.workers, key=lambda worker: worker.job is not None):
             if len(self.workers) > size:

@@ -48,6 +48,9 @@ class _Worker:
 
     def work(self, job: dict[str, Any]) -> None:
         """One run, from its checkpoint if it has one."""
+        if job["relative_to"] is not None:
+            # Not before: the package may have been found by way of the folder that the process started in.
+            os.chdir(job["relative_to"])
         folder = Path(job["folder"])
         failure = folder / "failure.txt"
         options = RunOptions(output=folder, data_dir=job["data_dir"] and Path(job["data_dir"]), resume=True)
