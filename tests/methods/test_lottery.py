@@ -334,7 +334,7 @@ class TestWatching:
         calls = []
 
         def hooked(model, round):
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
             round.watch(optimizer)
             optimizer.register_step_post_hook(lambda *_: calls.append(snapshot(model)))
             for step in range(4):
