@@ -96,11 +96,9 @@ def _report(task: Reproduction, sections: list[Section], ended: Sequence[Ended])
     hours = sum(end.result.seconds for end in ended if end.result) / 3600
     data = "the digits of scikit-learn, not MNIST" if task.data_dir is None else "MNIST"
     summary = [
-        "Tables and figures of Evci, Ioannou, Keskin and Dauphin, *Gradient Flow in Sparse Neural "
-        "Networks and How "
-        f"Lottery Tickets Win* (AAAI 2022), made again by sparsekern on {data}: {len(ended)} runs of "
-        f"seeds {seeds}, "
-        f"{hours:.1f} hours of training on one thread each ({where}).",
+        "Tables and figures of Evci, Ioannou, Keskin and Dauphin, “Gradient Flow in Sparse Neural Networks "
+        f"and How Lottery Tickets Win” (AAAI 2022), made again by sparsekern on {data}: {len(ended)} runs of "
+        f"seeds {seeds}, {hours:.1f} hours of training on one thread each ({where}).",
     ]
     if task.quick or task.data_dir is None:
         summary.append("Values of the paper stand beside for orientation: they are of full runs on MNIST.")

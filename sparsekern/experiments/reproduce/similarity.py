@@ -31,8 +31,12 @@ def agreement_section(results: Results, network: str) -> Section:
     for group, label in GROUPS.items():
         measured = _measured(results, network, group)
         printed = SIMILARITY[group] if network == "lenet5" else (None,) * 4
-        rows += _rows(label, measured, printed)
-    return Section(f"Table 2: {TITLES[network]}", [_TEXT, _DISAGREEMENT], [Table(headers, rows, [RULE])])
+        rows += _rows(label, measured, printed, results.quick)
+    return Section(
+        f"Table 2: {TITLES[network]}",
+        [_TEXT, _DISAGREEMENT],
+        [Table(headers, rows, [] if results.quick else [RULE])],
+    )
 
 
 def divergence_section(results: Results, network: str) -> Section:
@@ -69,7 +73,9 @@ _DIVERGENCE = (
 )
 
 
-def _rows(label: str, measured: dict[str, Any] | None, printed: Sequence[Printed | None]) -> list[list[str]]:
+def _rows(
+    label: str, measured: dict[str, Any] | None, printed: Sequence[Printed | None], quick: bool
+) -> list[list[str]]:
     if measured is None:
         return [[label, "", "", "not run", ""]]
     accuracy = Sample(tuple(100 * value for value in measured["accuracies"]))
@@ -84,7 +90,7 @@ def _rows(label: str, measured: dict[str, Any] | None, printed: Sequence[Printed
         shown = sample.text(digits) if len(sample.values) > 1 else f"{sample.mean:.{digits}f}"
         has_spread = value is not None and value.std is not None
         agreement = verdict(sample, value, digits) if has_spread else _difference(sample, value, digits)
-        rows.append([label, quantity, printed_text(value, digits), shown, agreement])
+        rows.append([label, quantity, printed_text(value, digits), shown, "" if quick else agreement])
     return rows
 
 
