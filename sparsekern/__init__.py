@@ -5,7 +5,17 @@ from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
-from sparsekern.methods import SET, SNFS, GradualPruning, RigL, RigLInverted, Static, compact_, nm_mask_
+from sparsekern.methods import (
+    SET,
+    SNFS,
+    GradualPruning,
+    RigL,
+    RigLInverted,
+    Static,
+    compact_,
+    nm_mask_,
+    prune_,
+)
 from sparsekern.nn import densify_, sparsify_
 
 __all__ = [
@@ -28,5 +38,6 @@ __all__ = [
     "nm_mask_",
     "nn",
     "ops",
+    "prune_",
     "sparsify_",
 ]

@@ -9,9 +9,14 @@ from sparsekern.methods.compact import compact_
 from sparsekern.methods.distributions import layer_sparsities
 from sparsekern.methods.dynamic import SET, SNFS, RigL, RigLInverted, Static
 from sparsekern.methods.gradual_pruning import GradualPruning, PruningUpdate
+from sparsekern.methods.lottery import Ticket, TicketRound, find_tickets
+from sparsekern.methods.magnitude import magnitude_masks
 from sparsekern.methods.masks import load_masks, masks_of, save_masks
 from sparsekern.methods.nm_masks import nm_mask, nm_mask_
+from sparsekern.methods.pruning import prune_
+from sparsekern.methods.rewinding import rewind_, snapshot
 from sparsekern.methods.statistics import LayerUpdate, UpdateStatistics
+from sparsekern.methods.straight_through import LearnedMask, fix_learned_masks_, straight_through_
 
 __all__ = [
     "SET",
@@ -19,18 +24,28 @@ __all__ = [
     "DynamicMethod",
     "GradualPruning",
     "LayerUpdate",
+    "LearnedMask",
     "PruningUpdate",
     "RigL",
     "RigLInverted",
     "Static",
+    "Ticket",
+    "TicketRound",
     "UpdateStatistics",
     "at_init",
     "at_init_masks",
     "compact_",
+    "find_tickets",
+    "fix_learned_masks_",
     "layer_sparsities",
     "load_masks",
+    "magnitude_masks",
     "masks_of",
     "nm_mask",
     "nm_mask_",
+    "prune_",
+    "rewind_",
     "save_masks",
+    "snapshot",
+    "straight_through_",
 ]

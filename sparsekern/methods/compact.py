@@ -17,7 +17,7 @@ from sparsekern.methods.optimizer_state import check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
 
-__all__ = ["check_compactable", "compact_", "compact_layers"]
+__all__ = ["check_compactable", "compact_", "compact_layers", "replace_parameter"]
 
 
 def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
@@ -82,7 +82,7 @@ def compact_layers(layers: Mapping[str, SparseLayer], optimizer: torch.optim.Opt
         if id(old) not in replaced:
             replaced[id(old)] = _packed(old, layer.pattern)
             if optimizer is not None:
-                _replace(optimizer, old, replaced[id(old)], layer.pattern)
+                replace_parameter(optimizer, old, replaced[id(old)], layer.pattern)
         layer.make_compact(replaced[id(old)])
 
 
@@ -93,9 +93,10 @@ def _packed(weight: nn.Parameter, pattern: Pattern) -> nn.Parameter:
     return values
 
 
-def _replace(
+def replace_parameter(
     optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, pattern: Pattern
 ) -> None:
+    """The values of a pattern take the place of the dense weight in the optimizer's groups and state."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     if old not in optimizer.state:

@@ -18,6 +18,7 @@ from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_mask, check_strided, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
+from sparsekern.methods.straight_through import learned_mask
 from sparsekern.nn import SparseLayer, SparseModule, TwoFourLinearInt8
 from sparsekern.nn.survey import DENSE_TYPES
 
@@ -33,7 +34,8 @@ def masks_of(model: nn.Module) -> dict[str, Pattern]:
 
     - Sparse layers: their patterns; of 2:4 layers, the masks.
     - ``nn.Linear`` and ``nn.Conv2d`` pruned by `torch.nn.utils.prune`: the mask, also where it removes
-      nothing. A parametrization of the weight with a buffer ``mask`` counts as one.
+      nothing. A parametrization of the weight with a buffer ``mask`` counts as one, and so does
+      `straight_through_` with its mask of evaluation mode.
     - Any other ``nn.Linear`` and ``nn.Conv2d`` whose weight has exact zeros (pruning made permanent, or
       `densify_`): what is not zero. A layer without a zero is taken to be dense and left out.
 
@@ -72,6 +74,8 @@ def _pruning_mask(module: nn.Module) -> Tensor | None:
     mask = module._buffers.get("weight_mask")
     if mask is not None:
         return mask != 0
+    if (learned := learned_mask(module)) is not None:
+        return learned.mask()
     if not parametrize.is_parametrized(module, "weight"):
         return None
     masks = [step._buffers.get("mask") for step in module.parametrizations.weight]

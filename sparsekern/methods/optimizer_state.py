@@ -28,8 +28,8 @@ def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name
     kind = type(optimizer).__name__
     if kind == "Adafactor" and parameter.dim() > 1:
         raise TypeError(
-            f"optimizer must not be Adafactor for layer {name!r} with storage='masked', whose second moments "
-            "it factors into rows and columns; storage='compact' has them per weight"
+            f"optimizer must not be Adafactor for layer {name!r} with storage='masked' or dense, whose "
+            "second moments it factors into rows and columns; storage='compact' has them per weight"
         )
     if kind == "LBFGS":
         # It has that under its first parameter alone, and not before the first step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsekern.nn.base import SparseLayer
+from sparsekern.nn.batch_norm import recalibrate_batch_norm_
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.distributions import layer_sparsities
 from sparsekern.nn.fix_masks import fix_masks_
@@ -31,5 +32,6 @@ __all__ = [
     "fix_masks_",
     "layer_sparsities",
     "quantize_int8_",
+    "recalibrate_batch_norm_",
     "sparsify_",
 ]

@@ -20,7 +20,7 @@ from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.module import SparseModule
 from sparsekern.nn.survey import Found
 
-__all__ = ["Conversion", "PatternConversion"]
+__all__ = ["Conversion", "PatternConversion", "pattern_figures"]
 
 
 class Conversion:
@@ -107,20 +107,25 @@ class PatternConversion(Conversion):
             INITIALIZERS[self._init](layer, generator=self._generator)
 
     def figures(self, layer: SparseLayer, choice: tuple[Pattern, float | None]) -> dict[str, Any]:
-        pattern, weight = layer.pattern, layer.stored_weight
-        fan_in = pattern.fan_in()
-        return {
-            "shape": tuple(pattern.shape),
-            "sparsity_asked": choice[1],
-            "sparsity": pattern.sparsity,
-            "nnz": pattern.nnz,
-            "numel": pattern.numel,
-            "fan_in_min": int(fan_in.min()),
-            "fan_in_mean": float(fan_in.double().mean()),
-            "value_bytes": weight.numel() * weight.element_size(),
-            "pattern_bytes": pattern.nbytes,
-            "dense_bytes": pattern.numel * weight.element_size(),
-        }
+        return pattern_figures(layer, choice[1])
+
+
+def pattern_figures(layer: SparseLayer, asked: float | None) -> dict[str, Any]:
+    """What a report says of a layer on a pattern, as attributes of `LayerReport`."""
+    pattern, weight = layer.pattern, layer.stored_weight
+    fan_in = pattern.fan_in()
+    return {
+        "shape": tuple(pattern.shape),
+        "sparsity_asked": asked,
+        "sparsity": pattern.sparsity,
+        "nnz": pattern.nnz,
+        "numel": pattern.numel,
+        "fan_in_min": int(fan_in.min()),
+        "fan_in_mean": float(fan_in.double().mean()),
+        "value_bytes": weight.numel() * weight.element_size(),
+        "pattern_bytes": pattern.nbytes,
+        "dense_bytes": pattern.numel * weight.element_size(),
+    }
 
 
 def _check_source(sparsity: Any, masks: Any) -> None:

@@ -51,9 +51,45 @@ def layer_sparsities(
     connectivity* (2018), ER. Evci et al., *Rigging the Lottery* (2020), Section 3, ERK.
     """
     sizes, scales, sparsity = _checked(shapes, sparsity, distribution)
-    target = max(round((1 - sparsity) * sum(sizes)), len(sizes))
-    counts = _round_to_total(_quotas(sizes, scales, target), sizes, target)
+    counts = _counts(sizes, scales, sparsity, sizes)
     return [1 - count / size for count, size in zip(counts, sizes, strict=True)]
+
+
+def layer_counts(
+    shapes: Sequence[Sequence[int]], sparsity: float, distribution: Distribution, limits: Sequence[int]
+) -> list[int]:
+    """The number of weights that each layer keeps where it has no more than `limits` left.
+
+    A layer whose share by `layer_sparsities` is larger keeps all that it has, and the others share the rest.
+
+    Parameters
+    ----------
+    limits : sequence of int
+        Weights left in each layer; may be 0.
+
+    Returns
+    -------
+    list of int
+        They sum to ``round((1 - sparsity) * total)``, and each is at least 1 where its limit is.
+
+    Raises
+    ------
+    ValueError
+        When all that is left is fewer than that.
+    """
+    sizes, scales, sparsity = _checked(shapes, sparsity, distribution)
+    total = sum(sizes)
+    if sum(limits) < round((1 - sparsity) * total):
+        raise ValueError(
+            f"sparsity must be at least what the layers have already, {1 - sum(limits) / total:.6g}, got "
+            f"{sparsity}"
+        )
+    return _counts(sizes, scales, sparsity, limits)
+
+
+def _counts(sizes: list[int], scales: list[float], sparsity: float, limits: Sequence[int]) -> list[int]:
+    target = max(round((1 - sparsity) * sum(sizes)), sum(limit > 0 for limit in limits))
+    return _round_to_total(_quotas(sizes, scales, target, limits), limits, target)
 
 
 def asked_sparsities(
@@ -65,7 +101,7 @@ def asked_sparsities(
     fractions, which sum to ``(1 - sparsity) * total``.
     """
     sizes, scales, sparsity = _checked(shapes, sparsity, distribution)
-    quotas = _quotas(sizes, scales, (1 - sparsity) * sum(sizes))
+    quotas = _quotas(sizes, scales, (1 - sparsity) * sum(sizes), sizes)
     return [1 - quota / size for quota, size in zip(quotas, sizes, strict=True)]
 
 
@@ -95,39 +131,39 @@ def _scale(shape: tuple[int, ...], distribution: Distribution) -> float:
     return sum(counted) / math.prod(counted)
 
 
-def _quotas(sizes: list[int], scales: list[float], target: float) -> list[float]:
-    """Active weights of each layer before rounding: in proportion to scale * size, at most size each."""
-    dense: set[int] = set()
+def _quotas(sizes: list[int], scales: list[float], target: float, limits: Sequence[int]) -> list[float]:
+    """Active weights of each layer before rounding: in proportion to scale * size, within its limit."""
+    full: set[int] = set()
     while True:
-        rest = [layer for layer in range(len(sizes)) if layer not in dense]
-        budget = target - sum(sizes[layer] for layer in dense)
+        rest = [layer for layer in range(len(sizes)) if layer not in full]
+        budget = target - sum(limits[layer] for layer in full)
         shares = sum(scales[layer] * sizes[layer] for layer in rest)
-        # Taking a layer out at density 1 raises epsilon for the rest, so one that overflows now stays dense.
+        # Taking a full layer out raises epsilon for the rest, so one that overflows now stays full.
         epsilon = budget / shares if rest else 0.0
-        overflowing = [layer for layer in rest if epsilon * scales[layer] >= 1]
+        overflowing = [layer for layer in rest if epsilon * scales[layer] >= limits[layer] / sizes[layer]]
         if not overflowing:
             break
-        dense.update(overflowing)
+        full.update(overflowing)
     return [
-        float(size) if layer in dense else epsilon * scale * size
+        float(limits[layer]) if layer in full else epsilon * scale * size
         for layer, (size, scale) in enumerate(zip(sizes, scales, strict=True))
     ]
 
 
-def _round_to_total(quotas: list[float], sizes: list[int], target: int) -> list[int]:
-    """Integers near the quotas, each within [1, size], that sum to the target."""
-    counts = [min(size, max(1, math.floor(quota))) for quota, size in zip(quotas, sizes, strict=True)]
+def _round_to_total(quotas: list[float], limits: Sequence[int], target: int) -> list[int]:
+    """Integers near the quotas, each at least 1 and within its limit, that sum to the target."""
+    counts = [min(limit, max(1, math.floor(quota))) for quota, limit in zip(quotas, limits, strict=True)]
 
     def shortfall(layer: int) -> float:
         return quotas[layer] - counts[layer]
 
     # One weight at a time: layers raised to 1 may leave the rest more than one weight over.
     while (missing := target - sum(counts)) > 0:
-        room = [layer for layer in range(len(sizes)) if counts[layer] < sizes[layer]]
+        room = [layer for layer in range(len(limits)) if counts[layer] < limits[layer]]
         for layer in sorted(room, key=shortfall, reverse=True)[:missing]:
             counts[layer] += 1
     while (excess := sum(counts) - target) > 0:
-        room = [layer for layer in range(len(sizes)) if counts[layer] > 1]
+        room = [layer for layer in range(len(limits)) if counts[layer] > 1]
         for layer in sorted(room, key=shortfall)[:excess]:
             counts[layer] -= 1
     return counts

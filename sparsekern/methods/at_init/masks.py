@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,14 @@ from sparsekern.formats.checks import (
     describe,
 )
 from sparsekern.methods.at_init.scores import Loss, check_loss, draw, grasp, magnitudes, snip
-from sparsekern.methods.at_init.selection import keep_largest
+from sparsekern.methods.at_init.selection import SCOPES, check_finite, keep_largest, warn_of_emptied
 from sparsekern.methods.at_init.synflow import check_example, synflow
 from sparsekern.methods.at_init.weights import weights_to_score
 from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, layer_sparsities
 
-__all__ = ["METHODS", "SCOPES", "at_init_masks"]
+__all__ = ["METHODS", "at_init_masks"]
 
 METHODS = ("random", "magnitude", "snip", "grasp", "synflow")
-SCOPES = ("global", "layer")
 # Rounds of the methods whose scores change as weights go; the others have one.
 ROUNDS = {"snip": 1, "synflow": 100}
 # What may be wrong when a method's scores are not finite.
@@ -137,7 +135,12 @@ def at_init_masks(
             masks |= kept
             emptied |= dict.fromkeys(empty)
     if emptied:
-        _warn(method, sparsity, list(emptied))
+        warn_of_emptied(
+            method,
+            sparsity,
+            list(emptied),
+            "A lower sparsity, scope='layer', or method='synflow' with its many rounds leaves more",
+        )
     return masks
 
 
@@ -203,24 +206,9 @@ def _scores_of(
 
 
 def _check_scores(scores: Mapping[str, Tensor], method: str) -> None:
-    for name, score in scores.items():
-        if not score.isfinite().all():
-            value = "NaN" if score.isnan().any() else "an infinity"
-            raise FloatingPointError(
-                f"the scores of method {method!r} must be finite, got {value} in layer {name!r}: "
-                f"{ADVICE[method]}"
-            )
+    check_finite(scores, method, ADVICE.get(method, ""))
     if not any(score.any() for score in scores.values()):
         raise ValueError(
             f"the scores of method {method!r} must tell weights apart, got 0 for each: no weight has an "
             "effect, or every effect is too small for the dtype"
         )
-
-
-def _warn(method: str, sparsity: float, layers: list[str]) -> None:
-    named = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
-    warnings.warn(
-        f"{method} at sparsity {sparsity:g} takes every weight of {named}; one of each was kept. A lower "
-        "sparsity, scope='layer', or method='synflow' with its many rounds leaves more",
-        stacklevel=3,
-    )

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["keep_largest"]
+__all__ = ["SCOPES", "check_finite", "keep_largest", "largest", "warn_of_emptied"]
+
+SCOPES = ("global", "layer")
+
+
+def check_finite(scores: Mapping[str, Tensor], method: str, advice: str) -> None:
+    """Raise FloatingPointError for the first layer with a score that is none."""
+    for name, score in scores.items():
+        if not score.isfinite().all():
+            value = "NaN" if score.isnan().any() else "an infinity"
+            raise FloatingPointError(
+                f"the scores of method {method!r} must be finite, got {value} in layer {name!r}: {advice}"
+            )
+
+
+def warn_of_emptied(method: str, sparsity: float, layers: Sequence[str], advice: str) -> None:
+    """Name layers that would have lost all their weights; call it from the public function."""
+    named = ", ".join(map(repr, layers[:5])) + (", ..." if len(layers) > 5 else "")
+    warnings.warn(
+        f"{method} at sparsity {sparsity:g} takes every weight of {named}; one of each was kept. {advice}",
+        stacklevel=3,
+    )
 
 
 def keep_largest(
@@ -41,13 +63,13 @@ def keep_largest(
         for name, mask in masks.items()
     ]
     sizes = [len(part) for part in flat]
-    chosen = _largest(torch.cat(flat), count).split(sizes)
+    chosen = largest(torch.cat(flat), count).split(sizes)
     empty = [name for name, part in zip(masks, chosen) if not part.any()]
     if empty:
         # The first largest of every layer comes before all else: what each layer with any would keep anyway.
         for part in flat:
             part[part.argmax()] = math.inf
-        chosen = _largest(torch.cat(flat), count).split(sizes)
+        chosen = largest(torch.cat(flat), count).split(sizes)
     kept = {
         name: part.view(scores[name].shape).to(scores[name].device, copy=True)
         for name, part in zip(masks, chosen)
@@ -55,7 +77,7 @@ def keep_largest(
     return kept, empty
 
 
-def _largest(flat: Tensor, count: int) -> Tensor:
+def largest(flat: Tensor, count: int) -> Tensor:
     """bool: the `count` largest of a vector, ties to the lower index."""
     threshold = flat.topk(count, sorted=False).values.min()
     chosen = flat > threshold

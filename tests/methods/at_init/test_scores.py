@@ -28,6 +28,15 @@ def flow(loss, weights):
 
 
 class TestSnip:
+    def test_of_a_quadratic_by_hand(self):
+        """``L = (w.x - t)^2 / 2`` at ``w = (1, -2)``, ``x = (3, 1)``, ``t = 5``: ``g = -4 x``."""
+        model = nn.Sequential(nn.Linear(2, 1, bias=False, dtype=torch.float64))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
+        x = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
+        scores = snip_scores(model, lambda: (model(x) - 5).square().sum() / 2)
+        assert scores["0"].tolist() == [[12.0, 8.0]]
+
     def test_is_the_derivative_by_a_mask_of_ones(self, dense_network, loss_of):
         model = dense_network()
         masks = {name: torch.ones_like(model[int(name)].weight, requires_grad=True) for name in NAMES}

@@ -36,6 +36,17 @@ def assert_scores(found, expected, rtol=1e-12):
         torch.testing.assert_close(found[name], score, rtol=rtol, atol=0)
 
 
+def test_of_two_layers_by_hand():
+    """R is the sum of ``|B| |A| 1``: ``|A[j, i]|`` counts the column j of B, ``|B[k, j]|`` the row j of A."""
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0, 3.0], [-4.0, 0.0, 5.0]]))
+        model[2].weight.copy_(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]))
+    found = synflow_scores(model, torch.zeros(1, 3))
+    assert found["0"].tolist() == [[4.0, 8.0, 12.0], [24.0, 0.0, 30.0]]
+    assert found["2"].tolist() == [[6.0, 18.0], [18.0, 36.0]]
+
+
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_scores_are_those_of_the_procedure(dense_network, dtype, norm):
