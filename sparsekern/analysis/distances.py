@@ -162,7 +162,8 @@ def mds(distances: Tensor, dimensions: int = 2, seed: int = 0) -> Embedding:
     References
     ----------
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
-    (2022): pruned networks and tickets in the plane; Borg, Groenen, *Modern multidimensional scaling* (2005), Chapter 8.
+    (2022): pruned networks and tickets in the plane; Borg, Groenen, *Modern multidimensional scaling* (2005),
+    Chapter 8.
     """
     wanted = check_square(distances, "distances")
     check_integer(dimensions, "dimensions")
