@@ -160,7 +160,7 @@ def barrier(losses: Sequence[float], alphas: Sequence[float]) -> float:
     ----------
     Frankle, Dziugaite, Roy, Carbin, *Linear mode connectivity and the lottery ticket hypothesis* (2020),
     Section 2; Entezari, Sedghi, Saukh, Neyshabur, *The role of permutation invariance in linear mode
-    connectivity of XX.
+    connectivity of neural networks* (2022), Section 2, for the line.
     """
     positions = _checked_alphas(alphas)
     values = [_number(value) for value in check_several(losses, "losses", 2, "numbers")]
