@@ -36,14 +36,14 @@ class Network:
 
     model: str = choice("network", MODELS)
     dataset: str = choice("data set", DATASETS)
-    image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
-    num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
     method: str = choice(
         "dense and small_dense (the dense twin of as many parameters) and the 2:4 methods sr_ste, ste and "
         "two_four_fixed ignore the sparsity, static keeps its masks, the others update them",
         METHODS,
         "static",
     )
+    image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
+    num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
