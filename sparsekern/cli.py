@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="sparsekern",
         description="Train sparse neural networks on real sparse kernels.",
-        epilog="\n".join(["commands:", *(f"  {name:<8}{about}" for name, (about, _) in COMMANDS.items())]),
+        epilog="\n".join(["commands:", *(f"  {name:<11}{about}" for name, (about, _) in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sparsekern {__version__}")
@@ -42,6 +42,11 @@ def _train(arguments: list[str]) -> int:
 
 def _sweep(arguments: list[str]) -> int:
     return _with_extra("sweep", "sparsekern.experiments.sweep.command", "sweep_command", arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    module = "sparsekern.experiments.reproduce.command"
+    return _with_extra("reproduce", module, "reproduce_command", arguments)
 
 
 def _with_extra(command: str, module: str, function: str, arguments: list[str]) -> int:
@@ -78,6 +83,7 @@ def _env(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train one of the recipes, sparse or dense", _train),
     "sweep": ("train one with many methods, initializations and seeds, and tabulate", _sweep),
+    "reproduce": ("make the tables and figures of the paper again", _reproduce),
     "bench": ("time a sparse layer of your shape against the dense one", _bench),
     "env": ("describe this machine and installation", _env),
 }

@@ -26,7 +26,8 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     the paper; biases are dense and start at zero. Initial weights come from ``recipe.seed_of("init")`` and
     random masks from ``recipe.seed_of("mask")``: either can be held while the other changes. With
     ``sparsity`` 0 or a dense method the network stays dense, where the three initializations are one. With a
-    2:4 method all weights are 2:4 and start from the dense ones. ``recipe.weights`` are taken in place of the
+    2:4 method all weights are 2:4 and start from the dense ones. A network that is pruned as it trains starts
+    with full masks, on masked weights. ``recipe.weights`` are taken in place of the
     dense ones, and kept.
 
     Parameters
@@ -51,6 +52,8 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
         return model, None
     if recipe.is_two_four:
         return model, _two_four(model, recipe)
+    if recipe.prunes:
+        return model, sk.sparsify_(model, sparsity=0.0, storage="masked", init="keep")
     report = _mask(model, recipe, dataset)
     if recipe.weights is not None:
         return model, report

@@ -25,6 +25,8 @@ def find_conflict(recipe: Recipe) -> str:
         return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
     if conflict := _conflict_of_data(recipe) or _conflict_of_optimizer(recipe) or _conflict_of_masks(recipe):
         return conflict
+    if recipe.prunes:
+        return _conflict_of_pruning(recipe)
     return _conflict_of_updates(recipe) if recipe.updates_masks else ""
 
 
@@ -47,6 +49,22 @@ def _conflict_of_optimizer(recipe: Recipe) -> str:
         )
     if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
         return "nesterov needs a momentum above 0, got 0"
+    return ""
+
+
+def _conflict_of_pruning(recipe: Recipe) -> str:
+    if not recipe.sparsity:
+        return (
+            f"method {recipe.method} needs a sparsity above 0, got 0 (method dense trains the dense network)"
+        )
+    if recipe.masks or recipe.at_init:
+        given = "masks" if recipe.masks else "at_init"
+        return f"{given} must be left out with method {recipe.method}, which starts with the dense network"
+    if not recipe.prune_begin < recipe.prune_end <= recipe.steps:
+        return (
+            f"prune_end must be above prune_begin, {recipe.prune_begin:,}, and at most steps, "
+            f"{recipe.steps:,}, got {recipe.prune_end:,}"
+        )
     return ""
 
 

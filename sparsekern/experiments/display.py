@@ -38,6 +38,8 @@ class Display:
         self._steps = steps
         self._train: dict[str, Any] = {}
         self._update: dict[str, Any] = {}
+        self._prune: dict[str, Any] = {}
+        self._gradient: dict[str, Any] = {}
         self._bar = tqdm(
             total=steps,
             initial=first,
@@ -54,14 +56,19 @@ class Display:
         self._bar.update()
 
     def record(self, record: dict[str, Any]) -> None:
-        """Training metrics and the last mask update go to the bar's end, an evaluation becomes a line."""
-        if record["kind"] == "test":
-            self.line(self._evaluation(record))
-            return
-        if record["kind"] == "train":
-            self._train = record
-        else:
-            self._update = record
+        """The last metrics of each kind go to the bar's end, an evaluation becomes a line."""
+        match record["kind"]:
+            case "test":
+                self.line(self._evaluation(record))
+                return
+            case "train":
+                self._train = record
+            case "update":
+                self._update = record
+            case "prune":
+                self._prune = record
+            case "gradient":
+                self._gradient = record
         self._bar.set_postfix_str(self._postfix(), refresh=False)
 
     def line(self, text: str) -> None:
@@ -81,6 +88,10 @@ class Display:
         if update := self._update:
             parts.append(f"moved {update['grown']:,}")
             parts.append(f"explored {update['exploration_rate']:.1%}")
+        if prune := self._prune:
+            parts.append(f"sparsity {prune['sparsity']:.2%}")
+        if gradient := self._gradient:
+            parts.append(f"gradient {gradient['norm']:.3g}")
         return ", ".join(parts)
 
     def _evaluation(self, record: dict[str, Any]) -> str:
@@ -92,6 +103,8 @@ class Display:
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
         if self._update:
             text += f"   explored {self._update['exploration_rate']:.1%}"
+        if self._prune:
+            text += f"   sparsity {self._prune['sparsity']:.2%}"
         if self._train:
             text += f"   lr {train['learning_rate']:<9.3g}{train['steps_per_second']:>4.0f} steps/s"
         return text

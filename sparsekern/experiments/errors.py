@@ -19,3 +19,7 @@ class CheckpointError(ExperimentError, RuntimeError):
 
 class TrainingError(ExperimentError, RuntimeError):
     """Training itself cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a gradient is not finite any more."""

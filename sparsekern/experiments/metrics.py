@@ -21,20 +21,30 @@ FIELDS: dict[str, dict[str, type]] = {
         "regrown": int,
         "exploration_rate": float,
     },
+    "gradient_change": {"before": float, "after": float},
+    "prune": {"sparsity": float, "active": int},
     "train": dict.fromkeys(
         ("epoch", "learning_rate", "loss", "accuracy", "seconds", "steps_per_second"), float
     ),
     "test": dict.fromkeys(("loss", "accuracy", "seconds"), float),
+    "gradient": {"norm": float},
 }
 #: Fields that depend on the clock; all others of a resumed run equal those of a run that was never stopped.
 TIME_FIELDS = ("seconds", "steps_per_second")
 
 
 def kinds_at(recipe: Recipe, step: int) -> list[str]:
-    """The kinds of records that a run writes after ``step`` steps, in order, after that of a mask update."""
+    """The kinds of records that a run writes after ``step`` steps, in order, after those of a mask update."""
     last = step == recipe.steps
-    every = {"train": recipe.log_every, "test": recipe.evaluate_every}
-    return [kind for kind, steps in every.items() if last or step % steps == 0]
+    every = {"train": recipe.log_every, "test": recipe.evaluate_every, "gradient": recipe.gradient_flow_every}
+    return [kind for kind, steps in every.items() if steps and (last or step % steps == 0)]
+
+
+def kinds_of_update(recipe: Recipe) -> list[str]:
+    """The kinds of records that a mask update leaves, in order."""
+    if recipe.prunes:
+        return ["prune"]
+    return ["update", "gradient_change"] if recipe.gradient_flow_every else ["update"]
 
 
 class MetricsFile:
@@ -105,7 +115,7 @@ def lines_through(path: Path, recipe: Recipe, last_step: int, update_steps: Sequ
     due = [
         (kind, step)
         for step in range(1, last_step + 1)
-        for kind in ["update"] * (step in updated) + kinds_at(recipe, step)
+        for kind in (kinds_of_update(recipe) if step in updated else []) + kinds_at(recipe, step)
     ]
     for index, (kind, step) in enumerate(due):
         line = lines[index] if index < len(lines) else ""

@@ -19,11 +19,13 @@ from sparsekern.experiments.schedule import learning_rate
 from sparsekern.experiments.settings import (
     DENSE_METHODS,
     GROUPS,
+    PRUNING_METHODS,
     TWO_FOUR_METHODS,
     UPDATING_METHODS,
     Masks,
     Network,
     Optimization,
+    Pruning,
     Records,
     Seeds,
     TwoFour,
@@ -41,7 +43,7 @@ class _Title:
 
 # A dataclass takes the fields of its last base first.
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Seeds, Records, Optimization, TwoFour, Updates, Masks, Network, _Title):
+class Recipe(Seeds, Records, Optimization, TwoFour, Pruning, Updates, Masks, Network, _Title):
     """One training run, complete: on one machine, equal recipes end with the same weights, bit for bit."""
 
     def __post_init__(self) -> None:
@@ -65,8 +67,13 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Updates, Masks, Network, _Ti
 
     @property
     def updates_masks(self) -> bool:
-        """Whether the masks change during training."""
+        """Whether the masks change during training, with as many weights after an update as before."""
         return self.method in UPDATING_METHODS
+
+    @property
+    def prunes(self) -> bool:
+        """Whether training starts with the dense network and removes weights."""
+        return self.method in PRUNING_METHODS
 
     @property
     def image_options(self) -> dict[str, int]:
@@ -117,8 +124,13 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Updates, Masks, Network, _Ti
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of SHA-256 over :meth:`settings`."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits of SHA-256 over the :meth:`settings` that are not the defaults.
+
+        So a key that a later version adds, with a default that changes nothing, leaves digests as they are.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {name: value for name, value in self.settings().items() if value != defaults[name]}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
         """Text that :func:`load_recipe` reads back."""

@@ -88,7 +88,8 @@ def run(
         write_atomically(folder.recipe, recipe.to_yaml().encode())
         _train(trainer, folder, options, watch, resumed.metrics if resumed else "")
     result = _finish(trainer, folder)
-    if recipe.benchmark_steps and recipe.is_sparse:
+    # One that is pruned would be timed as it starts, dense.
+    if recipe.benchmark_steps and recipe.is_sparse and not recipe.prunes:
         say(f"\n{compare_with_dense(recipe, dataset, device)}")
     say(f"\n{result}; saved in {folder.path}")
     return result
@@ -122,7 +123,11 @@ def _loop(
     trainer: Trainer, folder: RunFolder, sinks: list[Any], display: Watcher, signals: StopSignals
 ) -> None:
     recipe = trainer.recipe
-    measure = {"train": trainer.train_record, "test": trainer.test_record}
+    measure = {
+        "train": trainer.train_record,
+        "test": trainer.test_record,
+        "gradient": trainer.gradient_record,
+    }
 
     def write(record: dict[str, Any]) -> None:
         for sink in sinks:
@@ -133,7 +138,7 @@ def _loop(
         trainer.train_step()
         display.advance()
         step, last = trainer.step, trainer.step == recipe.steps
-        if update := trainer.update_record():
+        for update in trainer.update_records():
             write(update)
         for kind in kinds_at(recipe, step):
             write(measure[kind]())
@@ -206,6 +211,9 @@ def _headline(recipe: Recipe) -> str:
             shares = "global" if recipe.at_init_scope == "global" else recipe.distribution
             source = f"{recipe.at_init} at initialization, {shares}"
         kind = f"{percent:.4g} % sparse ({source}, {recipe.storage}, {recipe.init} init), {recipe.method}"
+        if recipe.prunes:
+            span = f"steps {recipe.prune_begin:,} to {recipe.prune_end:,}"
+            kind = f"pruned to {percent:.4g} % ({recipe.distribution}) in {span}"
         if recipe.updates_masks:
             kind += f" every {recipe.update_every:,}"
     else:

@@ -25,7 +25,9 @@ UPDATING_METHODS = ("set", "rigl", "rigl_inverted", "snfs")
 GRADIENT_METHODS = ("rigl", "rigl_inverted")
 #: Methods that train a network whose weights are 2:4, whatever the sparsity.
 TWO_FOUR_METHODS = ("sr_ste", "ste", "two_four_fixed")
-METHODS = (*DENSE_METHODS, "static", *UPDATING_METHODS, *TWO_FOUR_METHODS)
+#: Methods that start dense and remove weights as they train.
+PRUNING_METHODS = ("gradual_pruning",)
+METHODS = (*DENSE_METHODS, "static", *UPDATING_METHODS, *PRUNING_METHODS, *TWO_FOUR_METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class Network:
     dataset: str = choice("data set", DATASETS)
     method: str = choice(
         "dense and small_dense (the dense twin of as many parameters) and the 2:4 methods sr_ste, ste and "
-        "two_four_fixed ignore the sparsity, static keeps its masks, the others update them",
+        "two_four_fixed ignore the sparsity, static keeps its masks, gradual_pruning starts dense and "
+        "removes weights, the others update their masks",
         METHODS,
         "static",
     )
@@ -113,6 +116,16 @@ class Updates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """When weights are removed; without effect on other methods."""
+
+    title: ClassVar[str] = "pruning while training, for gradual_pruning"
+
+    prune_begin: int = count("steps before the first weights are removed", 3000)
+    prune_end: int = count("steps until the sparsity is reached, in updates of update_every steps", 7000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TwoFour:
     """How 2:4 weights are trained; without effect on other methods."""
 
@@ -158,6 +171,15 @@ class Records:
     log_every: int = count("steps between lines of training metrics", 100)
     evaluate_every: int = count("steps between evaluations on the test set", 1000)
     checkpoint_every: int = count("steps between checkpoints", 1000)
+    gradient_flow_every: int = count(
+        "steps between measurements of the gradient's norm, which is also taken around mask updates; 0 takes "
+        "none",
+        0,
+        least=0,
+    )
+    gradient_flow_examples: int = count(
+        "examples that it is measured on, the first of the training set", 1000
+    )
     benchmark_steps: int = count(
         "steps to time against the dense network after training; 0 times none", 0, least=0
     )
@@ -176,4 +198,4 @@ class Seeds:
 
 
 #: In the order in which files and help have them.
-GROUPS = (Network, Masks, Updates, TwoFour, Optimization, Records, Seeds)
+GROUPS = (Network, Masks, Updates, Pruning, TwoFour, Optimization, Records, Seeds)

@@ -1,6 +1,7 @@
 """One training step after another, and the state that lets another process carry on at any of them."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,14 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.experiments.data import BatchOrder, Dataset
-from sparsekern.experiments.errors import CheckpointError, TrainingError
+from sparsekern.experiments.errors import CheckpointError, DivergedError
 from sparsekern.experiments.evaluate import evaluate_batches
+from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.updates import attach_method, update_record
+from sparsekern.experiments.updates import attach_method, prune_record, update_record
 from sparsekern.formats import Pattern
-from sparsekern.methods import UpdateStatistics
+from sparsekern.methods import PruningUpdate, UpdateStatistics
 from sparsekern.nn import SparseLayer
 
 
@@ -34,15 +36,28 @@ class Trainer:
         Moved to the network's device.
     recipe : Recipe
         Optimizer, schedule, method, batch size and data seed.
+    before_update : callable, optional
+        Called after an optimizer's step that an update of the masks follows, before the update.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
         device = next(model.parameters()).device
         self.model = model.train()
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
+        self._before_update = before_update
+        # Hooks are called in the order they were registered in: these before the method's, which updates.
+        self.optimizer.register_step_post_hook(self._after_step)
+        self.gradients = Gradients(model, self.optimizer, self.dataset, recipe)
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
+        self.gradients.follow(self.method)
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
         #: Images and labels of a training step.
         self.batch = self.dataset.train_batches(self.order)
@@ -50,7 +65,7 @@ class Trainer:
         self.seconds = 0.0
         # Training steps that came with a mask update, and the metrics of the last one until they are read.
         self.update_steps: list[int] = []
-        self._update: dict[str, Any] | None = None
+        self._updates: list[dict[str, Any]] = []
         self._window = _Window(device)
 
     def train_step(self) -> None:
@@ -67,19 +82,28 @@ class Trainer:
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the method's, whose update would be of no use
-            raise TrainingError(f"{error}: {self._hint()}") from None
+            raise self._diverged(error) from None
         self._window.add(loss.detach(), logits.detach(), labels)
         self.step += 1
         self.seconds += time.perf_counter() - started
 
-    def _note_update(self, statistics: UpdateStatistics) -> None:
-        self._update = update_record(statistics, self.step + 1)
-        self.update_steps.append(self.step + 1)
+    def _after_step(self, *step: object) -> None:
+        method = self.method
+        if self._before_update is not None and method and method.next_update == method.steps + 1:
+            self._before_update()
 
-    def update_record(self) -> dict[str, Any] | None:
-        """Metrics of the mask update that came with the last step; None if there was none."""
-        update, self._update = self._update, None
-        return update
+    def _note_update(self, statistics: UpdateStatistics | PruningUpdate) -> None:
+        step = self.step + 1
+        if isinstance(statistics, PruningUpdate):
+            self._updates = [prune_record(statistics, step)]
+        else:
+            self._updates = [update_record(statistics, step), *self.gradients.change_records(step)]
+        self.update_steps.append(step)
+
+    def update_records(self) -> list[dict[str, Any]]:
+        """Metrics of the mask update that came with the last step; none if there was none."""
+        updates, self._updates = self._updates, []
+        return updates
 
     def train_record(self) -> dict[str, Any]:
         """Metrics of the steps since the last call: their mean loss and accuracy, and how fast they went."""
@@ -111,19 +135,30 @@ class Trainer:
             "seconds": self.seconds,
         }
 
+    def gradient_record(self) -> dict[str, Any]:
+        """Norm of the gradient on the fixed examples."""
+        self.check_finite()
+        try:
+            return self.gradients.record(self.step)
+        except FloatingPointError as error:
+            raise self._diverged(error) from None
+
     def check_finite(self) -> None:
         """Refuse to go on, or to save anything, once the loss is nan or infinite.
 
         Raises
         ------
-        TrainingError
+        DivergedError
             Names the step and the learning rate.
         """
         if not torch.isfinite(self._window.loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {self._window.loss.item()} in the {self._window.steps:,} steps before step "
                 f"{self.step:,}: {self._hint()}"
             )
+
+    def _diverged(self, error: FloatingPointError) -> DivergedError:
+        return DivergedError(f"{error}: {self._hint()}")
 
     def _hint(self) -> str:
         return f"a learning_rate below {self.recipe.learning_rate:g} may help"
@@ -176,7 +211,8 @@ class Trainer:
         for name, layer in self.model.named_modules():
             key = f"{name}.pattern"
             if isinstance(layer, SparseLayer) and isinstance(model, dict) and key in model:
-                expected["model"][key] = _other_form(model[key], layer.pattern)
+                fewer = self.recipe.prunes
+                expected["model"][key] = _other_form(model[key], layer.pattern, fewer)
         return expected
 
     def _optimizer_state_after_a_step(self) -> dict[int, Any]:
@@ -193,13 +229,17 @@ class Trainer:
         return twin.state_dict()["state"]
 
 
-def _other_form(data: Any, pattern: Pattern) -> torch.Tensor:
-    """``data`` if it is a pattern of the same weight, whose tiles may be others; else the pattern's own."""
+def _other_form(data: Any, pattern: Pattern, fewer: bool) -> torch.Tensor:
+    """``data`` if it is a pattern of the same weight, else the pattern's own.
+
+    Tiles may be others and, with ``fewer``, the number of weights may be below the pattern's.
+    """
     try:
         found = Pattern(data)
     except (TypeError, ValueError, RuntimeError):
         return pattern.data
-    return found.data if (found.shape, found.nnz) == (pattern.shape, pattern.nnz) else pattern.data
+    fits = found.nnz <= pattern.nnz if fewer else found.nnz == pattern.nnz
+    return found.data if found.shape == pattern.shape and fits else pattern.data
 
 
 class _Window:

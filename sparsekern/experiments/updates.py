@@ -12,7 +12,7 @@ from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.settings import GRADIENT_METHODS
-from sparsekern.methods import DynamicMethod, UpdateStatistics
+from sparsekern.methods import DynamicMethod, GradualPruning, PruningUpdate, UpdateStatistics
 from sparsekern.nn import SparseLayer
 from sparsekern.seeds import derive_seed
 
@@ -24,8 +24,8 @@ def attach_method(
     optimizer: torch.optim.Optimizer,
     dataset: Dataset,
     recipe: Recipe,
-    on_update: Callable[[UpdateStatistics], None],
-) -> DynamicMethod | None:
+    on_update: Callable[[UpdateStatistics | PruningUpdate], None],
+) -> DynamicMethod | GradualPruning | None:
     """The method that updates the masks of ``model`` as the steps of ``optimizer`` go by; None if none does.
 
     Its state travels in ``optimizer.state_dict()``.
@@ -35,6 +35,19 @@ def attach_method(
     RecipeError
         If ``grow_batch_size`` is above the number of training examples.
     """
+    if recipe.prunes:
+        return sk.GradualPruning(
+            model,
+            optimizer,
+            sparsity=recipe.sparsity,
+            begin=recipe.prune_begin,
+            end=recipe.prune_end,
+            update_every=recipe.update_every,
+            distribution=recipe.distribution,
+            # Checkpoints of a run are of one form, whatever step they are of.
+            compact=False,
+            on_update=on_update,
+        )
     if not recipe.updates_masks:
         return None
     grows_on_holdout = recipe.method in GRADIENT_METHODS and recipe.grow_gradient == "holdout"
@@ -86,6 +99,12 @@ class HoldoutLoss:
 
 def _active(layer: SparseLayer) -> Tensor:
     return layer.values if layer.storage == "compact" else layer.to_dense()
+
+
+def prune_record(update: PruningUpdate, step: int) -> dict[str, Any]:
+    """The metrics of a pruning update that came with training step ``step``."""
+    active = sum(update.active.values())
+    return {"kind": "prune", "step": step, "sparsity": update.sparsity, "active": active}
 
 
 def update_record(statistics: UpdateStatistics, step: int) -> dict[str, Any]:

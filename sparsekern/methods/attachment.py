@@ -78,6 +78,8 @@ class Attachment:
     def remove(self) -> None:
         """Take all hooks away; where the one after the step is being called, it stays and does nothing."""
         self._after = None
+        # A hook that stays must not keep weights alive that the optimizer has no more.
+        self._parameters = {}
         _attachments.discard(self)
         if self._optimizer not in _calling_hooks:
             self._handles.append(self._after_handle)

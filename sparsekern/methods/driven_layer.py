@@ -21,7 +21,7 @@ from sparsekern.methods.ranks import full, write_full
 from sparsekern.methods.statistics import Explored
 from sparsekern.nn import SparseLayer, TwoFourLayer
 
-__all__ = ["DrivenLayer", "driven_layers"]
+__all__ = ["DrivenLayer", "driven_layers", "driver_of"]
 
 # The method that moves each weight, for as long as it lives.
 _drivers: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -172,6 +172,11 @@ class DrivenLayer:
         count = int(pattern.nnz * fraction)
         return count if regrow else min(count, pattern.numel - pattern.nnz)
 
+    def take_parameter(self) -> None:
+        """Go on with the Parameter that the layer has now, and let go of the one before."""
+        self.parameter = self.layer.stored_weight
+        self.watch = GradientWatch(self.parameter)
+
     def values(self) -> Tensor:
         """The active weights ``(nnz,)``."""
         weight = full(self.parameter.detach())
@@ -246,7 +251,7 @@ def driven_layers(
                 f"without that of {name!r}; make it from model.parameters() after sparsify_, or exclude the "
                 "layer"
             )
-        if (driver := _driver(layer)) is not None:
+        if (driver := driver_of(layer)) is not None:
             raise ValueError(f"layer {name!r} must not be moved by two methods, got one that {driver} moves")
         found.append((name, layer, groups[id(weight)]))
     if not found:
@@ -265,8 +270,8 @@ def _came(model: nn.Module) -> str:
     return "none; call sparsify_ first"
 
 
-def _driver(layer: SparseLayer) -> str | None:
-    """The method that moves a layer; one whose optimizer is gone does not count."""
+def driver_of(layer: SparseLayer) -> str | None:
+    """Name of the method that moves a layer; one whose optimizer is gone does not count."""
     if layer._topology not in _drivers:
         return None
     if _drivers[layer._topology]() is not None:

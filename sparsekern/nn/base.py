@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
-from sparsekern.formats.checks import check_bool, check_choice
+from sparsekern.formats.checks import check_bool, check_choice, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import INITIALIZERS
 from sparsekern.nn.checks import STORAGES, as_pattern, check_dtype, check_pattern, choose_pattern
@@ -146,6 +146,33 @@ class SparseLayer(SparseModule):
                 values.data = moved
                 values.grad = moved_grad
         self._topology.pattern = new
+
+    def make_compact(self, values: nn.Parameter) -> None:
+        """From masked storage to compact: the layer's weight is `values` from now on.
+
+        Parameters
+        ----------
+        values : nn.Parameter
+            (nnz,), the active weights in the pattern's order; `sparsekern.methods.compact_` makes it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When the layer is compact already, for another shape, or for what is no Parameter; nothing is
+            changed.
+        """
+        if self.storage != "masked":
+            raise ValueError(f"layer must have storage='masked', got {self.storage!r}")
+        if not isinstance(values, nn.Parameter):
+            raise TypeError(f"values must be a torch.nn.Parameter, got {describe(values)}")
+        if tuple(values.shape) != (self.pattern.nnz,):
+            raise ValueError(f"values must have shape ({self.pattern.nnz},), got {tuple(values.shape)}")
+        del self._parameters["weight"]
+        self.storage = "compact"
+        # Before the bias, where a compact layer has it from the beginning.
+        bias = self._parameters.pop("bias")
+        self.register_parameter("values", values)
+        self.register_parameter("bias", bias)
 
     def tie_weight(self, other: SparseLayer) -> None:
         """Makes this layer use the other's weight Parameter and pattern; topology changes reach both.

@@ -36,8 +36,7 @@ class Overview:
         self._name = name
         self._stream = stream
         self._live = live
-        self._columns = [max(len(job.cell[column]) for job in jobs) for column in (0, 1)]
-        self._seeds = max(len(str(job.recipe.seed)) for job in jobs)
+        self._columns = [max(map(len, column)) for column in zip(*(job.words for job in jobs))]
         self._total = len(jobs)
         self._ended = len(earlier)
         self._failed = sum(outcome.result is None for outcome in earlier)
@@ -129,8 +128,7 @@ class Overview:
         return text
 
     def _label(self, job: Job) -> str:
-        method, init = (part.ljust(width) for part, width in zip(job.cell, self._columns))
-        return f"{method}  {init}  seed {job.recipe.seed:<{self._seeds}}"
+        return "  ".join(word.ljust(width) for word, width in zip(job.words, self._columns))
 
     def _line(self, text: str) -> None:
         """A line that stays, above those that are live."""

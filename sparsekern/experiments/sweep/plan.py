@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, recipe_keys
-from sparsekern.experiments.settings import DENSE_METHODS, TWO_FOUR_METHODS
+from sparsekern.experiments.settings import DENSE_METHODS, PRUNING_METHODS, TWO_FOUR_METHODS
 
 # Each seed is a folder for every method and initialization.
 MOST_SEEDS = 10_000
@@ -21,6 +21,11 @@ class Job:
 
     recipe: Recipe
     folder: Path
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it is called where runs are listed, in columns."""
+        return self.recipe.method, self.recipe.init, f"seed {self.recipe.seed}"
 
     @property
     def cell(self) -> tuple[str, str]:
@@ -43,7 +48,8 @@ def plan_jobs(
     jobs = []
     for seed in seeds:
         for method in methods:
-            dense = method in (*DENSE_METHODS, *TWO_FOUR_METHODS) or not recipe.sparsity
+            starts_dense = (*DENSE_METHODS, *TWO_FOUR_METHODS, *PRUNING_METHODS)
+            dense = method in starts_dense or not recipe.sparsity
             for init in ["dense"] if dense else inits:
                 swept = recipe.override(dict(zip(SWEPT, (method, init, seed, 0))))
                 jobs.append(Job(swept, output / f"{method}-{init}-seed{seed}"))

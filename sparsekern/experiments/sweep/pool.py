@@ -50,13 +50,14 @@ class Worker:
         """For selectors: readable when there are messages, or when the process has ended."""
         return self._process.stdout.fileno()
 
-    def start(self, job: Job, data_dir: Path | None) -> None:
-        """Give the process a job."""
+    def start(self, job: Job, data_dir: Path | None, relative_to: Path | None) -> None:
+        """Give the process a job, and the folder where relative paths in its recipe start."""
         self.job = job
         content = {
             "recipe": asdict(job.recipe),
-            "folder": str(job.folder),
-            "data_dir": None if data_dir is None else str(data_dir),
+            "folder": str(job.folder.absolute()),
+            "data_dir": None if data_dir is None else str(data_dir.absolute()),
+            "relative_to": None if relative_to is None else str(relative_to.absolute()),
         }
         try:
             self._process.stdin.write(json.dumps(content).encode() + b"\n")
@@ -94,9 +95,15 @@ class Worker:
 
 
 def work_off(
-    jobs: Iterable[Job], workers: int, data_dir: Path | None, listener: Listener
+    jobs: Iterable[Job],
+    workers: int,
+    data_dir: Path | None,
+    listener: Listener,
+    folder: Path | None = None,
 ) -> signal.Signals | None:
     """Run the jobs, at most ``workers`` at a time, and tell ``listener`` of each how it goes.
+
+    Relative paths in the jobs' recipes start in ``folder``, or in the working directory if that is None.
 
     Every job ends with a message of kind finished or failed. After SIGINT or SIGTERM, jobs that have been
     started end with stopped, their state saved, others are left alone, and the signal is returned. A second
@@ -113,7 +120,7 @@ def work_off(
                 pool.resize(min(workers, pool.busy + len(waiting)))
                 for worker in pool.workers:
                     if worker.job is None:
-                        worker.start(waiting.pop(), data_dir)
+                        worker.start(waiting.pop(), data_dir, folder)
                 pool.listen()
                 listener.tick()
         finally:

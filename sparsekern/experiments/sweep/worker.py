@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.errors import DivergedError, ExperimentError
 from sparsekern.experiments.recipe import Recipe, recipe_from
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
@@ -48,6 +48,9 @@ class _Worker:
 
     def work(self, job: dict[str, Any]) -> None:
         """One run, from its checkpoint if it has one."""
+        if job["relative_to"] is not None:
+            # Not before: the package may have been found by way of the folder that the process started in.
+            os.chdir(job["relative_to"])
         folder = Path(job["folder"])
         failure = folder / "failure.txt"
         options = RunOptions(output=folder, data_dir=job["data_dir"] and Path(job["data_dir"]), resume=True)
@@ -58,7 +61,7 @@ class _Worker:
             self.stopping = True
             self.send(kind="stopped", step=stopped.step)
         except ExperimentError as error:
-            self.send(kind="failed", error=str(error))
+            self.send(kind="failed", error=str(error), diverged=isinstance(error, DivergedError))
         except Exception as error:  # whatever it is, the other runs go on
             if folder.is_dir():
                 failure.write_text(traceback.format_exc(), encoding="utf-8")

@@ -1,0 +1,198 @@
+"""Gradient flow: the norm of the gradient that the active weights get."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.formats.checks import check_integer, describe
+from sparsekern.methods.timetable import Timetable
+
+__all__ = ["GradientFlow", "GradientFlowRecorder", "MaskUpdateRecorder", "gradient_flow"]
+
+#: The loss of a fixed batch, of the model it is given.
+Loss = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """Norms of one gradient.
+
+    Attributes
+    ----------
+    norm : float
+        Over all parameters.
+    parameters : mapping of str to float
+        By parameter name; 0 for one that the loss does not depend on.
+    """
+
+    norm: float
+    parameters: Mapping[str, float] = field(repr=False)
+
+
+def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
+    r"""The L2 norm of a loss' gradient with respect to the active weights and biases.
+
+    .. math:: \Big(\sum_{i \,:\, m_i = 1} \big(\partial L / \partial \theta_i\big)^2\Big)^{1/2}
+
+    Sparse layers have a gradient at active positions alone; in dense ones every weight is active, except
+    those that a mask multiplies with 0. The loss is evaluated on a copy of the model, so that gradients, the
+    statistics of normalization layers and methods that observe the gradient see nothing of it, and PyTorch's
+    random state is put back.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    loss : callable
+        Takes the copy and returns the loss of a fixed batch, a scalar: ``lambda model:
+        F.cross_entropy(model(images), labels)``. Leave regularization out.
+
+    Returns
+    -------
+    GradientFlow
+        In float64 sums, and in the unit of the loss by that of a weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is none of the above, or nothing in the model is trained.
+
+    References
+    ----------
+    Evci et al., *Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win* (2022), Section 3.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of the model, got {describe(loss)}")
+    twin = _copy(model)
+    trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("model must have a parameter that requires a gradient, got none")
+    with torch.random.fork_rng(_cuda_devices(twin)), torch.enable_grad():
+        value = loss(twin)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")
+        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    squares = {
+        name: 0.0 if gradient is None else float(gradient.double().square().sum())
+        for name, gradient in zip(trained, gradients)
+    }
+    return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # What torch.nn.utils.prune and other hooks compute before each forward pass has a graph, and a tensor
+    # that has one cannot be copied: its values stand in for it, until it is computed anew.
+    computed = (
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    )
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
+
+
+class GradientFlowRecorder:
+    """Measures the gradient flow every so many steps of an optimizer, for as long as it lives.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    optimizer : torch.optim.Optimizer
+    loss : callable
+        See `gradient_flow`.
+    every : int
+        Steps between measurements; the first is made at once. Steps that a GradScaler leaves out do not
+        count.
+
+    Attributes
+    ----------
+    history : list of (int, GradientFlow)
+        Steps taken, and the gradient flow then.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, every: int = 200
+    ) -> None:
+        self._model, self._loss = model, loss
+        self._timetable = Timetable(check_integer(every, "every"), stop_at=None)
+        self.history = [(0, gradient_flow(model, loss))]
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        self._timetable.add_call(optimizer)
+        if self._timetable.is_due():
+            self.history.append((self._timetable.steps, gradient_flow(self._model, self._loss)))
+            self._timetable.advance()
+
+    def remove(self) -> None:
+        """Measure no more."""
+        self._handle.remove()
+
+
+class MaskUpdateRecorder:
+    """Measures the gradient flow right before and right after each update of the masks.
+
+    Make it before the method and :meth:`follow` the method: hooks of an optimizer are called in the order in
+    which they were registered, and this one has to come between a step and the update after it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    optimizer : torch.optim.Optimizer
+    loss : callable
+        See `gradient_flow`.
+
+    Attributes
+    ----------
+    before : GradientFlow or None
+        Before the last update that was due.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+        self._model, self._loss = model, loss
+        self._method: Any = None
+        self._step: int | None = None
+        self.before: GradientFlow | None = None
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def follow(self, method: Any) -> None:
+        """Measure at the updates of this method (a `DynamicMethod`)."""
+        self._method = method
+
+    def _after_step(self, *step: object) -> None:
+        if self._method is None or self._method.next_update is None:
+            return
+        # The method counts this step later, in its own hook.
+        self._step = self._method.steps + 1
+        if self._step == self._method.next_update:
+            self.before = gradient_flow(self._model, self._loss)
+
+    def after(self) -> tuple[GradientFlow, GradientFlow]:
+        """Gradient flow before and after the update that was just made; for the method's `on_update`.
+
+        Raises
+        ------
+        RuntimeError
+            When nothing was measured before it.
+        """
+        if self.before is None or self._step != self._method.steps:
+            raise RuntimeError(
+                "the recorder must follow the method, and be made before it, got no measurement"
+            )
+        before, self.before = self.before, None
+        return before, gradient_flow(self._model, self._loss)
+
+    def remove(self) -> None:
+        """Measure no more."""
+        self._handle.remove()

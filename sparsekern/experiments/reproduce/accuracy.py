@@ -1,0 +1,107 @@
+"""Tables 1 and 5: test accuracy of every method from every initialization."""
+
+from __future__ import annotations
+
+from sparsekern.experiments.reproduce.document import Section, Table
+from sparsekern.experiments.reproduce.paper import ACCURACY, IMAGENET, Printed
+from sparsekern.experiments.reproduce.results import LEARNT, Results
+from sparsekern.experiments.reproduce.runs import INITS, SPARSE_METHODS, PaperRun, PaperRuns
+from sparsekern.experiments.reproduce.statistics import RULE, Sample, printed_text, verdict
+
+NAMES = {
+    "scratch": "Scratch",
+    "set": "SET",
+    "rigl": "RigL",
+    "rigl_inverted": "RigL Inverted",
+    "dense": "Dense",
+    "lottery": "Lottery",
+    "small_dense": "Small-Dense",
+    "prune": "Pruning",
+    "restart": "Prune restart",
+}
+INIT_NAMES = {"dense": "Original", "per_layer": "Liu et al.", "per_neuron": "Ours"}
+TITLES = {"lenet5": "LeNet-5, 95 % sparse, MNIST", "mlp": "MLP 784-300-100-10, 98 % sparse, MNIST"}
+
+
+def accuracy_section(results: Results, network: str, name: str) -> Section:
+    """The table of a network."""
+    paper = results.paper[network]
+    rows, failures = [], []
+    for (role, init), runs in _cells(paper).items():
+        accuracies = [results.accuracy(run) for run in runs]
+        sample = Sample.of([None if a is None else 100 * a for a in accuracies])
+        printed = ACCURACY[network].get((role, init))
+        rows.append(_row(role, init, sample, printed))
+        failures += _failure(results, role, init, runs)
+    notes = [RULE, *failures]
+    return Section(f"{name}: {TITLES[network]}", [_text(results)], [Table(_HEADERS, rows, notes)])
+
+
+_HEADERS = ["method", "initialization", "paper", "here, mean ± std (runs)", "agreement"]
+
+
+def _row(role: str, init: str, sample: Sample, printed: Printed | None) -> list[str]:
+    shown = INIT_NAMES[init] if role in ("scratch", "set", "rigl") else ""
+    return [NAMES[role], shown, printed_text(printed), sample.text(), verdict(sample, printed)]
+
+
+def _cells(paper: PaperRuns) -> dict[tuple[str, str], list[PaperRun]]:
+    seeds = paper.seeds
+    cells = {("dense", "dense"): [paper.dense(seed) for seed in seeds]}
+    cells["prune", "dense"] = [paper.prune(seed) for seed in seeds]
+    cells["lottery", "dense"] = [paper.lottery(seed) for seed in seeds]
+    cells["small_dense", "dense"] = [paper.small_dense(seed) for seed in seeds]
+    for method in SPARSE_METHODS:
+        for init in INITS:
+            runs = [paper.sparse(method, init, seed) for seed in seeds]
+            cells[runs[0].role, init] = runs
+    return cells
+
+
+def _text(results: Results) -> str:
+    return (
+        "Test accuracy in %. Every seed has a pruning run of its own, whose final mask its Lottery, "
+        "Scratch, SET "
+        "and RigL runs start from. Original is Glorot's initialization, masked; Ours the paper's."
+    )
+
+
+def _failure(results: Results, role: str, init: str, runs: list[PaperRun]) -> list[str]:
+    """One sentence about the runs of a cell that did not learn, diverged or failed."""
+    where = f"{NAMES[role]}, {INIT_NAMES[init]}" if role in ("scratch", "set", "rigl") else NAMES[role]
+    ended = [results.ended.get(run.folder) for run in runs]
+    parts = []
+    stuck = [end for end in ended if end and end.result and end.result.test_accuracy < LEARNT]
+    if stuck:
+        parts.append(f"{len(stuck)} of {len(runs)} runs never learnt (test accuracy below {LEARNT:.0%})")
+    if diverged := sum(bool(end and end.diverged) for end in ended):
+        parts.append(f"{diverged} of {len(runs)} runs diverged and count as chance, 10 %")
+    if failed := sum(bool(end and not end.diverged and end.result is None) for end in ended):
+        parts.append(f"{failed} of {len(runs)} runs failed and are left out")
+    return [f"{where}: {', '.join(parts)}."] if parts else []
+
+
+def imagenet_section() -> Section:
+    """What is only on ImageNet: printed values, and the commands that would run it."""
+    rows = [
+        [
+            network,
+            NAMES[role],
+            f"{value:.2f}",
+            "not run",
+            f"`sparsekern train {recipe} --data-dir DIR{options}`",
+        ]
+        for network, recipe in (("VGG-16", "vgg16-imagenet"), ("ResNet-50", "resnet50-imagenet"))
+        for role, value in IMAGENET[network].items()
+        for options in [_options(role)]
+    ]
+    text = "Settings of Table 1 that need ImageNet are complete as recipes; none was run for this report."
+    return Section(
+        "Table 1: ImageNet", [text], [Table(["network", "method", "paper", "here", "command"], rows)]
+    )
+
+
+def _options(role: str) -> str:
+    method = {"scratch": "static", "lottery": "static"}.get(role, role)
+    extra = " --masks MASKS --weights STATE" if role == "lottery" else ""
+    return f" --method {method}{extra}"

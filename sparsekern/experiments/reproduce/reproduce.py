@@ -1,0 +1,126 @@
+"""From the names of tables and figures to a report: runs first, then measurements, then pages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsekern.experiments.data import load_dataset
+from sparsekern.experiments.errors import ExperimentError
+from sparsekern.experiments.reproduce.document import Report, Section, Table
+from sparsekern.experiments.reproduce.execute import Ended, Runs
+from sparsekern.experiments.reproduce.paper import DEVIATIONS
+from sparsekern.experiments.reproduce.results import Results
+from sparsekern.experiments.reproduce.runs import NETWORKS, PaperRuns, Scale, unique
+from sparsekern.experiments.reproduce.targets import TARGETS
+from sparsekern.experiments.reproduce.write import write_report
+from sparsekern.experiments.sweep.table import environment
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What to reproduce, and where.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Keys of `TARGETS`.
+    seeds : sequence of int
+    output : Path
+    workers : int
+    data_dir : Path or None
+        The folder of MNIST; None for the bundled digits.
+    quick : bool
+    """
+
+    names: Sequence[str]
+    seeds: Sequence[int]
+    output: Path
+    workers: int
+    data_dir: Path | None = None
+    quick: bool = False
+
+    @property
+    def scale(self) -> Scale:
+        """The length of runs and their data."""
+        return Scale(self.quick, "digits" if self.data_dir is None else "mnist")
+
+
+def reproduce(task: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
+    """Do the runs that are not done, measure what is not measured, and write the report.
+
+    Returns
+    -------
+    dict of str to Path
+        The report's files.
+    list of Ended
+        The runs that failed; those that diverged are results.
+
+    Raises
+    ------
+    ExperimentError
+        Before anything is done, where data or folders are wrong.
+    SweepStopped
+        After SIGINT or SIGTERM, with the states of runs saved.
+    """
+    dataset = load_dataset(task.scale.dataset, task.data_dir)
+    paper = {network: PaperRuns(network, task.seeds, task.scale) for network in NETWORKS}
+    runs = unique(run for name in task.names for run in TARGETS[name].runs(paper))
+    home = Runs(task.output / "runs")
+    ended = home.do(runs, task.workers, task.data_dir)
+    results = Results(
+        paper=paper,
+        runs=home,
+        ended=ended,
+        dataset=dataset,
+        measurements=task.output / "measurements",
+        quick=task.quick,
+        say=lambda text: print(text, file=sys.stdout, flush=True),
+    )
+    sections = [section for name in task.names for section in TARGETS[name].sections(results)]
+    report = _report(task, sections, list(ended.values()))
+    try:
+        files = write_report(report, task.output)
+    except OSError as error:
+        raise ExperimentError(
+            f"{error.filename or task.output}: cannot be written: {error.strerror}"
+        ) from None
+    return files, [end for end in ended.values() if end.result is None and not end.diverged]
+
+
+def _report(task: Reproduction, sections: list[Section], ended: Sequence[Ended]) -> Report:
+    seeds = ", ".join(map(str, task.seeds))
+    where = ", ".join(f"{name} {version}" for name, version in environment().items())
+    hours = sum(end.result.seconds for end in ended if end.result) / 3600
+    data = "the digits of scikit-learn, not MNIST" if task.data_dir is None else "MNIST"
+    summary = [
+        "Tables and figures of Evci, Ioannou, Keskin and Dauphin, *Gradient Flow in Sparse Neural "
+        "Networks and How "
+        f"Lottery Tickets Win* (AAAI 2022), made again by sparsekern on {data}: {len(ended)} runs of "
+        f"seeds {seeds}, "
+        f"{hours:.1f} hours of training on one thread each ({where}).",
+    ]
+    if task.quick or task.data_dir is None:
+        summary.append("Values of the paper stand beside for orientation: they are of full runs on MNIST.")
+    return Report(
+        "Gradient flow in sparse neural networks: a reproduction",
+        task.quick,
+        summary,
+        [*sections, _deviations()],
+    )
+
+
+def _deviations() -> Section:
+    headers = ["what", "the paper's text", "its code", "followed here"]
+    text = (
+        "Figures 7 to 11 carry the numbers of the paper's appendix; what each shows is said in its "
+        "heading, and the "
+        "order may differ from the paper's."
+    )
+    return Section(
+        "Where the paper's text and code disagree, and what this follows",
+        [text],
+        [Table(headers, DEVIATIONS)],
+    )
