@@ -118,7 +118,17 @@ def _read(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # PyTorch's own is left alone
     )
-    for pixels in loader:
+    chunks = iter(loader)
+    while True:
+        try:
+            pixels = next(chunks, None)
+        except RuntimeError as error:  # a worker died: of memory, mostly
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"a process that reads images died; fewer --workers need less: {reason}"
+            ) from None
+        if pixels is None:
+            return
         if isinstance(pixels, str):
             raise DataError(pixels)
         yield normalize(pixels.to(device, non_blocking=True))

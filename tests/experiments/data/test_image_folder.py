@@ -1,4 +1,5 @@
 import builtins
+import os
 import re
 import shutil
 
@@ -93,6 +94,15 @@ def test_a_damaged_image_is_one_line_from_any_process(copy, workers):
     (copy / "train" / "bee" / "1.png").write_bytes(b"nothing")
     batches = load(copy, workers).train_batches(BatchOrder(11, 11, seed=0))
     with pytest.raises(DataError, match=re.escape(f"{copy}/train/bee/1.png: expected an image")) as caught:
+        batches(0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.multiprocessing.get_start_method() != "fork", reason="patches the workers")
+def test_a_worker_that_dies_is_one_line(image_folder, monkeypatch):
+    monkeypatch.setattr("sparsekern.experiments.data.streaming.read_image", lambda path: os._exit(3))
+    batches = load(image_folder, 1).train_batches(BatchOrder(11, 4, seed=0))
+    with pytest.raises(DataError, match="a process that reads images died; fewer --workers") as caught:
         batches(0)
     assert "\n" not in str(caught.value)
 
