@@ -1,8 +1,8 @@
 """A whole training run of LeNet-5 on MNIST, sparse against dense PyTorch, data included.
 
 ``python -m benchmarks.mnist_run --data-dir MNIST`` trains the paper's 11,719 steps of 128 examples twice, in
-turns of 200 steps: the dense network by a plain loop that indexes tensors in memory, and the 95 % sparse one of
-``sparsekern train lenet5-mnist``. Both go through the training set in random order.
+turns of 200 steps: the dense network by a plain loop that indexes tensors in memory, the 95 % sparse one as
+``sparsekern train lenet5-mnist`` does. Both go through the training set in random order.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def main() -> None:
     found = measure(options.data_dir, options.steps)
     seconds = found["seconds"]
     print(
-        f"{found['steps']:,} steps, {found['threads']} threads: dense PyTorch {seconds['dense']:.1f} s, sparse "
-        f"{seconds['sparse']:.1f} s, {found['share']:.1%} of it; test accuracy {found['test_accuracy']:.2%}"
+        f"{found['steps']:,} steps, {found['threads']} threads: dense PyTorch {seconds['dense']:.1f} s, "
+        f"sparse {seconds['sparse']:.1f} s, {found['share']:.1%} of it; "
+        f"test accuracy {found['test_accuracy']:.2%}"
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=2) + "\n")

@@ -56,5 +56,4 @@ def _first_of_each_class(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
             f"got {count:,}"
         )
     first = [(labels == label).nonzero().flatten()[:count] for label in labels.unique()]
-    chosen = torch.cat(first)
-    return dataset.train_images[chosen], labels[chosen]
+    return dataset.train_examples(torch.cat(first))

@@ -6,7 +6,7 @@ import sparsekern as sk
 from sparsekern.experiments.at_init import masks_at_init
 from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.models import MODELS
+from sparsekern.experiments.models import IMAGE_MODELS, MODELS, SPARSE_INIT
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.weights import load_weights
 from sparsekern.methods.masks import load_masks
@@ -44,7 +44,8 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     """
     init_generator = generator(recipe.seed_of("init"), "init")
     _, construct = MODELS[recipe.network]
-    model = construct(init_generator)
+    sizes = {"num_classes": recipe.num_classes} if recipe.network in IMAGE_MODELS else {}
+    model = construct(init_generator, **sizes)
     if recipe.weights is not None:
         load_weights(model, recipe)
     if not recipe.is_sparse:
@@ -56,13 +57,15 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     report = _mask(model, recipe, dataset)
     if recipe.weights is not None:
         return model, report
+    options = SPARSE_INIT.get(recipe.network, {})
     for layer in model.modules():
         if not isinstance(layer, SparseLayer):
             continue
         if recipe.init == "per_layer":
-            sk.init.per_layer_(layer, generator=init_generator)
+            known = {name: option for name, option in options.items() if name != "mode"}
+            sk.init.per_layer_(layer, generator=init_generator, **known)
         elif recipe.init == "per_neuron":
-            sk.init.per_neuron_(layer, generator=init_generator)
+            sk.init.per_neuron_(layer, generator=init_generator, **options)
     return model, report
 
 

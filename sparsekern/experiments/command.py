@@ -1,6 +1,7 @@
 """``sparsekern train``: its options, and its errors as one line."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -90,6 +91,12 @@ def build_parser() -> Parser:
     )
     again.add_argument("--overwrite", action="store_true", help="start anew where the folder holds a run")
     parser.add_argument("--threads", type=small_count, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--workers",
+        type=small_count,
+        metavar="N",
+        help="processes that read image files (default: one a core)",
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     add_keys(parser)
@@ -105,6 +112,7 @@ def _run_options(options: argparse.Namespace, name: str, overrides: dict[str, An
         overwrite=options.overwrite,
         device=options.device,
         tensorboard=options.tensorboard,
+        workers=options.workers or len(os.sched_getaffinity(0)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsekern.experiments.models import SMALL_DENSE
+from sparsekern.experiments.models import IMAGE_MODELS, SMALL_DENSE
 from sparsekern.experiments.settings import DENSE_METHODS, TWO_FOUR_METHODS
 
 if TYPE_CHECKING:
@@ -23,11 +23,33 @@ def find_conflict(recipe: Recipe) -> str:
         )
     if recipe.method == "static" and recipe.masks and not recipe.sparsity:
         return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
-    if conflict := _conflict_of_masks(recipe):
+    if conflict := _conflict_of_data(recipe) or _conflict_of_optimizer(recipe) or _conflict_of_masks(recipe):
         return conflict
     if recipe.prunes:
         return _conflict_of_pruning(recipe)
     return _conflict_of_updates(recipe) if recipe.updates_masks else ""
+
+
+def _conflict_of_data(recipe: Recipe) -> str:
+    if (recipe.dataset == "image_folder") == (recipe.model in IMAGE_MODELS):
+        return ""
+    return (
+        f"dataset must be image_folder with the models {' and '.join(IMAGE_MODELS)} and with no other, "
+        f"got model {recipe.model} and dataset {recipe.dataset}"
+    )
+
+
+def _conflict_of_optimizer(recipe: Recipe) -> str:
+    if recipe.schedule == "step" and recipe.milestones is None:
+        return "milestones must be given with schedule step, which falls there, got none"
+    if recipe.warmup_steps >= recipe.steps:
+        return (
+            f"warmup_steps must be below steps, {recipe.steps:,}, for the learning rate to be reached, "
+            f"got {recipe.warmup_steps:,}"
+        )
+    if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
+        return "nesterov needs a momentum above 0, got 0"
+    return ""
 
 
 def _conflict_of_pruning(recipe: Recipe) -> str:

@@ -1,10 +1,13 @@
 """Loss and accuracy over a whole set of examples."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from sparsekern.experiments.data import Examples
 
 
 class Evaluation(NamedTuple):
@@ -14,22 +17,28 @@ class Evaluation(NamedTuple):
     accuracy: float
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000
 ) -> Evaluation:
-    """Mean cross-entropy and accuracy of ``model`` on all of ``images``, in evaluation mode, without
+    """:func:`evaluate_batches` of ``images`` in batches of one size."""
+    return evaluate_batches(model, zip(images.split(batch_size), labels.split(batch_size), strict=True))
+
+
+@torch.no_grad()
+def evaluate_batches(model: nn.Module, batches: Iterable[Examples]) -> Evaluation:
+    """Mean cross-entropy and accuracy of ``model`` on all of ``batches``, in evaluation mode, without
     gradients.
 
-    Sums are kept in float64, so the result hardly depends on ``batch_size``.
+    Sums are kept in float64, so the result hardly depends on the size of the batches.
     """
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=images.device)
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    # Tensors from the first batch on, on its device.
+    loss, correct, examples = 0.0, 0, 0
+    for x, y in batches:
         logits = model(x)
         loss += F.cross_entropy(logits, y, reduction="sum").double()
         correct += (logits.argmax(1) == y).sum()
+        examples += len(y)
     model.train(was_training)
-    return Evaluation(loss.item() / len(labels), correct.item() / len(labels))
+    return Evaluation(float(loss) / examples, int(correct) / examples)

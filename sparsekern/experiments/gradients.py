@@ -41,7 +41,7 @@ class Gradients:
                 f"gradient_flow_examples must be at most the number of training examples, {examples:,}, "
                 f"got {size:,}"
             )
-        self._images, self._labels = dataset.train_images[:size], dataset.train_labels[:size]
+        self._images, self._labels = dataset.train_examples(slice(size))
         if recipe.updates_masks:
             self._recorder = MaskUpdateRecorder(model, optimizer, self.loss)
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +22,13 @@ class Key:
     expected: str = ""
     accepts: Callable[[Any], bool] = lambda value: True
     optional: bool = False
+    shown: str = ""
 
     @property
     def metavar(self) -> str:
         """What stands for a value in the command's help."""
-        if self.choices:
-            return "|".join(self.choices)
+        if self.choices or self.shown:
+            return self.shown or "|".join(self.choices)
         return {int: "N", float: "X", bool: "true|false", str: "PATH"}[self.kind]
 
 
@@ -93,6 +96,19 @@ def path(about: str) -> Any:
     return key(about, str, None, expected="the path of a file", accepts=bool, optional=True)
 
 
+def rising(about: str) -> Any:
+    """A key that takes whole numbers, each above the one before, as text with commas; or nothing."""
+    return key(
+        about,
+        str,
+        None,
+        expected="rising whole numbers with commas and no spaces, such as 100,200",
+        accepts=_is_rising,
+        optional=True,
+        shown="N,N",
+    )
+
+
 def whole(about: str, default: int | None = None) -> Any:
     """A key that takes any whole number; without a default it may be left open."""
     return key(about, int, default, optional=default is None)
@@ -130,6 +146,13 @@ def near(name: str, known: Iterable[str]) -> str:
     """A hint at the known names that look like ``name``, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _is_rising(text: str) -> bool:
+    if not re.fullmatch(r"[0-9]{1,12}(,[0-9]{1,12})*", text):
+        return False
+    numbers = [int(part) for part in text.split(",")]
+    return all(first < second for first, second in itertools.pairwise(numbers))
 
 
 def _boolean(name: str, value: Any) -> bool:

@@ -15,6 +15,7 @@ from sparsekern.experiments.conflicts import find_conflict
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.keys import Key, convert, near
 from sparsekern.experiments.models import SMALL_DENSE
+from sparsekern.experiments.schedule import learning_rate
 from sparsekern.experiments.settings import (
     DENSE_METHODS,
     GROUPS,
@@ -75,9 +76,26 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Pruning, Updates, Masks, Net
         return self.method in PRUNING_METHODS
 
     @property
+    def image_options(self) -> dict[str, int]:
+        """How a data set of image files is read; others take no notice."""
+        return {"image_size": self.image_size, "num_classes": self.num_classes}
+
+    @property
     def network(self) -> str:
         """The model that is built: the recipe's own, or its Small-Dense twin."""
         return SMALL_DENSE[self.model] if self.method == "small_dense" else self.model
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of training step ``step``, counted from 0."""
+        return learning_rate(
+            self.schedule,
+            self.learning_rate,
+            step,
+            self.steps,
+            warmup_steps=self.warmup_steps,
+            milestones=[int(part) for part in self.milestones.split(",")] if self.milestones else [],
+            factor=self.step_factor,
+        )
 
     def seed_of(self, purpose: str) -> int:
         """The seed for ``"init"``, ``"mask"`` or ``"data"``: the key of that name, else ``seed``."""

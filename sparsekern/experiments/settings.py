@@ -4,8 +4,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsekern.experiments.data import DATASETS
-from sparsekern.experiments.keys import choice, count, fraction, number, path, positive, switch, whole
+from sparsekern.experiments.keys import (
+    choice,
+    count,
+    fraction,
+    number,
+    path,
+    positive,
+    rising,
+    switch,
+    whole,
+)
 from sparsekern.experiments.models import MODELS
+from sparsekern.experiments.schedule import SCHEDULES
 
 #: Methods that train a dense network, whatever the sparsity.
 DENSE_METHODS = ("dense", "small_dense")
@@ -34,6 +45,8 @@ class Network:
         METHODS,
         "static",
     )
+    image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
+    num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +145,19 @@ class Optimization:
     optimizer: str = choice("optimizer", ("sgd", "adamw"), "sgd")
     learning_rate: float = positive("initial learning rate")
     momentum: float = number("momentum of sgd, first beta of adamw", 0.9, below=1)
+    nesterov: bool = switch("whether sgd's momentum is Nesterov's", False)
     weight_decay: float = number(
         "PyTorch's weight_decay, on weights only, never on biases (Keras' l2 is half of it)", 0.0
     )
     schedule: str = choice(
-        "learning rate: cosine falls to 0 over all steps, constant stays", ("cosine", "constant"), "cosine"
+        "learning rate: cosine falls to 0 over all steps, constant stays, step falls at milestones",
+        SCHEDULES,
+        "cosine",
     )
+    warmup_steps: int = count("steps in which the learning rate rises from 0 at first", 0, least=0)
+    milestones: str | None = rising("schedule step: the steps from which the learning rate is lower")
+    step_factor: float = fraction("schedule step: what it is multiplied by at each of them", 0.1)
+    label_smoothing: float = number("share of a training label that is spread over all classes", 0.0, below=1)
     steps: int = count("training steps")
     batch_size: int = count("examples in a batch, at most those of the training set", 128)
 

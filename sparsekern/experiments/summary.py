@@ -101,6 +101,7 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
         threads=torch.get_num_threads(),
     )
     sparse.close()
+    dense.close()
     return comparison
 
 

@@ -10,12 +10,11 @@ from torch import nn
 
 from sparsekern.experiments.data import BatchOrder, Dataset
 from sparsekern.experiments.errors import CheckpointError, DivergedError
-from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.evaluate import evaluate_batches
 from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
-from sparsekern.experiments.schedule import learning_rate
 from sparsekern.experiments.updates import attach_method, prune_record, update_record
 from sparsekern.formats import Pattern
 from sparsekern.methods import PruningUpdate, UpdateStatistics
@@ -60,6 +59,8 @@ class Trainer:
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.gradients.follow(self.method)
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
+        #: Images and labels of a training step.
+        self.batch = self.dataset.train_batches(self.order)
         self.step = 0
         self.seconds = 0.0
         # Training steps that came with a mask update, and the metrics of the last one until they are read.
@@ -67,21 +68,16 @@ class Trainer:
         self._updates: list[dict[str, Any]] = []
         self._window = _Window(device)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of training step ``step``."""
-        indices = self.order.indices(step).to(self.dataset.train_labels.device)
-        return self.dataset.train_images[indices], self.dataset.train_labels[indices]
-
     def train_step(self) -> None:
         """One step of the optimizer on the next batch."""
         started = time.perf_counter()
-        rate = learning_rate(self.recipe.schedule, self.recipe.learning_rate, self.step, self.recipe.steps)
+        rate = self.recipe.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images, labels = self.batch(self.step)
         self.optimizer.zero_grad()
         logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         loss.backward()
         try:
             self.optimizer.step()
@@ -130,7 +126,7 @@ class Trainer:
     def test_record(self) -> dict[str, Any]:
         """Loss and accuracy on the whole test set."""
         self.check_finite()
-        loss, accuracy = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels)
+        loss, accuracy = evaluate_batches(self.model, self.dataset.test_batches())
         return {
             "kind": "test",
             "step": self.step,
@@ -168,7 +164,8 @@ class Trainer:
         return f"a learning_rate below {self.recipe.learning_rate:g} may help"
 
     def close(self) -> None:
-        """Let go of the network: nothing outside of it refers to the method any more."""
+        """Let go of the network and the data: nothing outside refers to the method, nothing reads ahead."""
+        self.batch.close()
         if self.method is not None:
             self.method.detach()
 

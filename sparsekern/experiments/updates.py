@@ -72,8 +72,9 @@ def attach_method(
 class HoldoutLoss:
     """``mean cross-entropy of the first grow_batch_size training examples + weight_decay / 2 * sum(w ** 2)``.
 
-    The second term is there for SGD only, whose weight decay is its gradient; ``w`` are the active weights of
-    sparse layers. Source: ``rigl_tf2/mask_updaters.py`` in google-research/rigl.
+    The first term has the label smoothing of training. The second is there for SGD only, whose weight decay
+    is its gradient; ``w`` are the active weights of sparse layers. Source: ``rigl_tf2/mask_updaters.py`` in
+    google-research/rigl.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
@@ -83,13 +84,13 @@ class HoldoutLoss:
                 f"grow_batch_size must be at most the number of training examples, {examples:,}, got {size:,}"
             )
         self._model = model
-        self._images = dataset.train_images[:size]
-        self._labels = dataset.train_labels[:size]
+        self._images, self._labels = dataset.train_examples(slice(size))
+        self._smoothing = recipe.label_smoothing
         self._decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
 
     def __call__(self) -> Tensor:
         """The loss, with its graph."""
-        loss = F.cross_entropy(self._model(self._images), self._labels)
+        loss = F.cross_entropy(self._model(self._images), self._labels, label_smoothing=self._smoothing)
         if not self._decay:
             return loss
         layers = [layer for layer in self._model.modules() if isinstance(layer, SparseLayer)]

@@ -1,3 +1,5 @@
+import numpy
+import PIL.Image
 import pytest
 import torch
 
@@ -17,6 +19,20 @@ def one_thread():
 @pytest.fixture(scope="session")
 def digits():
     return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Three classes of small images, of different sizes: 11 to train and 6 to test."""
+    root = tmp_path_factory.mktemp("images")
+    generator = numpy.random.default_rng(0)
+    for part, counts in (("train", (5, 4, 2)), ("val", (1, 2, 3))):
+        for name, count in zip(("ant", "bee", "cat"), counts):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (40 + number, 44, 3), dtype=numpy.uint8)
+                PIL.Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    return root
 
 
 @pytest.fixture

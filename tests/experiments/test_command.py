@@ -85,6 +85,14 @@ def test_a_recipe_file_of_ones_own(tmp_path, capsys):
             ["lenet5-mnist", "--data-dir", "nowhere"],
             "--data-dir must be a folder with the MNIST files, got nowhere",
         ),
+        (
+            ["vgg16-imagenet"],
+            "the data set 'image_folder' needs --data-dir, the folder that holds train/ and",
+        ),
+        (
+            ["vgg16-imagenet", "--data-dir", "nowhere"],
+            "--data-dir must be a folder with train/ and val/, got nowhere, which is none",
+        ),
         (["lenet5-digits", "--data-dir", "."], "--data-dir must be left out for the data set 'digits'"),
         (["lenet5-digits", "--batch-size", "99999999999"], "training examples, 1,437, got 99,999,999,999"),
         (["lenet5-digits", "--threads", "99999999999"], "a whole number from 1 to 1024, got '99999999999'"),

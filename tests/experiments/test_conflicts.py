@@ -41,6 +41,15 @@ CONFLICTS = [
         {"method": "gradual_pruning", "prune_begin": 100, "prune_end": 3001},
         "prune_end must be above prune_begin, 100, and at most steps, 3,000, got 3,001",
     ),
+    ({"schedule": "step"}, "milestones must be given with schedule step, which falls there, got none"),
+    ({"warmup_steps": 3000}, "warmup_steps must be below steps, 3,000, .*, got 3,000"),
+    ({"nesterov": True, "momentum": 0}, "nesterov needs a momentum above 0, got 0"),
+    (
+        {"model": "vgg16"},
+        "dataset must be image_folder with the models vgg16 and resnet50 and with no other, got model vgg16 "
+        "and dataset digits",
+    ),
+    ({"dataset": "image_folder"}, "dataset must be image_folder .*, got model lenet5 and dataset image_f"),
     (
         {"method": "small_dense", "model": "small-mlp"},
         r"method small_dense needs a model with a Small-Dense twin \(lenet5, mlp\), got model small-mlp",
@@ -62,6 +71,9 @@ def test_keys_that_do_not_go_together_are_one_line(changes, message):
         {"method": "dense", "sparsity": 0, "masks": "a.pt", "drop_schedule": "cosine"},
         {"method": "rigl", "drop_schedule": "cosine", "stop_at": 3000},
         {"method": "rigl", "stop_at": 9000},
+        {"milestones": "9000", "step_factor": 1},
+        {"optimizer": "adamw", "nesterov": True, "momentum": 0},
+        {"image_size": 32, "num_classes": 3},
         {"method": "dense", "at_init": "snip", "masks": "a.pt", "sparsity": 0, "distribution": "erk"},
         {"method": "static", "at_init": "synflow", "at_init_scope": "layer", "distribution": "erk"},
         {"method": "static", "at_init": "magnitude", "at_init_examples": 10**6},

@@ -56,6 +56,20 @@ def test_sgd_step_by_hand(recipe):
     torch.testing.assert_close(layer.bias.detach(), bias)
 
 
+def test_nesterov_steps_by_hand(recipe):
+    layer = nn.Linear(2, 1, bias=False)
+    weight, velocity = layer.weight.detach().clone(), torch.zeros(1, 2)
+    optimizer = build_optimizer(layer, recipe.override({"nesterov": True, "weight_decay": 0}))
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        (step * layer(torch.tensor([[1.0, 2.0]]))).sum().backward()
+        optimizer.step()
+        gradient = step * torch.tensor([[1.0, 2.0]])
+        velocity = 0.5 * velocity + gradient
+        weight = weight - 0.1 * (gradient + 0.5 * velocity)
+    torch.testing.assert_close(layer.weight.detach(), weight)
+
+
 def test_adamw_takes_momentum_as_its_first_beta(recipe):
     optimizer = build_optimizer(nn.Linear(2, 1), recipe.override({"optimizer": "adamw"}))
     assert isinstance(optimizer, torch.optim.AdamW)

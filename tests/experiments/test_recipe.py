@@ -40,6 +40,26 @@ def test_mnist_recipes_have_the_hyperparameters_of_the_paper(name, settings):
     assert {key: load_recipe(name).settings()[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("model", ["vgg16", "resnet50"])
+def test_imagenet_recipes_have_the_hyperparameters_of_rigl(model):
+    recipe = load_recipe(f"{model}-imagenet")
+    expected = {"model": model, "dataset": "image_folder", "image_size": 224, "num_classes": 1000}
+    expected |= {"sparsity": 0.8, "distribution": "erk", "init": "per_neuron"}
+    expected |= {"update_every": 100, "stop_at": 25_000, "drop_fraction": 0.3, "drop_schedule": "cosine"}
+    expected |= {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    expected |= {"steps": 32_000, "batch_size": 4096, "label_smoothing": 0.1}
+    assert {key: recipe.settings()[key] for key in expected} == expected
+    assert "not run by this project" in recipe.description
+    for method in ("static", "set", "rigl"):
+        recipe.override({"method": method})
+
+    def rate_at(epoch):
+        return recipe.learning_rate_at(round(epoch * 1_281_167 / 4096))
+
+    rates = [rate_at(epoch) for epoch in (0, 2.5, 5, 29.9, 30.1, 69.9, 70.1, 89.9, 90.1)]
+    assert rates == pytest.approx([0, 0.8, 1.6, 1.6, 0.16, 0.16, 0.016, 0.016, 0.0016], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_name_and_one_line_about_it(name):
     recipe = load_recipe(name)
@@ -201,6 +221,12 @@ BAD_VALUES = [
     ("regrow_dropped", [True], r"must be true or false, got \[True\]"),
     ("regrow_dropped", None, "must be true or false, got nothing"),
     ("masks", "", "must be the path of a file, got "),
+    ("milestones", "3,2", "must be rising whole numbers with commas and no spaces, .*, got 3,2"),
+    ("milestones", [1, 2], r"must be rising whole numbers with .*, such as 100,200, got \[1, 2\]"),
+    ("milestones", "2,2", "must be rising whole numbers .*, got 2,2"),
+    ("milestones", "late", "must be rising whole numbers .*, got late"),
+    ("label_smoothing", 1, "must be a number of at least 0 and below 1, got 1"),
+    ("image_size", 15, "must be at least 16, got 15"),
     ("method", "rigl-inverted", "must be one of .*, got 'rigl-inverted'; did you mean rigl_inverted"),
     (
         "init",

@@ -228,8 +228,8 @@ def test_resume_at_the_last_step_needs_its_metrics(short_recipe, options, said):
 def test_resume_on_other_data_is_refused(short_recipe, unfinished, options, said, monkeypatch):
     from sparsekern.experiments import run as module
 
-    def load_other(name, data_dir):
-        return dataclasses.replace(load_dataset(name, data_dir), fingerprint="0123456789abcdef")
+    def load_other(name, data_dir, **options):
+        return dataclasses.replace(load_dataset(name, data_dir, **options), fingerprint="0123456789abcdef")
 
     monkeypatch.setattr(module, "load_dataset", load_other)
     before = files(unfinished)

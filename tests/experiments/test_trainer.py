@@ -208,6 +208,20 @@ def test_a_sparse_network_with_the_per_neuron_init_learns(short_recipe, digits):
     assert trainer.test_record()["accuracy"] > 0.8
 
 
+def test_labels_are_smoothed_by_hand(short_recipe, digits):
+    recipe = short_recipe.override({"label_smoothing": 0.2, "sparsity": 0, "momentum": 0, "weight_decay": 0})
+    trainer = make(recipe, digits)
+    images, labels = trainer.batch(0)
+    before = trainer.model.fc3.bias.detach().clone()
+    logits = trainer.model(images)
+    targets = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
+    loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+    (gradient,) = torch.autograd.grad(loss, trainer.model.fc3.bias)
+    trainer.train_step()
+    torch.testing.assert_close(trainer.model.fc3.bias.detach(), before - 0.05 * gradient)
+    assert trainer.train_record()["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
 def test_train_record_holds_the_means_since_the_last_one(short_recipe, digits):
     trainer = make(short_recipe.override({"learning_rate": 1e-30}), digits)
     losses = []

@@ -1,10 +1,11 @@
-"""Data sets, whole in memory, and the order in which training sees them."""
+"""Data sets, in memory or read as training goes, and the order in which training sees them."""
 
 from pathlib import Path
 
 from sparsekern.experiments.data.batches import BatchOrder
-from sparsekern.experiments.data.dataset import Dataset
+from sparsekern.experiments.data.dataset import Batches, Dataset, Examples, InMemoryDataset
 from sparsekern.experiments.data.digits import load_digits
+from sparsekern.experiments.data.image_folder import ImageFolder, load_image_folder
 from sparsekern.experiments.data.mnist import load_mnist
 from sparsekern.experiments.errors import DataError
 
@@ -12,10 +13,18 @@ from sparsekern.experiments.errors import DataError
 DATASETS = {
     "digits": "scikit-learn's 8x8 digits as 28x28 images: 1,437 + 360 examples, no download",
     "mnist": "MNIST from its IDX files in --data-dir: 60,000 + 10,000 examples",
+    "image_folder": "the images of train/CLASS/ and val/CLASS/ in --data-dir, as ImageNet has them",
 }
 
 
-def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    image_size: int = 224,
+    num_classes: int | None = None,
+    workers: int = 0,
+) -> Dataset:
     """Load one of :data:`DATASETS`.
 
     Parameters
@@ -24,6 +33,8 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         A key of :data:`DATASETS`.
     data_dir : Path, optional
         The folder that holds the data set's files; ``digits`` has none.
+    image_size, num_classes, workers : int
+        Of :func:`load_image_folder`, without effect on other data sets.
 
     Raises
     ------
@@ -41,7 +52,25 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         if data_dir is None:
             raise DataError("the data set 'mnist' needs --data-dir, the folder that holds its four IDX files")
         return load_mnist(data_dir)
+    if name == "image_folder":
+        if data_dir is None:
+            raise DataError(
+                "the data set 'image_folder' needs --data-dir, the folder that holds train/ and val/"
+            )
+        return load_image_folder(data_dir, image_size, num_classes, workers)
     raise DataError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
 
 
-__all__ = ["DATASETS", "BatchOrder", "Dataset", "load_dataset", "load_digits", "load_mnist"]
+__all__ = [
+    "DATASETS",
+    "BatchOrder",
+    "Batches",
+    "Dataset",
+    "Examples",
+    "ImageFolder",
+    "InMemoryDataset",
+    "load_dataset",
+    "load_digits",
+    "load_image_folder",
+    "load_mnist",
+]

@@ -1,27 +1,79 @@
-"""What a loader returns."""
+"""What a loader returns: examples in memory, or examples that are read as training goes."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
+
+from sparsekern.experiments.data.batches import BatchOrder
+
+#: Images (examples, channels, height, width) float32 and labels (examples,) int64.
+Examples = tuple[Tensor, Tensor]
+
+_TEST_BATCH = 1000
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images (examples, 1, 28, 28) float32 in [0, 1] and labels (examples,) int64, to train and to test.
+class Batches(Protocol):
+    """The batches of a training run, each a function of its step alone."""
 
-    ``fingerprint`` is the digest of the source they were made of, the same on every machine.
+    def __call__(self, step: int) -> Examples:
+        """The batch of training step ``step``, counted from 0; one step after another is the fast way."""
+
+    def close(self) -> None:
+        """Let go of what reads ahead."""
+
+
+class Dataset(Protocol):
+    """Examples to train and to test.
+
+    Attributes
+    ----------
+    name : str
+    fingerprint : str
+        The digest of the source, the same on every machine.
+    train_labels, test_labels : Tensor
+        (examples,) int64.
     """
 
     name: str
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
+    fingerprint: str
+    train_labels: Tensor
+    test_labels: Tensor
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set, which gives its examples on ``device``."""
+
+    def train_examples(self, which: Tensor | slice) -> Examples:
+        """Some training examples by their places, never augmented."""
+
+    def test_examples(self, which: Tensor | slice) -> Examples:
+        """Some test examples by their places."""
+
+    def train_batches(self, order: BatchOrder) -> Batches:
+        """The batches of a training run, augmented where the data set is."""
+
+    def test_batches(self) -> Iterator[Examples]:
+        """The whole test set, in order."""
+
+
+@dataclass(frozen=True)
+class InMemoryDataset:
+    """Images (examples, 1, 28, 28) float32 in [0, 1] and labels (examples,) int64, to train and to test."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
     fingerprint: str
 
-    def to(self, device: torch.device | str) -> "Dataset":
+    def to(self, device: torch.device | str) -> InMemoryDataset:
         """The same data set on ``device``."""
-        return Dataset(
+        return InMemoryDataset(
             self.name,
             self.train_images.to(device),
             self.train_labels.to(device),
@@ -29,3 +81,31 @@ class Dataset:
             self.test_labels.to(device),
             self.fingerprint,
         )
+
+    def train_examples(self, which: Tensor | slice) -> Examples:
+        """Some training examples; a slice copies nothing."""
+        return self.train_images[which], self.train_labels[which]
+
+    def test_examples(self, which: Tensor | slice) -> Examples:
+        """Some test examples; a slice copies nothing."""
+        return self.test_images[which], self.test_labels[which]
+
+    def train_batches(self, order: BatchOrder) -> Batches:
+        """The batches of a training run."""
+        return _IndexedBatches(self, order)
+
+    def test_batches(self) -> Iterator[Examples]:
+        """The whole test set, in order."""
+        return zip(self.test_images.split(_TEST_BATCH), self.test_labels.split(_TEST_BATCH), strict=True)
+
+
+class _IndexedBatches:
+    def __init__(self, dataset: InMemoryDataset, order: BatchOrder) -> None:
+        self._dataset = dataset
+        self._order = order
+
+    def __call__(self, step: int) -> Examples:
+        return self._dataset.train_examples(self._order.indices(step).to(self._dataset.train_labels.device))
+
+    def close(self) -> None:
+        pass

@@ -4,14 +4,14 @@ import numpy
 import torch
 import torch.nn.functional as F
 
-from sparsekern.experiments.data.dataset import Dataset
+from sparsekern.experiments.data.dataset import InMemoryDataset
 from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import DataError
 
 _EVERY = 5  # one example of five is for testing
 
 
-def load_digits() -> Dataset:
+def load_digits() -> InMemoryDataset:
     """1,797 handwritten digits, resized from 8x8 to 28x28 (bilinear), as 1,437 training and 360 test
     examples.
 
@@ -33,7 +33,7 @@ def load_digits() -> Dataset:
     images = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(bundled.target[order]).to(torch.int64)
     is_test = torch.arange(len(labels)) % _EVERY == 0
-    return Dataset(
+    return InMemoryDataset(
         "digits",
         images[~is_test],
         labels[~is_test],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sparsekern.experiments.data.dataset import Dataset
+from sparsekern.experiments.data.dataset import InMemoryDataset
 from sparsekern.experiments.data.idx import read_idx
 from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import DataError
@@ -13,7 +13,7 @@ _SIDE = 28
 _CLASSES = 10
 
 
-def load_mnist(folder: Path) -> Dataset:
+def load_mnist(folder: Path) -> InMemoryDataset:
     """Read MNIST (or a data set in its format, as Fashion-MNIST) from ``folder``; pixels are divided by 255.
 
     Each file may be compressed with gzip or not, and be spelled ``train-images-idx3-ubyte`` or
@@ -29,7 +29,7 @@ def load_mnist(folder: Path) -> Dataset:
         raise DataError(f"--data-dir must be a folder with the MNIST files, got {folder}, which is none")
     train_images, train_labels = _read_part(folder, "train")
     test_images, test_labels = _read_part(folder, "t10k")
-    return Dataset(
+    return InMemoryDataset(
         "mnist",
         _scaled(train_images),
         train_labels.to(torch.int64),

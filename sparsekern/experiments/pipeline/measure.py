@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.experiments.data import Dataset
-from sparsekern.experiments.evaluate import evaluate
+from sparsekern.experiments.evaluate import evaluate_batches
 from sparsekern.nn import SparseModule, TwoFourLinearInt8
 from sparsekern.timing import CudaClock, cpu_clock, interleave
 
@@ -60,7 +60,7 @@ def stage_cost(stage: str, model: nn.Module, dense: nn.Module, dataset: Dataset)
     dataset : Dataset
         On that device; its test set is used.
     """
-    accuracy = evaluate(model, dataset.test_images, dataset.test_labels).accuracy
+    accuracy = evaluate_batches(model, dataset.test_batches()).accuracy
     return StageCost(
         stage=stage,
         sparsity=1 - _nonzeros(model) / _nonzeros(dense),
@@ -90,8 +90,8 @@ def _nonzeros(model: nn.Module) -> int:
 
 def _batch(dataset: Dataset, size: int) -> Tensor:
     """So many test images, again from the first where there are fewer."""
-    images = dataset.test_images
-    return images[torch.arange(size, device=images.device) % len(images)]
+    labels = dataset.test_labels
+    return dataset.test_examples(torch.arange(size, device=labels.device) % len(labels))[0]
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     folder = options.output
     _refuse_another(pipeline, folder, options)
     device = usable_device(options.device)
-    dataset = load_dataset(pipeline.sparse.dataset, options.data_dir)
+    recipe = pipeline.sparse
+    dataset = load_dataset(recipe.dataset, options.data_dir, workers=options.workers, **recipe.image_options)
     say(f"{pipeline.name}: {pipeline.sparse.description}\n")
     dense = _trained("dense", pipeline.sparse.dense_twin(), options, dataset, say).to(device).eval()
     on_device = dataset.to(device)
@@ -92,7 +93,7 @@ def _trained(name: str, recipe: Recipe, options: RunOptions, dataset: Dataset, s
 
 
 def _round(pipeline: Pipeline, model: nn.Module, dataset: Dataset) -> None:
-    images = dataset.train_images[: pipeline.last.calibration_examples]
+    images, _ = dataset.train_examples(slice(pipeline.last.calibration_examples))
     static = pipeline.last.activations == "static"
     with torch.no_grad():
         quantize_int8_(

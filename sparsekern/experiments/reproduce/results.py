@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsekern.experiments.build import build_model
 from sparsekern.experiments.checkpoint import read_checkpoint
-from sparsekern.experiments.data import Dataset
+from sparsekern.experiments.data import InMemoryDataset
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.metrics import read_metrics
 from sparsekern.experiments.recipe import Recipe
@@ -38,7 +38,7 @@ class Results:
     runs : Runs
     ended : dict of str to Ended
         By folder.
-    dataset : Dataset
+    dataset : InMemoryDataset
     measurements : Path
         The folder of what was measured before.
     quick : bool
@@ -49,7 +49,7 @@ class Results:
     paper: Mapping[str, PaperRuns]
     runs: Runs
     ended: Mapping[str, Ended]
-    dataset: Dataset
+    dataset: InMemoryDataset
     measurements: Path
     quick: bool
     say: Callable[[str], None]
