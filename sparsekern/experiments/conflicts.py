@@ -23,7 +23,8 @@ def find_conflict(recipe: Recipe) -> str:
         )
     if recipe.method == "static" and recipe.masks and not recipe.sparsity:
         return f"masks must be left out with sparsity 0, which trains the dense network, got {recipe.masks}"
-    if conflict := _conflict_of_data(recipe) or _conflict_of_optimizer(recipe) or _conflict_of_masks(recipe):
+    checks = (_conflict_of_data, _conflict_of_optimizer, _conflict_of_span, _conflict_of_masks)
+    if conflict := next(filter(None, (check(recipe) for check in checks)), ""):
         return conflict
     if recipe.prunes:
         return _conflict_of_pruning(recipe)
@@ -49,6 +50,19 @@ def _conflict_of_optimizer(recipe: Recipe) -> str:
         )
     if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
         return "nesterov needs a momentum above 0, got 0"
+    return ""
+
+
+def _conflict_of_span(recipe: Recipe) -> str:
+    if recipe.first_step >= recipe.steps:
+        return f"first_step must be below steps, {recipe.steps:,}, got {recipe.first_step:,}"
+    if recipe.first_step and recipe.prunes:
+        return f"first_step must be 0 with method {recipe.method}, got {recipe.first_step:,}"
+    if recipe.keep_step is not None and not recipe.first_step < recipe.keep_step <= recipe.steps:
+        return (
+            f"keep_step must be above first_step, {recipe.first_step:,}, and at most steps, "
+            f"{recipe.steps:,}, got {recipe.keep_step:,}"
+        )
     return ""
 
 

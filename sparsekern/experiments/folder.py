@@ -39,6 +39,10 @@ class RunFolder:
         self.result = path / "result.json"
         self.tensorboard = path / "tensorboard"
 
+    def kept(self, step: int) -> Path:
+        """The state after a step that a recipe keeps beside the last one."""
+        return self.path / f"step-{step}.pt"
+
     def is_started(self) -> bool:
         return any(file.exists() for file in (self.recipe, self.metrics, self.checkpoint))
 
@@ -102,4 +106,4 @@ class RunFolder:
             raise CheckpointError(f"{self.path} holds a run of another recipe: {'; '.join(differing)}")
 
     def _files(self) -> tuple[Path, ...]:
-        return self.result, self.checkpoint, self.metrics, self.recipe
+        return self.result, self.checkpoint, *self.path.glob("step-*.pt"), self.metrics, self.recipe

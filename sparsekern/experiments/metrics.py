@@ -114,7 +114,7 @@ def lines_through(path: Path, recipe: Recipe, last_step: int, update_steps: Sequ
     updated = set(update_steps)
     due = [
         (kind, step)
-        for step in range(1, last_step + 1)
+        for step in range(recipe.first_step + 1, last_step + 1)
         for kind in (kinds_of_update(recipe) if step in updated else []) + kinds_at(recipe, step)
     ]
     for index, (kind, step) in enumerate(due):

@@ -78,10 +78,9 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: RunFolder) -> Resume
         trainer.load_state_dict(state["trainer"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if not 1 <= trainer.step <= trainer.recipe.steps:
-        raise CheckpointError(
-            f"{path}: expected a step from 1 to {trainer.recipe.steps:,}, found {trainer.step:,}"
-        )
+    first, last = trainer.recipe.first_step + 1, trainer.recipe.steps
+    if not first <= trainer.step <= last:
+        raise CheckpointError(f"{path}: expected a step from {first:,} to {last:,}, found {trainer.step:,}")
     metrics = lines_through(folder.metrics, trainer.recipe, trainer.step, trainer.update_steps)
     notes = [f"resumed after step {trainer.step:,}"]
     before, now = state["threads"], expected["threads"]

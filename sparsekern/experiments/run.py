@@ -142,6 +142,9 @@ def _loop(
             write(update)
         for kind in kinds_at(recipe, step):
             write(measure[kind]())
+        if step == recipe.keep_step:
+            trainer.check_finite()
+            save_checkpoint(folder.kept(step), run_state(trainer))
         if last or step % recipe.checkpoint_every == 0 or signals.received:
             trainer.check_finite()
             sinks[0].sync()

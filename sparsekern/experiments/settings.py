@@ -159,6 +159,11 @@ class Optimization:
     step_factor: float = fraction("schedule step: what it is multiplied by at each of them", 0.1)
     label_smoothing: float = number("share of a training label that is spread over all classes", 0.0, below=1)
     steps: int = count("training steps")
+    first_step: int = count(
+        "step to start at, of the schedule and of the data: that of the weights a ticket goes back to",
+        0,
+        least=0,
+    )
     batch_size: int = count("examples in a batch, at most those of the training set", 128)
 
 
@@ -171,6 +176,9 @@ class Records:
     log_every: int = count("steps between lines of training metrics", 100)
     evaluate_every: int = count("steps between evaluations on the test set", 1000)
     checkpoint_every: int = count("steps between checkpoints", 1000)
+    keep_step: int | None = count(
+        "step whose state is kept as step-N.pt, for tickets that go back to it", None, optional=True
+    )
     gradient_flow_every: int = count(
         "steps between measurements of the gradient's norm, which is also taken around mask updates; 0 takes "
         "none",

@@ -61,7 +61,7 @@ class Trainer:
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
         #: Images and labels of a training step.
         self.batch = self.dataset.train_batches(self.order)
-        self.step = 0
+        self.step = recipe.first_step
         self.seconds = 0.0
         # Training steps that came with a mask update, and the metrics of the last one until they are read.
         self.update_steps: list[int] = []

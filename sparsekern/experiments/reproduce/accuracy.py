@@ -109,5 +109,9 @@ def imagenet_section() -> Section:
 
 def _options(role: str) -> str:
     method = {"scratch": "static", "lottery": "static"}.get(role, role)
-    extra = " --masks MASKS --weights STATE" if role == "lottery" else ""
+    extra = (
+        " --masks PRUNED/checkpoint.pt --weights PRUNED/step-2000.pt --first-step 2000"
+        if role == "lottery"
+        else ""
+    )
     return f" --method {method}{extra}"
