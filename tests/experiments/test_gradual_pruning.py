@@ -22,7 +22,8 @@ UPDATES = [3, 6, 9, 11]
 @pytest.fixture
 def recipe(short_recipe):
     changes = {"method": "gradual_pruning", "prune_begin": 3, "prune_end": 11, "update_every": 3}
-    return short_recipe.override({**changes, "steps": 14, "gradient_flow_every": 2, "checkpoint_every": 4})
+    changes |= {"gradient_flow_every": 2, "gradient_flow_examples": 60}
+    return short_recipe.override({**changes, "steps": 14, "checkpoint_every": 4})
 
 
 def without_times(path):
@@ -88,7 +89,8 @@ def test_every_update_has_a_record_with_exact_counts(recipe, tmp_path):
     total = sum(SIZES.values())
     for record in prunes:
         left = (1 - (record["step"] - 3) / 8) ** 3
-        active = sum(round(size * (0.05 + 0.95 * left)) for size in SIZES.values())
+        final = {size: round(0.05 * size) for size in SIZES.values()}
+        active = sum(round(final[size] + (size - final[size]) * left) for size in final)
         assert record["active"] == active
         assert record["sparsity"] == 1 - active / total
     gradients = [record for record in records if record["kind"] == "gradient"]

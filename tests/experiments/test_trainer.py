@@ -136,14 +136,22 @@ def test_a_state_that_does_not_fit_is_one_line_and_changes_nothing(short_recipe,
     assert_same_tensors(trainer.state_dict(), before)
 
 
-def test_a_pattern_of_another_number_of_weights_is_one_line(short_recipe, digits):
-    recipe = short_recipe.override({"method": "static", "storage": "masked"})
-    state = run(make(recipe, digits), 3).state_dict()
-    state["model"]["fc1.pattern"] = sk.Pattern.random((120, 256), 0.9).data
-    with pytest.raises(
-        CheckpointError, match=re.escape("['model']['fc1.pattern']: expected a tensor int32 ")
-    ):
-        make(recipe, digits).load_state_dict(state)
+def test_only_a_network_that_is_pruned_may_have_lost_whole_tiles(short_recipe, digits):
+    mask = torch.zeros(120, 256, dtype=torch.bool)
+    mask[:, :8] = True
+    changes = {"prune_begin": 2, "prune_end": 7, "update_every": 2, "storage": "masked"}
+    for method in ("gradual_pruning", "static"):
+        recipe = short_recipe.override({**changes, "method": method})
+        state = run(make(recipe, digits), 3).state_dict()
+        state["model"]["fc1.pattern"] = sk.Pattern.from_mask(mask).data
+        trainer = make(recipe, digits)
+        if method == "gradual_pruning":
+            trainer.load_state_dict(state)
+            assert torch.equal(trainer.model.fc1.mask, mask)
+        else:
+            message = "['model']['fc1.pattern']: expected a tensor int32 "
+            with pytest.raises(CheckpointError, match=re.escape(message)):
+                trainer.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparsekern.formats.pattern import Pattern
+from sparsekern.nn import SparseLinear
 
 both_storages = pytest.mark.parametrize("storage", ["compact", "masked"])
 both_layers = pytest.mark.parametrize("kind", ["linear", "conv"])
@@ -244,3 +245,39 @@ def test_tie_weight_refuses(make):
         ValueError, match=r"other must have storage and weight shape .*compact.* got .*masked"
     ):
         layer.tie_weight(make("linear", "masked"))
+
+
+def test_a_masked_layer_becomes_one_that_was_made_compact():
+    masked = SparseLinear(7, 5, sparsity=0.6, storage="masked", dtype=torch.float64)
+    made = SparseLinear(7, 5, pattern=masked.pattern, dtype=torch.float64)
+    dense = masked.to_dense().detach()
+    values = torch.nn.Parameter(masked.pattern.pack(masked.weight.detach()))
+    masked.make_compact(values)
+    assert masked.values is values
+    assert (masked.storage, masked.weight_name) == ("compact", "values")
+    assert not hasattr(masked, "weight")
+    assert [name for name, _ in masked.named_parameters()] == [name for name, _ in made.named_parameters()]
+    assert list(masked.state_dict()) == list(made.state_dict())
+    assert repr(masked) == repr(made)
+    assert torch.equal(masked.to_dense(), dense)
+    made.load_state_dict(masked.state_dict())
+    x = torch.randn(3, 7, dtype=torch.float64)
+    assert torch.equal(masked(x), made(x))
+    torch.testing.assert_close(masked(x), x @ dense.T + masked.bias)
+
+
+def test_what_cannot_become_compact_is_refused_and_nothing_changes():
+    layer = SparseLinear(7, 5, sparsity=0.6, storage="masked", bias=False)
+    weight, nnz = layer.weight, layer.pattern.nnz
+    with pytest.raises(
+        TypeError, match=r"values must be a torch\.nn\.Parameter, got a torch\.float32 tensor"
+    ):
+        layer.make_compact(torch.zeros(nnz))
+    with pytest.raises(ValueError, match=rf"values must have shape \({nnz},\), got \(5, 7\)"):
+        layer.make_compact(torch.nn.Parameter(torch.zeros(5, 7)))
+    assert layer.weight is weight
+    assert layer.storage == "masked"
+    layer.make_compact(torch.nn.Parameter(torch.zeros(nnz)))
+    assert layer.bias is None
+    with pytest.raises(ValueError, match="layer must have storage='masked', got 'compact'"):
+        layer.make_compact(torch.nn.Parameter(torch.zeros(nnz)))

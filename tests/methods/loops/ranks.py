@@ -281,6 +281,33 @@ def bytes_sent(rank, size, method="RigL"):
     return {"per_step": per_step, "stored": 8 * stored, "dense": 8 * sum(m.pattern.numel for m in layers)}
 
 
+def pruned(rank, size):
+    """Gradual pruning, each process on its part of the batch; patterns, weights, and what is refused."""
+    model = network(storage="masked")
+    wrapped = DistributedDataParallel(model) if size > 1 else model
+    optimizer = OPTIMIZERS["sgd"](wrapped.parameters())
+    options = {"sparsity": 0.95, "begin": 2, "end": 7, "update_every": 2}
+    refused = []
+    for each in (wrapped, nn.Sequential(wrapped)) if size > 1 else ():
+        try:
+            sk.GradualPruning(each, optimizer, **options)
+        except ValueError as error:
+            refused.append(str(error))
+    method = sk.GradualPruning(wrapped, optimizer, compact=False, **options)
+    for step in range(9):
+        optimizer.zero_grad()
+        x, y = (part.chunk(size)[rank] for part in batch(step))
+        (wrapped(x) - y).square().mean().backward()
+        optimizer.step()
+    return {
+        "patterns": {layer.name: layer.pattern.data for layer in method.layers},
+        "parameters": dict(model.state_dict()),
+        "updates": method.updates,
+        "nnz": sum(layer.pattern.nnz for layer in method.layers),
+        "refused": refused,
+    }
+
+
 class Branches(nn.Module):
     """A trunk, and branches of which a call uses some."""
 

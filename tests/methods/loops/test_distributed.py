@@ -134,3 +134,15 @@ def test_layers_that_some_or_all_processes_do_not_use(processes, method):
     for name, moved in {"trunk": True, "all": True, "first": True, "none": False}.items():
         key = name if name == "trunk" else f"branches.{name}"
         assert torch.equal(one["patterns"][key], untouched[key]) is not moved
+
+
+def test_gradual_pruning_removes_the_same_weights_everywhere(processes):
+    alone = processes(1, "pruned")[0]
+    one, other = processes(2, "pruned")
+    assert_equal(one, other)
+    assert_equal(one["patterns"], alone["patterns"])
+    torch.testing.assert_close(one["parameters"], alone["parameters"], rtol=1e-8, atol=1e-10)
+    assert (one["updates"], one["nnz"]) == (4, round(0.05 * (90 + 80 * 21 + 21 * 7)))
+    wrapped, inside = one["refused"]
+    assert wrapped.startswith("compact must be False for a model inside of DistributedDataParallel")
+    assert inside.startswith("model must not be wrapped in DistributedDataParallel")
