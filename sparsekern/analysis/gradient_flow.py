@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_integer, describe
 from sparsekern.methods.timetable import Timetable
+from sparsekern.nn import TwoFourLayer
 
 __all__ = ["GradientFlow", "GradientFlowRecorder", "MaskUpdateRecorder", "gradient_flow"]
 
@@ -79,11 +80,25 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    masks = _masks(twin)
     squares = {
-        name: 0.0 if gradient is None else float(gradient.double().square().sum())
+        name: 0.0 if gradient is None else float(_active(gradient, masks.get(name)).double().square().sum())
         for name, gradient in zip(trained, gradients)
     }
     return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+
+
+def _masks(model: nn.Module) -> dict[str, Tensor]:
+    """By parameter name, the masks of 2:4 weights whose gradient goes straight through to what is pruned."""
+    return {
+        f"{name}.weight" if name else "weight": layer.mask
+        for name, layer in model.named_modules()
+        if isinstance(layer, TwoFourLayer) and layer.method != "fixed"
+    }
+
+
+def _active(gradient: Tensor, mask: Tensor | None) -> Tensor:
+    return gradient if mask is None else gradient * mask
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -101,6 +101,21 @@ def test_every_form_of_a_sparse_model_has_the_same():
     assert gradient_flow(dense, fixed).norm > math.sqrt(squares)
 
 
+@pytest.mark.parametrize("method", ["sr_ste", "ste", "fixed"])
+def test_pruned_weights_of_two_four_layers_have_no_part(method):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    sk.sparsify_(model, pattern="2:4", method=method)
+    masks, x = [model[0].mask, model[2].mask], torch.randn(9, 8, dtype=torch.float64)
+    dense = copy.deepcopy(model)
+    sk.densify_(dense)
+    dense(x).square().mean().backward()
+    squares = [(dense[i].weight.grad * mask).square().sum() for i, mask in zip((0, 2), masks)]
+    squares += [dense[i].bias.grad.square().sum() for i in (0, 2)]
+    flow = gradient_flow(model, lambda model: model(x).square().mean())
+    assert flow.norm == pytest.approx(float(sum(squares)) ** 0.5, rel=1e-9)
+
+
 def test_parameters_that_are_shared_or_frozen():
     first, second = SparseLinear(6, 6, sparsity=0.5), SparseLinear(6, 6, sparsity=0.5)
     second.tie_weight(first)
