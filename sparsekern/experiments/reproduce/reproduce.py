@@ -114,13 +114,13 @@ def _report(task: Reproduction, sections: list[Section], ended: Sequence[Ended])
 
 def _deviations() -> Section:
     headers = ["what", "the paper's text", "its code", "followed here"]
-    text = (
-        "Figures 7 to 11 carry the numbers of the paper's appendix; what each shows is said in its "
-        "heading, and the "
-        "order may differ from the paper's."
-    )
+    text = [
+        "An empty cell: that source leaves it open, or was not found to say.",
+        "Figures 7 to 11 are supplements, numbered as in the paper's appendix; what each shows here is in its "
+        "heading, and which number the paper gives to it may differ.",
+    ]
     return Section(
         "Where the paper's text and code disagree, and what this follows",
-        [text],
+        text,
         [Table(headers, DEVIATIONS)],
     )
