@@ -78,7 +78,7 @@ IMAGENET: dict[str, dict[str, float]] = {
     },
 }
 
-# What decides results; what the text says, "" where it leaves that open; what the code does; what is done here.
+# What decides results; what the text says, "" where it leaves that open; what the code does; what is done.
 DEVIATIONS: list[list[str]] = [
     ["epochs on MNIST", "30", "25: 11,719 steps of 128", "the code"],
     [

@@ -116,8 +116,8 @@ def _deviations() -> Section:
     headers = ["what", "the paper's text", "its code", "followed here"]
     text = [
         "An empty cell: that source leaves it open, or was not found to say.",
-        "Figures 7 to 11 are supplements, numbered as in the paper's appendix; what each shows here is in its "
-        "heading, and which number the paper gives to it may differ.",
+        "Figures 7 to 11 are supplements, numbered as in the paper's appendix; what each shows here is in "
+        "its heading, and which number the paper gives to it may differ.",
     ]
     return Section(
         "Where the paper's text and code disagree, and what this follows",
