@@ -168,12 +168,12 @@ def _columns_of(
 
     def columns(tangents: Tensor, x: Tensor, y: Tensor) -> Tensor:
         def gradient(weight: Tensor) -> dict[str, Tensor]:
-            # Some losses' backward (mse_loss) has no derivative for an incoming gradient that is constant
-            # to forward differentiation. Times this 1, it is none, and all values stay as they are.
-            one = 1 + 0 * weight.sum()
+            # F.mse_loss cannot be differentiated forward over reverse for targets that are constant to the
+            # forward differentiation. Plus this 0, they are not, and their values stay as they are.
+            desired = y + 0 * weight.sum() if y.is_floating_point() else y
 
             def loss(variables: dict[str, Tensor]) -> Tensor:
-                return one * check_loss(criterion(functional_call(twin, variables, (x,)), y))
+                return check_loss(criterion(functional_call(twin, variables, (x,)), desired))
 
             return grad(loss)({**weights, first: weight})
 
