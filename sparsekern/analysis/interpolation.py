@@ -149,7 +149,7 @@ def barrier(losses: Sequence[float], alphas: Sequence[float]) -> float:
     Returns
     -------
     float
-        In the units of `losses`; NaN where one between the ends is NaN.
+        In the units of `losses`; NaN where one in [0, 1] is NaN, or that of an end infinite.
 
     Raises
     ------
@@ -179,7 +179,9 @@ def barrier(losses: Sequence[float], alphas: Sequence[float]) -> float:
         for value, alpha in zip(values, positions)
         if AT_AN_END < alpha < 1 - AT_AN_END
     ]
-    return float(torch.tensor([0.0, *rises], dtype=torch.float64).max())
+    # The rise at an end, 0, is NaN where its loss is no number to compare with.
+    rises += [end - end for end in ends]
+    return float(torch.tensor(rises, dtype=torch.float64).max())
 
 
 def _number(value: Any) -> float | None:

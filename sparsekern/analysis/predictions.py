@@ -155,6 +155,11 @@ def ensemble_accuracy(predictions: Sequence[Tensor], labels: Tensor) -> float:
             f"labels must have shape ({len(given[0])},) on {given[0].device}, got {tuple(labels.shape)} on "
             f"{labels.device}"
         )
+    classes = given[0].shape[1]
+    if bool((labels < 0).any()) or bool((labels >= classes).any()):
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
     mean = torch.stack([probabilities.double() for probabilities in given]).mean(0)
     return float((mean.argmax(1) == labels).double().mean())
 
@@ -182,10 +187,8 @@ def kl_divergence(p: Tensor, q: Tensor) -> float:
     TypeError, ValueError
         When an argument is none of the above, or the two differ in shape or device.
     """
-    _check_pair(p, q, "p", "q")
-    _check_probabilities(p, "p")
-    _check_probabilities(q, "q")
-    return float(_relative_entropy(p.double(), q.double()).mean())
+    p, q = _distributions(p, q)
+    return float(_relative_entropy(p, q).mean())
 
 
 def jensen_shannon_divergence(p: Tensor, q: Tensor) -> float:
@@ -202,10 +205,7 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor) -> float:
     ----------
     Lin, *Divergence measures based on the Shannon entropy* (1991), with equal weights.
     """
-    _check_pair(p, q, "p", "q")
-    _check_probabilities(p, "p")
-    _check_probabilities(q, "q")
-    p, q = p.double(), q.double()
+    p, q = _distributions(p, q)
     middle = (p + q) / 2
     return float((_relative_entropy(p, middle) + _relative_entropy(q, middle)).mean() / 2)
 
@@ -236,8 +236,16 @@ def pairwise_jensen_shannon_divergence(predictions: Sequence[Tensor]) -> float:
     return _mean(jensen_shannon_divergence(p, q) for p, q in combinations(given, 2))
 
 
+def _distributions(p: Any, q: Any) -> tuple[Tensor, Tensor]:
+    """Both in float64, checked."""
+    _check_pair(p, q, "p", "q")
+    _check_probabilities(p, "p")
+    _check_probabilities(q, "q")
+    return p.double(), q.double()
+
+
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
-    """``(N,)``; xlogy is 0 where p is, and -inf where only q is."""
+    """``(N,)``; xlogy(p, q) is 0 where p is, and -inf where only q is."""
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1)
 
 

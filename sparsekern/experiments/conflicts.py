@@ -56,8 +56,11 @@ def _conflict_of_optimizer(recipe: Recipe) -> str:
 def _conflict_of_span(recipe: Recipe) -> str:
     if recipe.first_step >= recipe.steps:
         return f"first_step must be below steps, {recipe.steps:,}, got {recipe.first_step:,}"
-    if recipe.first_step and recipe.prunes:
-        return f"first_step must be 0 with method {recipe.method}, got {recipe.first_step:,}"
+    if recipe.first_step and (recipe.prunes or recipe.updates_masks):
+        return (
+            f"first_step must be 0 with method {recipe.method}, which counts its own steps, "
+            f"got {recipe.first_step:,}"
+        )
     if recipe.keep_step is not None and not recipe.first_step < recipe.keep_step <= recipe.steps:
         return (
             f"keep_step must be above first_step, {recipe.first_step:,}, and at most steps, "

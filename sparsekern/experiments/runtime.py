@@ -86,6 +86,17 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside the block, PyTorch computes with so many threads, which decide the last bits of dense layers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _flushes_denormals() -> bool:
     # PyTorch sets the processor's mode and cannot tell it; Python's own floats obey it too.
     return sys.float_info.min / 2 == 0

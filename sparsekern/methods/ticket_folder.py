@@ -64,6 +64,7 @@ class TicketFolder:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"folder must be the path of a folder, got {describe(path)}")
         self.path = Path(path)
+        self._is_making = False
 
     def open(self, own: dict[str, Any], others: Any) -> None:
         """Make the folder, or go on in one of the same settings.
@@ -114,10 +115,15 @@ class TicketFolder:
             )
 
     def load_or_save(self, index: int, make: Callable[[], Saved]) -> Saved:
-        """The round's result (that of 0 is the start), made and written if it is not there yet."""
+        """The round's result (that of 0 is the start), made and written if it is not there yet.
+
+        Rounds are asked for in order. Once one has been made, files of later ones are of another search: they
+        are written over.
+        """
         path = self._file(index)
-        if path.exists():
+        if path.exists() and not self._is_making:
             return _read(path)
+        self._is_making = True
         saved = make()
         content = {
             "masks": {name: pattern.data for name, pattern in saved.masks.items()},
@@ -158,5 +164,5 @@ def _read(path: Path) -> Saved:
     except Exception as error:  # a damaged archive fails in more ways than torch documents
         raise ValueError(
             f"{path}: expected a round of find_tickets, found a damaged file or one of another kind; without "
-            "it, that round is trained again"
+            "it, that round and those after it are trained again"
         ) from error

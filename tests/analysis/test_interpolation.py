@@ -150,6 +150,11 @@ class TestBarrier:
 
     def test_of_nan_is_nan(self):
         assert math.isnan(barrier([1, math.nan, 1], [0, 0.5, 1]))
+        assert math.isnan(barrier([1, math.nan], [0, 1]))
+
+    def test_above_an_infinite_end_there_is_none_to_tell(self):
+        assert math.isnan(barrier([1, 2, math.inf], [0, 0.5, 1]))
+        assert barrier([1, math.inf, 1], [0, 0.5, 1]) == math.inf
 
     @pytest.mark.parametrize(
         ("losses", "alphas", "error", "text"),

@@ -105,6 +105,8 @@ class TestEnsemble:
             ([], torch.tensor([0]), ValueError, "predictions must be at least 1"),
             ([one_hot(0)], torch.tensor([0.0]), TypeError, "labels must be a tensor of integers"),
             ([one_hot(0)], torch.tensor([0, 1]), ValueError, r"labels must have shape \(1,\)"),
+            ([one_hot(0)], torch.tensor([4]), ValueError, "labels must be from 0 to 3, got 4 to 4"),
+            ([one_hot(0)], torch.tensor([-1]), ValueError, "labels must be from 0 to 3, got -1 to -1"),
             ([2 * one_hot(0)], torch.tensor([0]), ValueError, r"predictions\[0\] must be probabilities"),
         ],
     )

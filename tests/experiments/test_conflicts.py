@@ -27,8 +27,9 @@ CONFLICTS = [
     ({"first_step": 3000}, "first_step must be below steps, 3,000, got 3,000"),
     (
         {"first_step": 2, "method": "gradual_pruning"},
-        "first_step must be 0 with method gradual_pruning, got 2",
+        "first_step must be 0 with method gradual_pruning, which counts its own steps, got 2",
     ),
+    ({"first_step": 2, "method": "rigl"}, "first_step must be 0 with method rigl, .*, got 2"),
     ({"keep_step": 3001}, "keep_step must be above first_step, 0, and at most steps, 3,000, got 3,001"),
     ({"first_step": 9, "keep_step": 9}, "keep_step must be above first_step, 9, .*, got 9"),
     ({"method": "gradual_pruning", "sparsity": 0}, "method gradual_pruning needs a sparsity above 0, got 0"),

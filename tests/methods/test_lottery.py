@@ -264,6 +264,26 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"settings\.json: expected the settings of the rounds"):
             find_tickets(make, train, folder=tmp_path, **self.options)
 
+    def test_rounds_after_one_that_is_gone_are_trained_again(self, tmp_path):
+        find_tickets(make, train, folder=tmp_path, **self.options)
+        (tmp_path / "round-02.pt").unlink()
+        trained = []
+
+        def differently(model, round):
+            trained.append(round.index)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.neg_()
+            train(model, round)
+
+        found = find_tickets(make, differently, folder=tmp_path, **self.options)
+        assert trained == [2, 3]
+        last, before = found[2].masks, found[1].masks
+        assert all(bool((before[name].to_mask() | ~mask.to_mask()).all()) for name, mask in last.items())
+        never = lambda *_: pytest.fail("trained")  # noqa: E731
+        again = find_tickets(make, never, folder=tmp_path, **self.options)
+        assert all(same(ours, theirs) for ours, theirs in zip(again, found, strict=True))
+
     def test_settings_that_json_cannot_hold(self, tmp_path):
         with pytest.raises(TypeError, match="settings must be numbers, text and lists of them"):
             find_tickets(make, train, folder=tmp_path, settings={"x": torch.ones(1)}, **self.options)

@@ -13,6 +13,7 @@ from sparsekern.experiments.reproduce.execute import Ended, Runs
 from sparsekern.experiments.reproduce.figures.replay import networks_around_update
 from sparsekern.experiments.reproduce.results import CHANCE, Results
 from sparsekern.experiments.run import RunOptions, run
+from sparsekern.experiments.trainer import Trainer
 from sparsekern.methods import masks_of
 
 
@@ -77,6 +78,26 @@ def test_a_replay_passes_through_the_update_and_ends_as_the_run(finished):
     _, end = networks_around_update(results, rigl, 12)
     final = results.final(rigl).state_dict()
     assert all(torch.equal(value, final[name]) for name, value in end.state_dict().items())
+
+
+def test_a_replay_is_on_as_many_threads_as_the_run(finished, monkeypatch):
+    results, _, rigl, _ = finished
+    seen = []
+    step = Trainer.train_step
+
+    def watched(trainer):
+        seen.append(torch.get_num_threads())
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        networks_around_update(results, rigl, 4)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before] * 4
 
 
 def test_measurements_are_made_once_and_again_if_inputs_differ_or_the_file_is_damaged(finished):

@@ -1,4 +1,4 @@
-"""Networks from the middle of a run, made again: equal recipes train to equal bits."""
+"""Networks from the middle of a run, made again: equal recipes train to equal bits on as many threads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from contextlib import closing
 
 from torch import nn
 
+from sparsekern.experiments.checkpoint import read_checkpoint
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
-from sparsekern.experiments.runtime import flushed_denormals
+from sparsekern.experiments.runtime import flushed_denormals, threads
 from sparsekern.experiments.trainer import Trainer
 
 
@@ -17,7 +18,7 @@ from sparsekern.experiments.trainer import Trainer
 def networks_around_update(results: Results, run: PaperRun, step: int) -> tuple[nn.Module, nn.Module]:
     """The network of a run right before and right after the mask update that comes with a training step.
 
-    The run is trained again up to that step, ``step``, from its start.
+    The run is trained again up to that step, ``step``, from its start, on as many threads as it had.
     """
     recipe = run.recipe.override({"gradient_flow_every": 0})
     network = results.initial(run).train()
@@ -27,7 +28,8 @@ def networks_around_update(results: Results, run: PaperRun, step: int) -> tuple[
         nonlocal before
         before = copy.deepcopy(network)
 
-    with closing(Trainer(network, results.dataset, recipe, keep)) as trainer:
+    count = read_checkpoint(results.runs.path(run) / "checkpoint.pt")["threads"]
+    with threads(count), closing(Trainer(network, results.dataset, recipe, keep)) as trainer:
         for _ in range(step):
             trainer.train_step()
     return before.eval(), network.eval()
