@@ -202,7 +202,7 @@ class MaskUpdateRecorder:
         ]
 
     def follow(self, method: Any) -> None:
-        """Measure at the updates of this method of the same optimizer: a `DynamicMethod`, or `GradualPruning`."""
+        """Measure at the updates of this `DynamicMethod` or `GradualPruning` on the same optimizer."""
         self._method = method
 
     def _before_step(self, *step: object) -> None:
