@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_integer, describe
+from sparsekern.methods.arguments import check_model, check_optimizer
 from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import TwoFourLayer
 
@@ -27,7 +28,7 @@ class GradientFlow:
     Attributes
     ----------
     norm : float
-        Over all parameters.
+        Over all parameters that require a gradient.
     parameters : mapping of str to float
         By parameter name; 0 for one that the loss does not depend on.
     """
@@ -67,10 +68,8 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     ----------
     Evci et al., *Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win* (2022), Section 3.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of the model, got {describe(loss)}")
+    check_model(model)
+    _check_loss(loss)
     twin = _copy(model)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not trained:
@@ -86,6 +85,11 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
         for name, gradient in zip(trained, gradients)
     }
     return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+
+
+def _check_loss(loss: Any) -> None:
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of the model, got {describe(loss)}")
 
 
 def _masks(model: nn.Module) -> dict[str, Tensor]:
@@ -118,7 +122,7 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 
 
 class GradientFlowRecorder:
-    """Measures the gradient flow every so many steps of an optimizer, for as long as it lives.
+    """Measures the gradient flow every so many steps of an optimizer, until :meth:`remove`.
 
     Parameters
     ----------
@@ -134,11 +138,17 @@ class GradientFlowRecorder:
     ----------
     history : list of (int, GradientFlow)
         Steps taken, and the gradient flow then.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is none of the above, or for what `gradient_flow` refuses.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, every: int = 200
     ) -> None:
+        check_optimizer(optimizer)
         self._model, self._loss = model, loss
         self._timetable = Timetable(check_integer(every, "every"), stop_at=None)
         self.history = [(0, gradient_flow(model, loss))]
@@ -172,9 +182,17 @@ class MaskUpdateRecorder:
     ----------
     before : GradientFlow or None
         Before the update that was due after the last step; None where none was.
+
+    Raises
+    ------
+    TypeError
+        When an argument is none of the above.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+        check_model(model)
+        check_optimizer(optimizer)
+        _check_loss(loss)
         self._model, self._loss = model, loss
         self._method: Any = None
         self.before: GradientFlow | None = None
@@ -184,7 +202,7 @@ class MaskUpdateRecorder:
         ]
 
     def follow(self, method: Any) -> None:
-        """Measure at the updates of this method (a `DynamicMethod`)."""
+        """Measure at the updates of this `DynamicMethod` or `GradualPruning` on the same optimizer."""
         self._method = method
 
     def _before_step(self, *step: object) -> None:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.analysis import MaskUpdateRecorder, gradient_flow
-from sparsekern.experiments.data import Dataset
-from sparsekern.experiments.errors import RecipeError
+from sparsekern.experiments.data import Dataset, first_examples
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.methods import DynamicMethod
 
@@ -35,13 +34,8 @@ class Gradients:
         self._recorder: MaskUpdateRecorder | None = None
         if not recipe.gradient_flow_every:
             return
-        size, examples = recipe.gradient_flow_examples, len(dataset.train_labels)
-        if size > examples:
-            raise RecipeError(
-                f"gradient_flow_examples must be at most the number of training examples, {examples:,}, "
-                f"got {size:,}"
-            )
-        self._images, self._labels = dataset.train_examples(slice(size))
+        size = recipe.gradient_flow_examples
+        self._images, self._labels = first_examples(dataset, size, "gradient_flow_examples")
         if recipe.updates_masks:
             self._recorder = MaskUpdateRecorder(model, optimizer, self.loss)
 

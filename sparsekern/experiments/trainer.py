@@ -52,9 +52,9 @@ class Trainer:
         self.dataset = dataset.to(device)
         self.recipe = recipe
         self.optimizer = build_optimizer(model, recipe)
-        self._before_update = before_update
         # Hooks are called in the order they were registered in: these before the method's, which updates.
-        self.optimizer.register_step_post_hook(self._after_step)
+        if before_update is not None:
+            self._call_before_update(before_update)
         self.gradients = Gradients(model, self.optimizer, self.dataset, recipe)
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.gradients.follow(self.method)
@@ -87,10 +87,13 @@ class Trainer:
         self.step += 1
         self.seconds += time.perf_counter() - started
 
-    def _after_step(self, *step: object) -> None:
-        method = self.method
-        if self._before_update is not None and method and method.next_update == method.steps + 1:
-            self._before_update()
+    def _call_before_update(self, function: Callable[[], None]) -> None:
+        def after_step(*step: object) -> None:
+            # The method counts this step later, in its own hook.
+            if self.method is not None and self.method.next_update == self.method.steps + 1:
+                function()
+
+        self.optimizer.register_step_post_hook(after_step)
 
     def _note_update(self, statistics: UpdateStatistics | PruningUpdate) -> None:
         step = self.step + 1

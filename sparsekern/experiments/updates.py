@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsekern as sk
-from sparsekern.experiments.data import Dataset
-from sparsekern.experiments.errors import RecipeError
+from sparsekern.experiments.data import Dataset, first_examples
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.settings import GRADIENT_METHODS
 from sparsekern.methods import DynamicMethod, GradualPruning, PruningUpdate, UpdateStatistics
@@ -78,13 +77,8 @@ class HoldoutLoss:
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
-        size, examples = recipe.grow_batch_size, len(dataset.train_labels)
-        if size > examples:
-            raise RecipeError(
-                f"grow_batch_size must be at most the number of training examples, {examples:,}, got {size:,}"
-            )
         self._model = model
-        self._images, self._labels = dataset.train_examples(slice(size))
+        self._images, self._labels = first_examples(dataset, recipe.grow_batch_size, "grow_batch_size")
         self._smoothing = recipe.label_smoothing
         self._decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsekern.formats.checks import describe
 
-__all__ = ["check_arguments", "check_model", "unwrapped"]
+__all__ = ["check_arguments", "check_model", "check_optimizer", "unwrapped"]
 
 
 def check_model(model: Any) -> None:
@@ -19,11 +19,18 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
 
 
+def check_optimizer(optimizer: Any, optional: bool = False) -> None:
+    """Raise TypeError for what is no optimizer; None is one of the values where it is optional."""
+    if isinstance(optimizer, torch.optim.Optimizer) or (optional and optimizer is None):
+        return
+    none = " or None" if optional else ""
+    raise TypeError(f"optimizer must be a torch.optim.Optimizer{none}, got {describe(optimizer)}")
+
+
 def check_arguments(model: Any, optimizer: Any, on_update: Any) -> None:
     """Raise TypeError for what is no model, optimizer or callback."""
     check_model(model)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+    check_optimizer(optimizer)
     if on_update is not None and not callable(on_update):
         raise TypeError(f"on_update must be a function of the update's statistics, got {describe(on_update)}")
 

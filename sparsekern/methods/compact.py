@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
-from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.arguments import check_model
-from sparsekern.methods.driven_layer import driver_of
+from sparsekern.methods.arguments import check_model, check_optimizer
+from sparsekern.methods.driven_layer import check_unmoved
 from sparsekern.methods.optimizer_state import check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
@@ -47,19 +46,15 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
         then.
     """
     check_model(model)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {describe(optimizer)}")
+    check_optimizer(optimizer, optional=True)
     layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer) and module.storage == "masked"
     }
     check_compactable(model, layers)
+    check_unmoved(layers)
     for name, layer in layers.items():
-        if (driver := driver_of(layer)) is not None:
-            raise ValueError(
-                f"layer {name!r} must not be moved by a method, got one that {driver} moves: detach it before"
-            )
         if optimizer is not None:
             check_states(optimizer, layer.stored_weight, name)
     compact_layers(layers, optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from sparsekern.methods.ranks import full, write_full
 from sparsekern.methods.statistics import Explored
 from sparsekern.nn import SparseLayer, TwoFourLayer
 
-__all__ = ["DrivenLayer", "driven_layers", "driver_of"]
+__all__ = ["DrivenLayer", "check_unmoved", "driven_layers", "driver_of"]
 
 # The method that moves each weight, for as long as it lives.
 _drivers: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -279,6 +279,16 @@ def driver_of(layer: SparseLayer) -> str | None:
         gc.collect()
     method = _drivers[layer._topology]()
     return None if method is None else type(method).__name__
+
+
+def check_unmoved(layers: Mapping[str, SparseLayer]) -> None:
+    """Raise ValueError for the first layer, by name, that a method moves."""
+    for name, layer in layers.items():
+        if (driver := driver_of(layer)) is not None:
+            raise ValueError(
+                f"model must have no layer that a method moves, got {name!r}, which {driver} moves: call its "
+                "detach() first"
+            )
 
 
 def _sparse_weights(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sparsekern import ops
 from sparsekern.formats.checks import (
     check_bool,
-    check_choice,
     check_integer,
     check_sparsity,
     describe,
@@ -20,7 +19,7 @@ from sparsekern.formats.checks import (
 )
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_arguments, unwrapped
-from sparsekern.methods.at_init.selection import keep_largest
+from sparsekern.methods.at_init.selection import check_scope, keep_largest
 from sparsekern.methods.attachment import Attachment
 from sparsekern.methods.compact import check_compactable, compact_layers
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
@@ -28,14 +27,13 @@ from sparsekern.methods.optimizer_state import check_states
 from sparsekern.methods.schedules import cubic_sparsity
 from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import SparseLayer
-from sparsekern.nn.distributions import DISTRIBUTIONS, layer_sparsities
+from sparsekern.nn.distributions import layer_sparsities
 from sparsekern.nn.survey import excluded_names
 
 __all__ = ["GradualPruning", "PruningUpdate"]
 
 VERSION = 1
 NEVER = -1
-SCOPES = ("layer", "global")
 
 
 @dataclass(frozen=True)
@@ -361,13 +359,7 @@ def _checked_options(
     if begin >= end:
         raise ValueError(f"end must be above begin, {begin}, got {end}")
     every = check_integer(update_every, "update_every")
-    scope = check_choice(scope, SCOPES, "scope")
-    distribution = check_choice(distribution, DISTRIBUTIONS, "distribution")
-    if scope == "global" and distribution != "uniform":
-        raise ValueError(
-            f"distribution must be left at 'uniform' with scope='global', where layers have no share of "
-            f"their own, got {distribution!r}"
-        )
+    check_scope(scope, distribution)
     return _Options(final, int(begin), int(end), int(every), scope, distribution)
 
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsekern.formats.checks import check_choice, check_integer, describe
 from sparsekern.formats.pattern import Pattern
+from sparsekern.methods.arguments import check_optimizer
 from sparsekern.methods.at_init.selection import warn_of_emptied
 from sparsekern.methods.magnitude import (
     Prunable,
@@ -97,8 +98,7 @@ class TicketRound:
         TypeError, ValueError
             For what is no optimizer, and for a second one.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+        check_optimizer(optimizer)
         if self._handle is not None:
             raise ValueError("optimizer must be the only one that is watched in a round, got a second one")
         self._handle = optimizer.register_step_post_hook(self._count)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats.checks import check_choice, check_shape, check_sparsity, check_strided
-from sparsekern.methods.at_init.selection import SCOPES, check_finite, keep_largest, warn_of_emptied
+from sparsekern.formats.checks import check_shape, check_sparsity, check_strided
+from sparsekern.methods.at_init.selection import check_finite, check_scope, keep_largest, warn_of_emptied
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.conversion import PatternConversion
-from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, layer_counts
+from sparsekern.nn.distributions import Distribution, layer_counts
 from sparsekern.nn.survey import check_any, check_model, check_replaceable, excluded_names, survey
 
 __all__ = [
@@ -120,10 +120,7 @@ def magnitude_masks(
 def check_options(sparsity: Any, scope: Any, distribution: Any) -> float:
     """The checked sparsity; raise for what `magnitude_masks` does not take."""
     sparsity = check_sparsity(sparsity)
-    check_choice(scope, SCOPES, "scope")
-    check_choice(distribution, DISTRIBUTIONS, "distribution")
-    if scope == "global" and distribution != "uniform":
-        raise ValueError(f"distribution must be left out unless scope='layer', got {distribution!r}")
+    check_scope(scope, distribution)
     return sparsity
 
 

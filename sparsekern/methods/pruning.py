@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
+from sparsekern.methods.arguments import check_optimizer
 from sparsekern.methods.at_init.selection import warn_of_emptied
 from sparsekern.methods.compact import check_compactable, compact_layers, replace_parameter
-from sparsekern.methods.driven_layer import driver_of
+from sparsekern.methods.driven_layer import check_unmoved
 from sparsekern.methods.magnitude import (
     Prunable,
     check_options,
@@ -72,8 +72,7 @@ def prune_(
         When a weight is NaN or infinite: names the layer.
     """
     sparsity = check_options(sparsity, scope, distribution)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {describe(optimizer)}")
+    check_optimizer(optimizer, optional=True)
     layers = prunable_layers(model, exclude)
     _check_movable(model, layers, optimizer)
     masks, emptied = select_by_magnitude(layers, sparsity, scope, distribution)
@@ -88,12 +87,7 @@ def prune_(
 
 def _check_movable(model: nn.Module, layers: list[Prunable], optimizer: torch.optim.Optimizer | None) -> None:
     sparse = {layer.name: layer.module for layer in layers if isinstance(layer.module, SparseLayer)}
-    for name, module in sparse.items():
-        if (driver := driver_of(module)) is not None:
-            raise ValueError(
-                f"model must have no layer that a method moves, got {name!r}, which {driver} moves: call its "
-                "detach() first"
-            )
+    check_unmoved(sparse)
     check_compactable(model, sparse)
     if optimizer is not None:
         for layer in layers:

@@ -13,7 +13,7 @@ from sparsekern.formats.checks import check_choice, describe
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_model as check_module
 from sparsekern.methods.arguments import unwrapped
-from sparsekern.methods.driven_layer import driver_of
+from sparsekern.methods.driven_layer import check_unmoved
 from sparsekern.nn import SparseLayer, sparsify_
 from sparsekern.nn.checks import STORAGES, as_pattern, near_names
 from sparsekern.nn.survey import check_model
@@ -137,11 +137,7 @@ def move_to_masks_(model: nn.Module, masks: Mapping[str, Tensor | Pattern], stor
         other, _, first = moved.setdefault(id(layer._topology), (name, layer, pattern))
         if not torch.equal(first.to_mask().cpu(), pattern.to_mask().cpu()):
             raise ValueError(f"masks must be the same for {other!r} and {name!r}, which share a weight")
-        if (driver := driver_of(layer)) is not None:
-            raise ValueError(
-                f"model must have no layer that a method moves, got {name!r}, which {driver} moves: call its "
-                "detach() first"
-            )
+    check_unmoved({name: layer for name, layer, _ in moved.values()})
     if dense := {name: mask for name, mask in masks.items() if name not in layers}:
         sparsify_(model, masks=dense, storage=storage)
     for _, layer, pattern in moved.values():

@@ -163,6 +163,19 @@ def test_other_arguments_are_refused(model, loss, error, message):
         gradient_flow(model, loss)
 
 
+@pytest.mark.parametrize("recorder", [GradientFlowRecorder, MaskUpdateRecorder])
+def test_other_arguments_of_recorders_are_refused(recorder):
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got 3"):
+        recorder(3, optimizer, bowl)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got 3"):
+        recorder(model, 3, bowl)
+    with pytest.raises(TypeError, match="loss must be a function of the model, got 3"):
+        recorder(model, optimizer, 3)
+    assert not optimizer._optimizer_step_post_hooks
+
+
 METHODS = {
     "rigl": lambda m, o: sk.RigL(m, o, update_every=3),
     "rigl, holdout": lambda m, o: sk.RigL(

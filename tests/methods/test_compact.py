@@ -185,7 +185,7 @@ def test_a_layer_that_a_method_moves_is_refused(network):
     model = network("masked")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     method = sk.RigL(model, optimizer, exclude=["0", "2", "5"])
-    message = "layer '7' must not be moved by a method, got one that RigL moves: detach it before"
+    message = "model must have no layer that a method moves, got '7', which RigL moves: call its detach"
     assert_refused(model, optimizer, ValueError, message)
     method.detach()
     assert compact_(model, optimizer) == ["0", "2", "5", "7"]

@@ -290,11 +290,11 @@ ARGUMENTS = {
     "begin at end": ({"begin": 7}, ValueError, "end must be above begin, 7, got 7"),
     "end true": ({"end": True}, TypeError, "end must be an integer, got True (bool)"),
     "update_every 0": ({"update_every": 0}, ValueError, "update_every must be at least 1, got 0"),
-    "scope": ({"scope": "model"}, ValueError, "scope must be 'layer' or 'global', got 'model'"),
+    "scope": ({"scope": "model"}, ValueError, "scope must be 'global' or 'layer', got 'model'"),
     "distribution": ({"distribution": "even"}, ValueError, "distribution must be 'uniform' or 'er' or 'erk'"),
     "global erk": (
         {"scope": "global", "distribution": "erk"}, ValueError,
-        "distribution must be left at 'uniform' with scope='global', where layers have no share",
+        "distribution must be left out unless scope='layer', got 'erk'",
     ),
     "compact": ({"compact": 1}, TypeError, "compact must be True or False, got 1 (int)"),
     "on_update": ({"on_update": 3}, TypeError, "on_update must be a function of the update's statistics"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sparsekern.experiments.data.batches import BatchOrder
-from sparsekern.experiments.data.dataset import Batches, Dataset, Examples, InMemoryDataset
+from sparsekern.experiments.data.dataset import Batches, Dataset, Examples, InMemoryDataset, first_examples
 from sparsekern.experiments.data.digits import load_digits
 from sparsekern.experiments.data.image_folder import ImageFolder, load_image_folder
 from sparsekern.experiments.data.mnist import load_mnist
@@ -69,6 +69,7 @@ __all__ = [
     "Examples",
     "ImageFolder",
     "InMemoryDataset",
+    "first_examples",
     "load_dataset",
     "load_digits",
     "load_image_folder",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.experiments.data.batches import BatchOrder
+from sparsekern.experiments.errors import RecipeError
 
 #: Images (examples, channels, height, width) float32 and labels (examples,) int64.
 Examples = tuple[Tensor, Tensor]
@@ -58,6 +59,22 @@ class Dataset(Protocol):
 
     def test_batches(self) -> Iterator[Examples]:
         """The whole test set, in order."""
+
+
+def first_examples(dataset: Dataset, size: int, key: str) -> Examples:
+    """The first ``size`` training examples, as many as the recipe key ``key`` says.
+
+    Raises
+    ------
+    RecipeError
+        If there are fewer.
+    """
+    examples = len(dataset.train_labels)
+    if size > examples:
+        raise RecipeError(
+            f"{key} must be at most the number of training examples, {examples:,}, got {size:,}"
+        )
+    return dataset.train_examples(slice(size))
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,13 @@ def accuracy_section(results: Results, network: str, name: str) -> Section:
         rows.append(_row(role, init, sample, printed, results.quick))
         failures += _failure(results, role, init, runs)
     notes = [*([] if results.quick else [RULE]), *failures]
-    return Section(f"{name}: {TITLES[network]}", [_text(results)], [Table(_HEADERS, rows, notes)])
+    return Section(f"{name}: {TITLES[network]}", [_TEXT], [Table(_HEADERS, rows, notes)])
 
 
+_TEXT = (
+    "Test accuracy in %. Every seed has a pruning run of its own, whose final mask its Lottery, Scratch, "
+    "SET and RigL runs start from. Original is Glorot's initialization, masked; Ours the paper's."
+)
 _HEADERS = ["method", "initialization", "paper", "here, mean ± std (runs)", "agreement"]
 
 
@@ -62,14 +66,6 @@ def _cells(paper: PaperRuns) -> dict[tuple[str, str], list[PaperRun]]:
             runs = [paper.sparse(method, init, seed) for seed in seeds]
             cells[runs[0].role, init] = runs
     return cells
-
-
-def _text(results: Results) -> str:
-    return (
-        "Test accuracy in %. Every seed has a pruning run of its own, whose final mask its Lottery, "
-        "Scratch, SET "
-        "and RigL runs start from. Original is Glorot's initialization, masked; Ours the paper's."
-    )
 
 
 def _failure(results: Results, role: str, init: str, runs: list[PaperRun]) -> list[str]:
@@ -101,7 +97,11 @@ def imagenet_section() -> Section:
         for role, value in IMAGENET[network].items()
         for options in [_options(role)]
     ]
-    text = "Settings of Table 1 that need ImageNet are complete as recipes; none was run for this report."
+    text = (
+        "Settings of Table 1 that need ImageNet are complete as recipes; none was run for this report. DIR "
+        "is the folder of ImageNet's `train` and `val`, PRUNED that of a run with the options `--method "
+        "gradual_pruning --keep-step 2000 --output PRUNED`."
+    )
     return Section(
         "Table 1: ImageNet", [text], [Table(["network", "method", "paper", "here", "command"], rows)]
     )

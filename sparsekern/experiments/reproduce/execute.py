@@ -7,11 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.folder import Result
 from sparsekern.experiments.reproduce.runs import PaperRun, unique
+from sparsekern.experiments.sweep.listener import RunListener
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
 from sparsekern.experiments.sweep.overview import Overview
 from sparsekern.experiments.sweep.plan import Job
@@ -134,13 +135,13 @@ class Runs:
         return PaperJob(run.recipe, self.path(run), run.role)
 
 
-class _Listener:
+class _Listener(RunListener):
     """Turns what the workers say into ends of runs, and lines."""
 
     def __init__(
         self, overview: Overview, runs: Mapping[Job, PaperRun], home: Runs, ended: dict[str, Ended]
     ) -> None:
-        self._overview = overview
+        super().__init__(overview)
         self._runs = runs
         self._home = home
         self._ended = ended
@@ -153,20 +154,8 @@ class _Listener:
         self._end(run, error=f"its mask is missing: the pruning run {run.source.folder} did not end well")
         return False
 
-    def message(self, job: Job, message: dict[str, Any]) -> None:
-        kind = message["kind"]
-        if kind == "progress":
-            self._overview.progress(job, **{name: value for name, value in message.items() if name != "kind"})
-        elif kind == "stopped":
-            self._overview.stopped(job, message.get("step"))
-        elif kind == "finished":
-            self._end(self._runs[job], Result(**message["result"]))
-        else:
-            diverged = bool(message.get("diverged"))
-            self._end(self._runs[job], error=message.get("error", ""), diverged=diverged)
-
-    def tick(self) -> None:
-        self._overview.tick()
+    def ended(self, job: Job, result: Result | None, error: str, diverged: bool) -> None:
+        self._end(self._runs[job], result, error, diverged)
 
     def _end(
         self, run: PaperRun, result: Result | None = None, error: str = "", diverged: bool = False
@@ -175,7 +164,7 @@ class _Listener:
             content = json.dumps({"digest": run.recipe.digest, "error": error}, indent=2) + "\n"
             write_atomically(self._home.path(run) / DIVERGED, content.encode())
         self._ended[run.folder] = Ended(run, result, error, diverged)
-        self._overview.ended(Outcome(self._home._job(run), result, error))
+        self.overview.ended(Outcome(self._home._job(run), result, error))
 
 
 def _read_marker(path: Path, digest: str) -> str:

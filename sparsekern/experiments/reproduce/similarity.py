@@ -52,24 +52,18 @@ def divergence_section(results: Results, network: str) -> Section:
 
 _TEXT = (
     "All networks but the last group's have the mask of the first pruning run. Lottery and Scratch differ "
-    "in the "
-    "order of the data alone; a prune restart trains on from the pruning solution with the whole schedule "
-    "again; "
-    "the last group are pruning runs of other seeds, with masks of their own."
+    "in the order of the data alone; a prune restart trains on from the pruning solution with the whole "
+    "schedule again; the last group are pruning runs of other seeds, with masks of their own."
 )
 _DISAGREEMENT = (
     "Disagreement is the fraction of test examples that two networks classify differently: its mean over "
-    "all pairs, "
-    "and with the pruning solution. An ensemble predicts by the mean of its networks' probabilities. "
-    "Where the "
-    "pruning solution is itself one of a group, it is not compared with itself."
+    "all pairs, and with the pruning solution. An ensemble predicts by the mean of its networks' "
+    "probabilities. Where the pruning solution is itself one of a group, it is not compared with itself."
 )
 _DIVERGENCE = (
-    "In nats, means over test examples. KL(p, q) is the sum over classes of p log(p / q): over all "
-    "ordered pairs of "
-    "networks; from the pruned, p is a network and q the pruning solution. JSD is the mean of KL(p, m) "
-    "and KL(q, m) "
-    "with m = (p + q) / 2. The paper's values are not printed beside ours."
+    "In nats, means over test examples. KL(p, q) is the sum over classes of p log(p / q): over all ordered "
+    "pairs of networks; from the pruned, p is a network and q the pruning solution. JSD is the mean of "
+    "KL(p, m) and KL(q, m) with m = (p + q) / 2. The paper's values are not printed beside ours."
 )
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from sparsekern.experiments.reproduce.paper import Printed
 
 RULE = (
-    "A value agrees if it is no further from the printed one than both standard deviations together "
-    "(those of "
-    "a sample, over runs), or than the last digit printed."
+    "A value agrees if it is no further from the printed one than both standard deviations (those of a "
+    "sample, over runs) and one unit of the last digit printed together."
 )
 
 
@@ -55,7 +54,7 @@ def printed_text(printed: Printed | None, digits: int = 2) -> str:
 
 
 def verdict(sample: Sample, printed: Printed | None, digits: int = 2) -> str:
-    """``"agrees"``, or by how much the sample's mean differs; nothing where there is nothing to compare."""
+    """``"agrees"`` by `RULE`, or by how much the mean differs; nothing where there is nothing to compare."""
     if printed is None or not sample.values:
         return ""
     difference = sample.mean - printed.mean

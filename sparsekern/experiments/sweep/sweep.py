@@ -13,6 +13,7 @@ from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.folder import Result
 from sparsekern.experiments.recipe import Recipe
+from sparsekern.experiments.sweep.listener import RunListener
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
 from sparsekern.experiments.sweep.overview import Overview
 from sparsekern.experiments.sweep.plan import Job, plan_jobs
@@ -85,26 +86,16 @@ def run_sweep(sweep: Sweep, stream: TextIO | None = None, live: bool | None = No
     return _summarize(sweep, [outcomes[job] for job in jobs], stream)
 
 
-class _Listener:
+class _Listener(RunListener):
     """Turns what the workers say into outcomes and lines."""
 
     def __init__(self, overview: Overview, outcomes: dict[Job, Outcome]) -> None:
-        self._overview = overview
+        super().__init__(overview)
         self._outcomes = outcomes
 
-    def message(self, job: Job, message: dict[str, Any]) -> None:
-        kind = message["kind"]
-        if kind == "progress":
-            self._overview.progress(job, **{name: value for name, value in message.items() if name != "kind"})
-        elif kind == "stopped":
-            self._overview.stopped(job, message.get("step"))
-        else:
-            result = Result(**message["result"]) if kind == "finished" else None
-            outcome = self._outcomes[job] = Outcome(job, result, message.get("error", ""))
-            self._overview.ended(outcome)
-
-    def tick(self) -> None:
-        self._overview.tick()
+    def ended(self, job: Job, result: Result | None, error: str, diverged: bool) -> None:
+        outcome = self._outcomes[job] = Outcome(job, result, error)
+        self.overview.ended(outcome)
 
 
 def _check(jobs: Sequence[Job], data_dir: Path | None) -> None:

@@ -17,10 +17,10 @@ from sparsekern.formats.checks import (
     describe,
 )
 from sparsekern.methods.at_init.scores import Loss, check_loss, draw, grasp, magnitudes, snip
-from sparsekern.methods.at_init.selection import SCOPES, check_finite, keep_largest, warn_of_emptied
+from sparsekern.methods.at_init.selection import check_finite, check_scope, keep_largest, warn_of_emptied
 from sparsekern.methods.at_init.synflow import check_example, synflow
 from sparsekern.methods.at_init.weights import weights_to_score
-from sparsekern.nn.distributions import DISTRIBUTIONS, Distribution, layer_sparsities
+from sparsekern.nn.distributions import Distribution, layer_sparsities
 
 __all__ = ["METHODS", "at_init_masks"]
 
@@ -111,10 +111,7 @@ def at_init_masks(
     """
     check_choice(method, METHODS, "method")
     sparsity = check_sparsity(sparsity)
-    check_choice(scope, SCOPES, "scope")
-    check_choice(distribution, DISTRIBUTIONS, "distribution")
-    if scope == "global" and distribution != "uniform":
-        raise ValueError(f"distribution must be left out unless scope='layer', got {distribution!r}")
+    check_scope(scope, distribution)
     rounds = _check_rounds(rounds, method)
     check_generator(generator)
     weights = weights_to_score(model, exclude)

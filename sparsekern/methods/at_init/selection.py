@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["SCOPES", "check_finite", "keep_largest", "largest", "warn_of_emptied"]
+from sparsekern.formats.checks import check_choice
+from sparsekern.nn.distributions import DISTRIBUTIONS
+
+__all__ = ["SCOPES", "check_finite", "check_scope", "keep_largest", "largest", "warn_of_emptied"]
 
 SCOPES = ("global", "layer")
+
+
+def check_scope(scope: Any, distribution: Any) -> None:
+    """Raise TypeError or ValueError for what is none, and for a distribution where layers have no share."""
+    check_choice(scope, SCOPES, "scope")
+    check_choice(distribution, DISTRIBUTIONS, "distribution")
+    if scope == "global" and distribution != "uniform":
+        raise ValueError(f"distribution must be left out unless scope='layer', got {distribution!r}")
 
 
 def check_finite(scores: Mapping[str, Tensor], method: str, advice: str) -> None:

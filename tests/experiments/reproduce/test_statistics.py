@@ -28,12 +28,24 @@ def test_one_value_has_no_spread_and_none_is_not_run():
         ((98.0, 98.2), Printed(98.3, 0.1), "agrees"),
         ((98.0, 98.0), Printed(98.3, 0.1), "differs: -0.30"),
         ((98.4,), Printed(98.3, 0.1), "agrees"),
+        ((98.409,), Printed(98.3, 0.1), "agrees"),
+        ((98.411,), Printed(98.3, 0.1), "differs: +0.11"),
         ((98.62,), Printed(98.3, 0.3), "differs: +0.32"),
         ((11.35, 98.0, 98.0), Printed(80.82, 35), "agrees"),
         ((0.5,), None, ""),
         ((), Printed(1.0, 0.1), ""),
     ],
-    ids=["within both", "too low", "at the edge", "too high", "bimodal", "nothing printed", "nothing run"],
+    ids=[
+        "within both",
+        "too low",
+        "at the edge",
+        "within a digit of it",
+        "beyond a digit of it",
+        "too high",
+        "bimodal",
+        "nothing printed",
+        "nothing run",
+    ],
 )
 def test_verdicts(values, printed, expected):
     assert verdict(Sample(values), printed) == expected

@@ -42,8 +42,7 @@ def flow_section(results: Results, network: str, name: str, number: str) -> Sect
     ]
     caption = (
         f"Gradient flow of the {LABELS[network]} during training: {_NORM} {_EVERY}; mean and standard "
-        "deviation "
-        "over runs. A plus marks the paper's initialization, its absence the original one."
+        "deviation over runs. A plus marks the paper's initialization, its absence the original one."
     )
     title = f"Figure {number}: gradient flow during training, {LABELS[network]}"
     return Section(title, [], [], [Figure(name, caption, panels)])
@@ -64,8 +63,7 @@ def update_section(results: Results) -> Section:
         panels.append(Curves(LABELS[network], "training step", y_label, series, zero_line=True))
     caption = (
         f"Effect of mask updates: {_NORM} right after an update less that right before it, {_EVERY}; mean "
-        "and "
-        "standard deviation over runs."
+        "and standard deviation over runs."
     )
     return Section("Figure 3: effect of mask updates", [], [], [Figure("fig3", caption, panels)])
 

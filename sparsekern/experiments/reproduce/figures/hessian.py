@@ -14,10 +14,9 @@ from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
 
 _TEXT = (
-    "Eigenvalues of the exact Hessian of the mean cross-entropy with respect to the active weights and "
-    "the biases, on "
-    "the first {examples:,} training examples (the paper: 60,000), without a regularizer; runs of the "
-    "first seed."
+    "Eigenvalues of the exact Hessian of the mean cross-entropy with respect to the active weights and the "
+    "biases, on the first {examples:,} training examples (the paper: 60,000), without a regularizer; runs "
+    "of the first seed."
 )
 #: An eigenvalue counts as negative or positive beyond this fraction of the largest magnitude.
 _NEGLIGIBLE = 1e-6

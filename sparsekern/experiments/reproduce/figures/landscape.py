@@ -19,8 +19,7 @@ from sparsekern.experiments.reproduce.statistics import Sample
 GROUPS = {"lottery": "Lottery", "scratch_other_init": "Scratch"}
 _TEXT = (
     "Solutions share the mask of the first pruning run. Lottery runs differ in the order of the data, "
-    "Scratch runs "
-    "also in the paper's initialization that they start from."
+    "Scratch runs also in the paper's initialization that they start from."
 )
 
 
@@ -54,13 +53,11 @@ def interpolation_section(results: Results, network: str, name: str, number: str
     headers = ["line to the pruning solution, from", "barrier in nats, mean ± std (runs)"]
     notes = [
         "The barrier is the largest amount by which the loss on the segment is above the straight line "
-        "between "
-        "the losses of its ends."
+        "between the losses of its ends."
     ]
     caption = (
         "Training loss on the line from a network (0) to the pruning solution (1), mean and standard "
-        "deviation over "
-        f"runs; {_examples(results):,} training examples."
+        f"deviation over runs; {_examples(results):,} training examples."
     )
     return Section(title, [_TEXT], [Table(headers, rows, notes)], [Figure(name, caption, panels)])
 

@@ -23,9 +23,8 @@ def signal_section(results: Results) -> Section:
     """Both networks, all initializations."""
     panels: list[Panel] = [_panel(results, network) for network in NETWORKS]
     caption = (
-        f"Standard deviation of the outputs before the softmax, at initialization, for {_EXAMPLES:,} "
-        "inputs of "
-        "standard normal noise: mean and standard deviation over networks with random masks of uniform "
+        f"Standard deviation of the outputs before the softmax, at initialization, for {_EXAMPLES:,} inputs "
+        "of standard normal noise: mean and standard deviation over networks with random masks of uniform "
         "sparsity."
     )
     return Section(
