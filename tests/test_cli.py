@@ -56,7 +56,8 @@ def test_help_lists_the_commands(capsys):
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean train? (the commands are train, sweep, reproduce, bench, env)",
+            "unknown command 'trian'; did you mean train? "
+            "(the commands are train, sweep, reproduce, bench, env)",
         ),
         (["x"], "unknown command 'x' (the commands are train, sweep, reproduce, bench, env)"),
         ([], "the following arguments are required: COMMAND"),
