@@ -26,7 +26,7 @@ def reproduce_command(arguments: list[str]) -> int:
     """Run ``sparsekern reproduce``; 0, 1 if a run failed, 2 for a mistake, 128 + a signal."""
     options = parse(build_parser(), arguments)
     try:
-        files, failed = reproduce(read_task(options))
+        files, failed = reproduce(read_reproduction(options))
     except SweepStopped as stopped:
         command = shlex.join([*_PROG.split(), *arguments])
         print(f"{_PROG}: {stopped}; the same command carries on:\n  {command}", file=sys.stderr)
@@ -89,8 +89,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def read_task(options: argparse.Namespace) -> Reproduction:
-    """The task that the options describe.
+def read_reproduction(options: argparse.Namespace) -> Reproduction:
+    """What the options ask for.
 
     Raises
     ------

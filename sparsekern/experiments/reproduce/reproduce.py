@@ -49,7 +49,7 @@ class Reproduction:
         return Scale(self.quick, "digits" if self.data_dir is None else "mnist")
 
 
-def reproduce(task: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
+def reproduce(wanted: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
     """Do the runs that are not done, measure what is not measured, and write the report.
 
     Returns
@@ -67,46 +67,46 @@ def reproduce(task: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
         After SIGINT or SIGTERM, with the states of runs saved.
     """
     require_matplotlib()
-    dataset = load_dataset(task.scale.dataset, task.data_dir)
-    paper = {network: PaperRuns(network, task.seeds, task.scale) for network in NETWORKS}
-    runs = unique(run for name in task.names for run in TARGETS[name].runs(paper))
-    home = Runs(task.output / "runs")
-    ended = home.do(runs, task.workers, task.data_dir)
+    dataset = load_dataset(wanted.scale.dataset, wanted.data_dir)
+    paper = {network: PaperRuns(network, wanted.seeds, wanted.scale) for network in NETWORKS}
+    runs = unique(run for name in wanted.names for run in TARGETS[name].runs(paper))
+    home = Runs(wanted.output / "runs")
+    ended = home.do(runs, wanted.workers, wanted.data_dir)
     results = Results(
         paper=paper,
         runs=home,
         ended=ended,
         dataset=dataset,
-        measurements=task.output / "measurements",
-        quick=task.quick,
+        measurements=wanted.output / "measurements",
+        quick=wanted.quick,
         say=lambda text: print(text, file=sys.stdout, flush=True),
     )
-    sections = [section for name in task.names for section in TARGETS[name].sections(results)]
-    report = _report(task, sections, list(ended.values()))
+    sections = [section for name in wanted.names for section in TARGETS[name].sections(results)]
+    report = _report(wanted, sections, list(ended.values()))
     try:
-        files = write_report(report, task.output)
+        files = write_report(report, wanted.output)
     except OSError as error:
         raise ExperimentError(
-            f"{error.filename or task.output}: cannot be written: {error.strerror}"
+            f"{error.filename or wanted.output}: cannot be written: {error.strerror}"
         ) from None
     return files, [end for end in ended.values() if end.result is None and not end.diverged]
 
 
-def _report(task: Reproduction, sections: list[Section], ended: Sequence[Ended]) -> Report:
-    seeds = ", ".join(map(str, task.seeds))
+def _report(wanted: Reproduction, sections: list[Section], ended: Sequence[Ended]) -> Report:
+    seeds = ", ".join(map(str, wanted.seeds))
     where = ", ".join(f"{name} {version}" for name, version in environment().items())
     hours = sum(end.result.seconds for end in ended if end.result) / 3600
-    data = "the digits of scikit-learn, not MNIST" if task.data_dir is None else "MNIST"
+    data = "the digits of scikit-learn, not MNIST" if wanted.data_dir is None else "MNIST"
     summary = [
         "Tables and figures of Evci, Ioannou, Keskin and Dauphin, “Gradient Flow in Sparse Neural Networks "
         f"and How Lottery Tickets Win” (AAAI 2022), made again by sparsekern on {data}: {len(ended)} runs of "
         f"seeds {seeds}, {hours:.1f} hours of training on one thread each ({where}).",
     ]
-    if task.quick or task.data_dir is None:
+    if wanted.quick or wanted.data_dir is None:
         summary.append("Values of the paper stand beside for orientation: they are of full runs on MNIST.")
     return Report(
         "Gradient flow in sparse neural networks: a reproduction",
-        task.quick,
+        wanted.quick,
         summary,
         [*sections, _deviations()],
     )

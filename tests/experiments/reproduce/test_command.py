@@ -11,7 +11,7 @@ import pytest
 
 from sparsekern.cli import main
 from sparsekern.experiments.reproduce import runs
-from sparsekern.experiments.reproduce.command import build_parser, read_task
+from sparsekern.experiments.reproduce.command import build_parser, read_reproduction
 from sparsekern.experiments.reproduce.figures import hessian
 from sparsekern.experiments.reproduce.targets import TARGETS
 
@@ -69,8 +69,8 @@ def test_a_folder_without_mnist_is_named_before_anything_is_made(tmp_path, capsy
 
 def test_all_is_every_target_and_names_are_taken_once():
     parser = build_parser()
-    assert list(read_task(parser.parse_args(["all", "--quick"])).names) == list(TARGETS)
-    assert list(read_task(parser.parse_args(["fig3", "table1", "fig3", "--quick"])).names) == [
+    assert list(read_reproduction(parser.parse_args(["all", "--quick"])).names) == list(TARGETS)
+    assert list(read_reproduction(parser.parse_args(["fig3", "table1", "fig3", "--quick"])).names) == [
         "fig3",
         "table1",
     ]
