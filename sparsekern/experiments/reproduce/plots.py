@@ -159,6 +159,8 @@ def _draw(figure: Figure, quick: bool) -> matplotlib.figure.Figure:
         canvas.text(
             1 - 0.06 / width, 1 - 0.04 / height, "quick run", ha="right", va="top", color="0.45", size=8
         )
+    # When it draws, matplotlib passes over an error of this in silence, and panels lie where they were.
+    canvas.get_layout_engine().execute(canvas)
     return canvas
 
 

@@ -78,7 +78,7 @@ def test_text_is_escaped_and_code_is_code(report):
     assert "<h1>Gradient flow &amp; &lt;sparsity&gt;</h1>" in text
     assert "<p>See <code>a &lt; b</code> &amp; *c*.</p>" in text
     assert '<th scope="row">a|b &lt;i&gt;</th>' in text
-    assert '<p class="notes">Five seeds &amp; one <code>mask</code>. All of them.</p>' in text
+    assert '<p class="notes">Five seeds &amp; one <code>mask</code>.<br>All of them.</p>' in text
     assert "<figcaption>All &lt;kinds&gt;.</figcaption>" in text
     assert 'aria-label="Loss &lt;test&gt;; Solutions"' in text
     hostile = '"><script>x</script>&'

@@ -17,7 +17,8 @@ See `a < b` & \\*c\\*.
 | a\\|b \\<i>    |  91.25 ± 0.4 |          – | ✓ agrees             |
 | `per_neuron` |            8 | 97.8 ± 0.2 | ✗ differs (p = 0.01) |
 
-Five seeds & one `mask`. All of them.
+- Five seeds & one `mask`.
+- All of them.
 
 ![Loss \\<test>; Solutions](pictures/figure-1.svg)
 

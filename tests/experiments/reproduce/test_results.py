@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from sparsekern.experiments.checkpoint import read_checkpoint
 from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.reproduce import results as results_module
@@ -90,14 +91,15 @@ def test_a_replay_is_on_as_many_threads_as_the_run(finished, monkeypatch):
         step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", watched)
+    run_had = read_checkpoint(results.runs.path(rigl) / "checkpoint.pt")["threads"]
     before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
+    torch.set_num_threads(run_had + 1)
     try:
         networks_around_update(results, rigl, 4)
-        assert torch.get_num_threads() == before + 1
+        assert torch.get_num_threads() == run_had + 1
     finally:
         torch.set_num_threads(before)
-    assert seen == [before] * 4
+    assert seen == [run_had] * 4
 
 
 def test_measurements_are_made_once_and_again_if_inputs_differ_or_the_file_is_damaged(finished):
