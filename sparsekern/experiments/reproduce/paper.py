@@ -116,6 +116,7 @@ DEVIATIONS: list[list[str]] = [
     ],
     ["tickets on ImageNet go back to step", "2,000, and 5,000", "", "2,000 in the commands above; not run"],
     ["the Hessian of LeNet-5", "", "on all 60,000 training examples", "on the first 10,000"],
+    ["losses between solutions", "", "on all 60,000 training examples", "on the first 10,000"],
     [
         "MDS, distances, disagreement, ensembles, KL, JSD",
         "described",

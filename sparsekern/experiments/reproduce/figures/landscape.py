@@ -63,9 +63,8 @@ def interpolation_section(results: Results, network: str, name: str, number: str
 
 
 def _examples(results: Results) -> int:
-    """How many training examples losses are averaged over: all, as in the paper, unless the run is quick."""
-    examples = len(results.dataset.train_labels)
-    return min(examples, 1000) if results.quick else examples
+    """How many training examples losses are averaged over; the paper takes all, which is six times slower."""
+    return min(len(results.dataset.train_labels), 1000 if results.quick else 10_000)
 
 
 def _groups(results: Results, network: str) -> tuple[list[PaperRun], dict[str, list[PaperRun]]]:
