@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from sparsekern import analysis
-from sparsekern.experiments.reproduce.document import Curves, Figure, Section, Series
+from sparsekern.experiments.reproduce.document import Curves, Figure, Section, Series, Table
 from sparsekern.experiments.reproduce.figures.signal import LABELS
+from sparsekern.experiments.reproduce.paper import INVERTED
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import NETWORKS, PaperRun, PaperRuns
-from sparsekern.experiments.reproduce.statistics import Sample
+from sparsekern.experiments.reproduce.statistics import RULE, Sample, printed_text, verdict
 
 _NORM = "L2 norm of the gradient"
 _EVERY = "on the first 1,000 training examples, without a regularizer, over active weights and biases"
@@ -50,9 +51,10 @@ def flow_section(results: Results, network: str, name: str, number: str) -> Sect
 
 def update_section(results: Results) -> Section:
     """What an update of the masks changes, for both networks."""
-    panels = []
+    panels, rows = [], []
     for network in NETWORKS:
         paper = results.paper[network]
+        rows.append(_inverted_row(results, network))
         lines = {
             "SET+": _sparse(paper, "set", "per_neuron"),
             "RigL+": _sparse(paper, "rigl", "per_neuron"),
@@ -65,7 +67,17 @@ def update_section(results: Results) -> Section:
         f"Effect of mask updates: {_NORM} right after an update less that right before it, {_EVERY}; mean "
         "and standard deviation over runs."
     )
-    return Section("Figure 3: effect of mask updates", [], [], [Figure("fig3", caption, panels)])
+    headers = ["RigL Inverted+, test accuracy", "paper", "here, mean ± std (runs)", "agreement"]
+    table = Table(headers, rows, [] if results.quick else [RULE])
+    return Section("Figure 3: effect of mask updates", [], [table], [Figure("fig3", caption, panels)])
+
+
+def _inverted_row(results: Results, network: str) -> list[str]:
+    accuracies = [results.accuracy(run) for run in results.paper[network].inverted()]
+    sample = Sample.of([None if a is None else 100 * a for a in accuracies])
+    printed = INVERTED if network == "lenet5" else None
+    agreement = "" if results.quick else verdict(sample, printed)
+    return [LABELS[network], printed_text(printed), sample.text(), agreement]
 
 
 def _sparse(paper: PaperRuns, method: str, init: str) -> list[PaperRun]:
