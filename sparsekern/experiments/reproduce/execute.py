@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.folder import Result
-from sparsekern.experiments.reproduce.runs import PaperRun, unique
+from sparsekern.experiments.reproduce.runs import FRESH, PaperRun, unique
 from sparsekern.experiments.sweep.listener import RunListener
 from sparsekern.experiments.sweep.outcome import Outcome, earlier_outcome
 from sparsekern.experiments.sweep.overview import Overview
@@ -20,6 +21,7 @@ from sparsekern.experiments.sweep.pool import work_off
 from sparsekern.experiments.sweep.sweep import SweepStopped
 from sparsekern.files import write_atomically
 
+DATA = "data.json"
 DIVERGED = "diverged.json"
 
 
@@ -32,7 +34,7 @@ class PaperJob(Job):
     @property
     def words(self) -> tuple[str, ...]:
         recipe = self.recipe
-        return recipe.network, self.role, recipe.init, f"seed {recipe.seed % 1000}"
+        return recipe.network, self.role, recipe.init, f"seed {recipe.seed % FRESH}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,30 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+
+    def claim(self, dataset: Dataset) -> None:
+        """Note which data the runs are on: recipes, and so addresses, have no more than its name.
+
+        Raises
+        ------
+        ExperimentError
+            If runs on other data are there, or the note cannot be read or written. Nothing is changed then.
+        """
+        note = self.folder / DATA
+        known = _read_fingerprints(note) if note.exists() else {}
+        found = known.setdefault(dataset.name, dataset.fingerprint)
+        if found != dataset.fingerprint:
+            raise ExperimentError(
+                f"{self.folder} holds runs on other data: expected this {dataset.name} data set "
+                f"(fingerprint {dataset.fingerprint[:12]}), found {found[:12]}; --output names another folder"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, (json.dumps(known, indent=2) + "\n").encode())
+        except OSError as error:
+            raise ExperimentError(
+                f"--output {self.folder}: cannot be written: {error.strerror or error}"
+            ) from None
 
     def path(self, run: PaperRun) -> Path:
         """A run's own folder."""
@@ -165,6 +191,18 @@ class _Listener(RunListener):
             write_atomically(self._home.path(run) / DIVERGED, content.encode())
         self._ended[run.folder] = Ended(run, result, error, diverged)
         self.overview.ended(Outcome(self._home._job(run), result, error))
+
+
+def _read_fingerprints(path: Path) -> dict[str, str]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(text, str) for pair in known.items() for text in pair):
+            raise ValueError
+    except (OSError, ValueError, AttributeError):
+        raise ExperimentError(
+            f"{path}: expected the fingerprints of the runs' data; remove it if they are on this data"
+        ) from None
+    return known
 
 
 def _read_marker(path: Path, digest: str) -> str:

@@ -71,6 +71,7 @@ def reproduce(wanted: Reproduction) -> tuple[dict[str, Path], list[Ended]]:
     paper = {network: PaperRuns(network, wanted.seeds, wanted.scale) for network in NETWORKS}
     runs = unique(run for name in wanted.names for run in TARGETS[name].runs(paper))
     home = Runs(wanted.output / "runs")
+    home.claim(dataset)
     ended = home.do(runs, wanted.workers, wanted.data_dir)
     results = Results(
         paper=paper,
