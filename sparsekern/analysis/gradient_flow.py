@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_integer, describe
 from sparsekern.methods.arguments import check_model, check_optimizer
+from sparsekern.methods.base import DynamicMethod
+from sparsekern.methods.gradual_pruning import GradualPruning
 from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import TwoFourLayer
 
@@ -202,7 +204,15 @@ class MaskUpdateRecorder:
         ]
 
     def follow(self, method: Any) -> None:
-        """Measure at the updates of this `DynamicMethod` or `GradualPruning` on the same optimizer."""
+        """Measure at the updates of this `DynamicMethod` or `GradualPruning` on the same optimizer.
+
+        Raises
+        ------
+        TypeError
+            When `method` is neither.
+        """
+        if not isinstance(method, (DynamicMethod, GradualPruning)):
+            raise TypeError(f"method must be a DynamicMethod or GradualPruning, got {describe(method)}")
         self._method = method
 
     def _before_step(self, *step: object) -> None:

@@ -12,7 +12,7 @@ from sparsekern import ops
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_model, check_optimizer
 from sparsekern.methods.driven_layer import check_unmoved
-from sparsekern.methods.optimizer_state import check_states
+from sparsekern.methods.optimizer_state import check_holds_any, check_states
 from sparsekern.nn import SparseLayer
 from sparsekern.nn.checks import check_unwrapped
 
@@ -42,8 +42,8 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     ------
     TypeError, ValueError
         When an argument is none of the above, the model is wrapped in DDP or sharded, a method moves one of
-        the layers, or the optimizer's state for a weight is not one per element. Nothing has been changed
-        then.
+        the layers, or the optimizer holds none of their weights or has state for one that is not per
+        element. Nothing has been changed then.
     """
     check_model(model)
     check_optimizer(optimizer, optional=True)
@@ -54,8 +54,9 @@ def compact_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     }
     check_compactable(model, layers)
     check_unmoved(layers)
-    for name, layer in layers.items():
-        if optimizer is not None:
+    if optimizer is not None:
+        check_holds_any(optimizer, {name: layer.stored_weight for name, layer in layers.items()})
+        for name, layer in layers.items():
             check_states(optimizer, layer.stored_weight, name)
     compact_layers(layers, optimizer)
     return list(layers)

@@ -7,13 +7,38 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_states", "states_of"]
+from sparsekern.formats.checks import describe
+
+__all__ = ["check_holds_any", "check_states", "states_of"]
 
 
 def states_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list[Tensor]:
     """The optimizer's tensors with an element for each one of the parameter's: momentum, second moments."""
     state = optimizer.state.get(parameter, {})
     return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0]
+
+
+def check_holds_any(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise for an optimizer of another model: the one of this would go on with the old Parameters.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    parameters : mapping of str to nn.Parameter
+        The weights, by layer name; those that need no gradient do not count.
+
+    Raises
+    ------
+    ValueError
+        When it holds none of them.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {name: id(parameter) for name, parameter in parameters.items() if parameter.requires_grad}
+    if trained and held.isdisjoint(trained.values()):
+        raise ValueError(
+            f"optimizer must hold weights of the model, such as that of layer {next(iter(trained))!r}, got "
+            f"{describe(optimizer)} of others"
+        )
 
 
 def check_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str) -> None:

@@ -19,7 +19,7 @@ from sparsekern.methods.magnitude import (
     prunable_layers,
     select_by_magnitude,
 )
-from sparsekern.methods.optimizer_state import check_states
+from sparsekern.methods.optimizer_state import check_holds_any, check_states
 from sparsekern.nn import LayerReport, SparseLayer, SparsifyReport, sparsify_
 from sparsekern.nn.conversion import pattern_figures
 from sparsekern.nn.distributions import Distribution
@@ -66,8 +66,9 @@ def prune_(
     Raises
     ------
     TypeError, ValueError
-        For what `magnitude_masks` refuses; an optimizer that is none, or whose state for a weight is not one
-        per element; layers that a dynamic method moves. Nothing has been changed then.
+        For what `magnitude_masks` refuses; an optimizer that is none, holds no weight of the model, or
+        whose state for one is not per element; layers that a dynamic method moves. Nothing has been changed
+        then.
     FloatingPointError
         When a weight is NaN or infinite: names the layer.
     """
@@ -90,6 +91,7 @@ def _check_movable(model: nn.Module, layers: list[Prunable], optimizer: torch.op
     check_unmoved(sparse)
     check_compactable(model, sparse)
     if optimizer is not None:
+        check_holds_any(optimizer, {layer.name: layer.parameter for layer in layers})
         for layer in layers:
             check_states(optimizer, layer.parameter, layer.name)
 

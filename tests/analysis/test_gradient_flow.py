@@ -357,6 +357,13 @@ def test_a_recorder_that_follows_nothing_or_was_removed_measures_nothing():
         idle.after()
 
 
+def test_a_recorder_follows_nothing_but_methods():
+    model = network()
+    recorder = MaskUpdateRecorder(model, torch.optim.SGD(model.parameters(), 0.1), fixed)
+    with pytest.raises(TypeError, match=r"method must be a DynamicMethod or GradualPruning, got 3 \(int\)"):
+        recorder.follow(3)
+
+
 def test_layers_of_the_copy_are_not_observed():
     model = network("compact")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

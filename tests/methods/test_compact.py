@@ -181,6 +181,13 @@ def assert_refused(model, optimizer, error, message):
     assert all(layer.storage == "masked" for layer in sparse_layers(model).values())
 
 
+def test_an_optimizer_of_other_weights_is_refused(network):
+    model = network("masked")
+    others = torch.optim.SGD(network("masked").parameters(), 0.1)
+    message = "optimizer must hold weights of the model, such as that of layer '0', got "
+    assert_refused(model, others, ValueError, message)
+
+
 def test_a_layer_that_a_method_moves_is_refused(network):
     model = network("masked")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

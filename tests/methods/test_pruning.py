@@ -213,3 +213,13 @@ def test_layers_that_a_method_moves_are_refused():
         sk.prune_(model, 0.8, optimizer)
     method.detach()
     assert sk.prune_(model, 0.8, optimizer).sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_an_optimizer_of_other_weights_is_refused():
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
+    before = list(model.parameters())
+    with pytest.raises(
+        ValueError, match=r"optimizer must hold weights of the model, such as that of layer '0'"
+    ):
+        sk.prune_(model, 0.5, torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1))
+    assert all(mine is old for mine, old in zip(model.parameters(), before, strict=True))
