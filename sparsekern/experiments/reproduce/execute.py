@@ -79,12 +79,15 @@ class Runs:
         """
         note = self.folder / DATA
         known = _read_fingerprints(note) if note.exists() else {}
-        found = known.setdefault(dataset.name, dataset.fingerprint)
-        if found != dataset.fingerprint:
+        found = known.get(dataset.name)
+        if found == dataset.fingerprint:
+            return
+        if found is not None:
             raise ExperimentError(
                 f"{self.folder} holds runs on other data: expected this {dataset.name} data set "
                 f"(fingerprint {dataset.fingerprint[:12]}), found {found[:12]}; --output names another folder"
             )
+        known[dataset.name] = dataset.fingerprint
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(note, (json.dumps(known, indent=2) + "\n").encode())
