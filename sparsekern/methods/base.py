@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +11,11 @@ from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_arguments, check_model, unwrapped
-from sparsekern.methods.attachment import Attachment
+from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.contributions import Scores, Selected, is_finite, keep_candidates, keep_factors
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
 from sparsekern.methods.growth import Growth, NotFiniteError, dense_total
 from sparsekern.methods.holdout import watch_holdout
-from sparsekern.methods.method_state import NEVER, read_state, state_of
 from sparsekern.methods.optimizer_state import check_states
 from sparsekern.methods.options import Options
 from sparsekern.methods.ranks import Ranks
@@ -27,12 +24,13 @@ from sparsekern.methods.statistics import UpdateStatistics
 from sparsekern.methods.timetable import Timetable, left_out
 from sparsekern.methods.update import Update
 from sparsekern.methods.withheld import Withheld
+from sparsekern.nn.batch_norm import keeping_running_statistics
 from sparsekern.nn.survey import excluded_names
 
 __all__ = ["DynamicMethod"]
 
 
-class DynamicMethod:
+class DynamicMethod(AttachedMethod):
     """Base of the methods that move a model's patterns as it trains; attached as soon as it is made.
 
     After every `update_every`-th step of the optimizer, in each layer the active weights of least magnitude
@@ -65,8 +63,8 @@ class DynamicMethod:
         For methods that grow by gradient: ``"batch"``, that of the step before the update, or ``"holdout"``.
     holdout : callable, optional
         For ``"holdout"``: returns the loss of a fixed batch, with whatever regularization is to be in its
-        gradient. Called at the updates of methods that read the gradient, in whatever mode the model is; must
-        not call a DDP wrapper.
+        gradient. Called at the updates of methods that read the gradient, in whatever mode the model is; its
+        running statistics stay as they are. Must not call a DDP wrapper.
     new_values : str
         ``"zero"``, or ``"per_neuron"``: drawn as `sparsekern.init.per_neuron_` does.
     nonfinite : str
@@ -102,8 +100,6 @@ class DynamicMethod:
     reads_gradient: ClassVar[bool] = False
     selects_largest: ClassVar[bool] = False
     follows_gradient: ClassVar[bool] = False
-    #: What a method has beside `options` that decides its updates.
-    own_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -149,20 +145,14 @@ class DynamicMethod:
         self.updates = 0
         self.last_update: UpdateStatistics | None = None
         self._timetable = self._plan()
+        self._model = model
         self._holdout = holdout
         self._on_update = on_update
         self._withheld = Withheld()
         self._fractions: dict[str, float] = {}
         self._checked = self._saw_states = self._warned = False
-        self._attach()
-
-    def __repr__(self) -> str:
-        given = [f"{name}={value!r}" for name, value in asdict(self.options).items() if value is not None]
-        following = "no more" if self.next_update is None else f"the next after step {self.next_update:,}"
-        return (
-            f"{type(self).__name__}({', '.join(given)}) of {len(self.layers)} sparse weights: "
-            f"{self.updates:,} updates in {self.steps:,} steps, {following}"
-        )
+        self._attach(self._before_step, self._after_step)
+        self._prepare()
 
     def scores(self, growth: Growth) -> Scores | None:
         """The scores by which one layer grows, largest first; None leaves it as it is. Methods override
@@ -175,22 +165,6 @@ class DynamicMethod:
 
     def take_step(self) -> None:
         """Called after every step that was taken, and before the update that may follow it."""
-
-    @property
-    def steps(self) -> int:
-        """Steps that the optimizer has taken since this was attached."""
-        return self._timetable.steps
-
-    @property
-    def next_update(self) -> int | None:
-        """Number of steps after which the next update comes; None after the last."""
-        return self._timetable.next_update
-
-    def detach(self) -> None:
-        """Take all hooks away: patterns stay as they are from now on. `on_update` may call it."""
-        self._attachment.remove()
-        for layer in self.layers:
-            layer.detach()
 
     def follow(self, model: nn.Module) -> None:
         """Move the patterns of a copy of the model along, with its own weights: an EMA, for example.
@@ -211,49 +185,18 @@ class DynamicMethod:
         for layer, follower in zip(self.layers, followers):
             layer.followers.append(follower)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What another process needs to go on exactly; patterns are in the model's state dict.
+    def layer_state(self, layer: DrivenLayer) -> dict[str, Any]:
+        return layer.state()
 
-        The optimizer's state dict holds it too, so that loops which save that need no change. Those of
-        `torch.distributed.checkpoint` drop it: save this one beside, and load it after all others.
-        """
-        return state_of(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; load model and optimizer too.
-
-        Raises
-        ------
-        ValueError
-            For the state of another method, model or options; nothing is changed.
-        """
-        state = read_state(self, state)
-        next_update = None if state["next_update"] == NEVER else state["next_update"]
-        self._timetable.resume(state["steps"], next_update)
-        self.updates = state["updates"]
+    def _load_layers(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         for layer in self.layers:
-            layer.load(state["layers"][layer.name])
+            layer.load(states[layer.name])
         self._checked = False
         self._fractions.clear()
         self._prepare()
 
     def _plan(self) -> Timetable:
         return Timetable(self.options.update_every, self.options.stop_at)
-
-    def _attach(self) -> None:
-        for layer in self.layers:
-            layer.attach(self)
-        self._attachment = Attachment(
-            self.optimizer,
-            type(self).__name__,
-            {layer.name: layer.parameter for layer in self.layers},
-            before=self._before_step,
-            after=self._after_step,
-            state_dict=self.state_dict,
-            check_state=lambda state: read_state(self, state),
-            load_state_dict=self.load_state_dict,
-        )
-        self._prepare()
 
     def _prepare(self) -> None:
         """Tell every watch what to keep of the next step's gradient; the step before counts contributions."""
@@ -297,7 +240,7 @@ class DynamicMethod:
         try:
             if not self._saw_states:
                 # Most optimizers make their state in the first step.
-                self._check_states()
+                self._check_layers()
                 self._saw_states = True
             if not (self.follows_gradient and left_out(optimizer)):
                 self.take_step()
@@ -309,13 +252,8 @@ class DynamicMethod:
                 layer.end_step()
             self._prepare()
 
-    def _check_states(self) -> None:
-        for layer in self.layers:
-            layer.check_attached()
-            check_states(self.optimizer, layer.parameter, layer.name)
-
     def _update(self) -> None:
-        self._check_states()
+        self._check_layers()
         for layer in self.layers:
             layer.forget_outdated()
         kept = [layer.watch.kept for layer in self.layers]
@@ -367,7 +305,10 @@ class DynamicMethod:
         trained = [layer for layer in self.layers if layer.parameter.requires_grad]
         for layer in trained:
             layer.watch.keep = keep_factors(layer)
-        return watch_holdout(self._holdout, trained) if trained else {}
+        if not trained:
+            return {}
+        with keeping_running_statistics(self._model):
+            return watch_holdout(self._holdout, trained)
 
     def _check_same(self, when: str, patterns: Sequence[Pattern]) -> None:
         if self._ranks.size > 1:

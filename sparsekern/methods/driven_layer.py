@@ -115,8 +115,19 @@ class DrivenLayer:
         if self.kept_on not in (None, self.pattern):
             self.watch.clear()
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take the layer's part of a method's state."""
+    def state(self) -> dict[str, Any]:
+        """The layer's part of a method's state: what its pattern and the optimizer do not say."""
+        return {
+            "shape": list(self.pattern.shape),
+            "nnz": self.pattern.nnz,
+            "initial_learning_rate": self.initial_learning_rate,
+            "passes": self.passes,
+            "explored": self.explored.words.clone(),
+            **{name: tensor.clone() for name, tensor in self.memory.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
         self.initial_learning_rate = float(state["initial_learning_rate"])
         self.passes = state["passes"]
         self.explored.words.copy_(state["explored"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +14,11 @@ from sparsekern.formats.checks import (
     check_bool,
     check_integer,
     check_sparsity,
-    describe,
-    is_integer,
 )
 from sparsekern.formats.pattern import Pattern
 from sparsekern.methods.arguments import check_arguments, unwrapped
 from sparsekern.methods.at_init.selection import check_scope, keep_largest
-from sparsekern.methods.attachment import Attachment
+from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.compact import check_compactable, compact_layers
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
 from sparsekern.methods.optimizer_state import check_states
@@ -31,9 +29,6 @@ from sparsekern.nn.distributions import layer_sparsities
 from sparsekern.nn.survey import excluded_names
 
 __all__ = ["GradualPruning", "PruningUpdate"]
-
-VERSION = 1
-NEVER = -1
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class _Options:
     distribution: str
 
 
-class GradualPruning:
+class GradualPruning(AttachedMethod):
     r"""Magnitude pruning along a cubic schedule; attached to the optimizer as soon as it is made.
 
     After the optimizer's steps `begin`, ``begin + update_every``, ... and `end`, the weights of least
@@ -160,7 +155,7 @@ class GradualPruning:
         self.model = model
         self.optimizer = optimizer
         self.layers = driven_layers(model, optimizer, excluded_names(model, exclude))
-        self._initial = [layer.pattern.nnz for layer in self.layers]
+        self._initial = {layer.name: layer.pattern.nnz for layer in self.layers}
         self._final = self._final_counts()
         for layer in self.layers:
             _check_layer(layer, optimizer)
@@ -170,96 +165,19 @@ class GradualPruning:
         self.updates = 0
         self._timetable = _Timetable(self.options)
         self._on_update = on_update
-        for layer in self.layers:
-            layer.attach(self)
-        self._attachment = Attachment(
-            optimizer,
-            type(self).__name__,
-            {layer.name: layer.parameter for layer in self.layers},
-            before=lambda *step: None,
-            after=self._after_step,
-            state_dict=self.state_dict,
-            check_state=self._check_state,
-            load_state_dict=self.load_state_dict,
-        )
+        self._attach(before=lambda *step: None, after=self._after_step)
 
-    @property
-    def steps(self) -> int:
-        """Steps that the optimizer has taken since this was attached."""
-        return self._timetable.steps
+    def layer_state(self, layer: DrivenLayer) -> dict[str, Any]:
+        return {"shape": list(layer.pattern.shape), "initial": self._initial[layer.name]}
 
-    @property
-    def next_update(self) -> int | None:
-        """Number of steps after which the next update comes; None after the last."""
-        return self._timetable.next_update
-
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
-        following = "no more" if self.next_update is None else f"the next after step {self.next_update:,}"
-        return f"GradualPruning({given}): {self.updates:,} updates in {self.steps:,} steps, {following}"
-
-    def detach(self) -> None:
-        """Take all hooks away: patterns stay as they are from now on."""
-        self._attachment.remove()
-        for layer in self.layers:
-            layer.detach()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What another process needs to go on exactly; patterns are in the model's state dict.
-
-        The optimizer's state dict holds it too.
-        """
-        return {
-            "method": type(self).__name__,
-            "version": VERSION,
-            "options": asdict(self.options),
-            "steps": self.steps,
-            "updates": self.updates,
-            "next_update": NEVER if self.next_update is None else self.next_update,
-            "layers": {
-                layer.name: {"shape": list(layer.pattern.shape), "initial": initial}
-                for layer, initial in zip(self.layers, self._initial)
-            },
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; load model and optimizer too.
-
-        Raises
-        ------
-        ValueError
-            For the state of another method, model or options; nothing is changed.
-        """
-        self._check_state(state)
-        next_update = None if state["next_update"] == NEVER else state["next_update"]
-        self._timetable.resume(state["steps"], next_update)
-        self.updates = state["updates"]
-        self._initial = [state["layers"][layer.name]["initial"] for layer in self.layers]
-
-    def _check_state(self, state: Any) -> None:
-        expected = self.state_dict()
-        if not isinstance(state, Mapping) or state.keys() != expected.keys():
-            raise ValueError(f"state must be that of a GradualPruning, got {describe(state)}")
-        for key in ("method", "version", "options"):
-            if state[key] != expected[key]:
-                raise ValueError(f"state must have {key} {expected[key]!r}, got {state[key]!r}")
-        mine, theirs = (_shapes(s["layers"]) for s in (expected, state))
-        if mine != theirs:
-            raise ValueError(f"state must be of a model with the sparse layers {mine}, got {theirs}")
-        for key in ("steps", "updates", "next_update"):
-            least = NEVER if key == "next_update" else 0
-            if not is_integer(state[key]) or state[key] < least:
-                raise ValueError(
-                    f"state[{key!r}] must be an integer of at least {least}, got {describe(state[key])}"
-                )
+    def _load_layers(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        self._initial = {layer.name: states[layer.name]["initial"] for layer in self.layers}
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._timetable.add_call(optimizer)
         if not self._timetable.is_due():
             return
-        for layer in self.layers:
-            layer.check_attached()
-            check_states(optimizer, layer.parameter, layer.name)
+        self._check_layers()
         self._update()
         if self.next_update is None and self._compact and self._attachment.is_active:
             self.detach()
@@ -277,8 +195,9 @@ class GradualPruning:
             layer.take_parameter()
 
     def _update(self) -> None:
-        for layer, pattern in zip(self.layers, self._targets()):
-            layer.move(pattern, self.optimizer)
+        targets = self._targets()
+        for layer in self.layers:
+            layer.move(targets[layer.name], self.optimizer)
         self.updates += 1
         self._timetable.advance()
         if self._on_update is not None:
@@ -286,7 +205,7 @@ class GradualPruning:
             numel = sum(layer.pattern.numel for layer in self.layers)
             self._on_update(PruningUpdate(self.steps, self.updates, active, numel))
 
-    def _targets(self) -> list[Pattern]:
+    def _targets(self) -> dict[str, Pattern]:
         """The patterns of this update; found for all layers before any is changed."""
         step, begin, end = self.steps, self.options.begin, self.options.end
         magnitudes = {layer.name: _magnitude(layer) for layer in self.layers}
@@ -297,14 +216,14 @@ class GradualPruning:
             count = round(cubic_sparsity(initial, final, step, begin, end))
             count = min(count, sum(int(masks[name].sum()) for name in names))
             kept |= keep_largest({n: magnitudes[n] for n in names}, {n: masks[n] for n in names}, count)[0]
-        return [Pattern.from_mask(mask) for mask in kept.values()]
+        return {name: Pattern.from_mask(mask) for name, mask in kept.items()}
 
     def _shares(self) -> list[tuple[list[str], int, int]]:
         """Layers whose weights compete, and how many weights they have in the beginning and in the end."""
-        names = [layer.name for layer in self.layers]
+        initial, final = self._initial, self._final
         if self.options.scope == "global":
-            return [(names, sum(self._initial), sum(self._final))]
-        return [([name], *counts) for name, *counts in zip(names, self._initial, self._final)]
+            return [(list(initial), sum(initial.values()), sum(final.values()))]
+        return [([name], initial[name], final[name]) for name in initial]
 
     def _check_initial(self) -> None:
         for names, initial, final in self._shares():
@@ -315,23 +234,14 @@ class GradualPruning:
                     f"{initial:,}"
                 )
 
-    def _final_counts(self) -> list[int]:
+    def _final_counts(self) -> dict[str, int]:
         """Active weights of each layer in the end; with a global scope, those of its share by size."""
         shapes = [tuple(layer.pattern.shape) for layer in self.layers]
         sparsities = layer_sparsities(shapes, self.options.sparsity, self.options.distribution)
-        return [
-            round((1 - sparsity) * layer.pattern.numel) for sparsity, layer in zip(sparsities, self.layers)
-        ]
-
-
-def _shapes(layers: Any) -> dict[str, Any]:
-    """The shape of each layer in a state, where the state is one."""
-    if not isinstance(layers, Mapping):
-        raise ValueError(f"state['layers'] must be a dict, got {describe(layers)}")
-    for name, layer in layers.items():
-        if not isinstance(layer, Mapping) or type(layer.get("initial")) is not int:
-            raise ValueError(f"state of layer {name!r} must have its initial count, got {describe(layer)}")
-    return {name: layer.get("shape") for name, layer in layers.items()}
+        return {
+            layer.name: round((1 - sparsity) * layer.pattern.numel)
+            for sparsity, layer in zip(sparsities, self.layers)
+        }
 
 
 class _Timetable(Timetable):

@@ -10,8 +10,7 @@ from torch import Tensor
 from sparsekern.formats.checks import describe, is_integer
 
 if TYPE_CHECKING:
-    from sparsekern.methods.base import DynamicMethod
-    from sparsekern.methods.driven_layer import DrivenLayer
+    from sparsekern.methods.attached import AttachedMethod
 
 __all__ = ["read_state", "state_of"]
 
@@ -19,7 +18,7 @@ VERSION = 1
 NEVER = -1
 
 
-def state_of(method: DynamicMethod) -> dict[str, Any]:
+def state_of(method: AttachedMethod) -> dict[str, Any]:
     """Integers, text and tensors, nested: what ``torch.load(weights_only=True)`` reads."""
     return {
         "method": type(method).__name__,
@@ -28,22 +27,11 @@ def state_of(method: DynamicMethod) -> dict[str, Any]:
         "steps": method.steps,
         "updates": method.updates,
         "next_update": NEVER if method.next_update is None else method.next_update,
-        "layers": {layer.name: _layer_state(layer) for layer in method.layers},
+        "layers": {layer.name: method.layer_state(layer) for layer in method.layers},
     }
 
 
-def _layer_state(layer: DrivenLayer) -> dict[str, Any]:
-    return {
-        "shape": list(layer.pattern.shape),
-        "nnz": layer.pattern.nnz,
-        "initial_learning_rate": layer.initial_learning_rate,
-        "passes": layer.passes,
-        "explored": layer.explored.words.clone(),
-        **{name: tensor.clone() for name, tensor in layer.memory.items()},
-    }
-
-
-def read_state(method: DynamicMethod, state: Any) -> dict[str, Any]:
+def read_state(method: AttachedMethod, state: Any) -> dict[str, Any]:
     """The state, if it is one of the same method on the same model.
 
     Raises
@@ -57,8 +45,10 @@ def read_state(method: DynamicMethod, state: Any) -> dict[str, Any]:
     for key in ("method", "version"):
         if state[key] != expected[key]:
             raise ValueError(f"state must have {key} {expected[key]!r}, got {state[key]!r}")
-    if state.keys() != expected.keys() or not isinstance(state["layers"], dict):
+    if state.keys() != expected.keys():
         raise ValueError(f"state must have the keys {', '.join(expected)}, got {', '.join(map(str, state))}")
+    if not isinstance(state["layers"], dict):
+        raise ValueError(f"state['layers'] must be a dict, got {describe(state['layers'])}")
     _check_options(state["options"], expected["options"])
     for key in ("steps", "updates", "next_update"):
         least = NEVER if key == "next_update" else 0
@@ -87,10 +77,13 @@ def _check_layer(name: str, found: Any, expected: dict[str, Any]) -> None:
     if not isinstance(found, dict) or found.keys() != expected.keys():
         raise ValueError(f"state of layer {name!r} must have {', '.join(expected)}, got {describe(found)}")
     for key in ("shape", "nnz"):
-        if found[key] != expected[key]:
+        if key in expected and found[key] != expected[key]:
             raise ValueError(f"state of layer {name!r} must have {key} {expected[key]}, got {found[key]}")
     for key, value in expected.items():
-        mine = value.shape if isinstance(value, Tensor) else type(value)
-        other = found[key].shape if isinstance(found[key], Tensor) else type(found[key])
+        mine, other = _kind(value), _kind(found[key])
         if mine != other:
             raise ValueError(f"state of layer {name!r} must have {key} of {mine}, got {other}")
+
+
+def _kind(value: Any) -> str:
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Statistics of batch normalization, estimated anew for weights that were changed by hand."""
+"""Running statistics of normalizations: estimated anew after weights were changed by hand, or kept."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sparsekern.formats.checks import describe, is_number
 
-__all__ = ["recalibrate_batch_norm_"]
+__all__ = ["keeping_running_statistics", "recalibrate_batch_norm_"]
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -110,14 +110,21 @@ def _run(model: nn.Module, batch: Any) -> None:
 
 
 @contextmanager
+def keeping_running_statistics(model: nn.Module) -> Iterator[None]:
+    """The running statistics of all normalizations are afterwards what they were, whatever runs inside."""
+    before = [(norm, _statistics(norm)) for norm in model.modules() if isinstance(norm, _NormBase)]
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
 def _recalibrating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     """Batch normalizations alone train inside; modes, and after an error statistics, are as before."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    before = [
-        {name: value.clone() for name in BUFFERS if (value := getattr(norm, name)) is not None}
-        for norm in norms
-    ]
+    before = [(norm, _statistics(norm)) for norm in norms]
     try:
         for module in modes:
             module.training = False
@@ -126,12 +133,21 @@ def _recalibrating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
             norm.reset_running_stats()
         yield
     except BaseException:
-        for norm, buffers in zip(norms, before):
-            for name, value in buffers.items():
-                getattr(norm, name).copy_(value)
+        _restore(before)
         raise
     finally:
         for module, mode in modes.items():
             module.training = mode
         for norm, value in zip(norms, momenta):
             norm.momentum = value
+
+
+def _statistics(norm: _NormBase) -> dict[str, Tensor]:
+    return {name: value.clone() for name in BUFFERS if (value := getattr(norm, name)) is not None}
+
+
+@torch.no_grad()
+def _restore(statistics: Iterable[tuple[_NormBase, dict[str, Tensor]]]) -> None:
+    for norm, buffers in statistics:
+        for name, value in buffers.items():
+            getattr(norm, name).copy_(value)

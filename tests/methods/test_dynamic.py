@@ -175,6 +175,28 @@ def test_the_holdout_gradient_leaves_the_gradients_of_the_step_alone(network, lo
         assert torch.equal(mine, theirs)
 
 
+def test_the_holdout_batch_leaves_running_statistics_alone():
+    found = []
+    for method in (sk.Static, sk.RigL):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            SparseLinear(7, 9, sparsity=0.5), nn.BatchNorm1d(9), nn.Dropout(0.0), nn.Linear(9, 3)
+        )
+        inputs, others = torch.randn(2, 11, 7)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        holdout = functools.partial(lambda m, x: m(x).square().sum(), model, 5 + others)
+        # No position moves, so the statistics are those of the steps themselves.
+        method(model, optimizer, update_every=1, drop_fraction=1e-6, grow_gradient="holdout", holdout=holdout)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().sum().backward()
+            optimizer.step()
+        found.append(dict(model[1].named_buffers()))
+    assert found[0]["num_batches_tracked"] == 3
+    for name, mine in found[1].items():
+        assert torch.equal(mine, found[0][name]), name
+
+
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 def test_an_update_may_replace_the_step(closure, network, loss_on):
     model = network()

@@ -131,10 +131,12 @@ def changed(state, layer, **entries):
 
 WRONG = {
     "no state": (lambda s: [], "state must be that of a GradualPruning, got [] (list)"),
-    "a key too many": (lambda s: {**s, "more": 1}, "state must be that of a GradualPruning, got {"),
+    "a key too many": (lambda s: {**s, "more": 1}, "state must have the keys method, version,"),
     "other method": (lambda s: {**s, "method": "SET"}, "state must have method 'GradualPruning', got 'SET'"),
     "other version": (lambda s: {**s, "version": 9}, "state must have version 1, got 9"),
-    "other options": (lambda s: {**s, "options": {**s["options"], "end": 8}}, "state must have options {"),
+    "other options": (
+        lambda s: {**s, "options": {**s["options"], "end": 8}}, "state must be of a method with end=",
+    ),
     "steps": (lambda s: {**s, "steps": "4"}, "state['steps'] must be an integer of at least 0, got '4'"),
     "steps -1": (lambda s: {**s, "steps": -1}, "state['steps'] must be an integer of at least 0, got -1"),
     "updates true": (lambda s: {**s, "updates": True}, "state['updates'] must be an integer of at least 0"),
@@ -146,9 +148,12 @@ WRONG = {
         lambda s: {**s, "layers": {"fc": s["layers"]["0"]}}, "state must be of a model with the sparse layer",
     ),
     "other shape": (
-        lambda s: changed(s, "5", shape=[3, 3]), "state must be of a model with the sparse layers",
+        lambda s: changed(s, "5", shape=[3, 3]), "state of layer '5' must have shape [33, 48], got [3, 3]",
     ),
-    "no count": (lambda s: changed(s, "5", initial=1.5), "state of layer '5' must have its initial count"),
+    "no count": (
+        lambda s: changed(s, "5", initial=1.5),
+        "state of layer '5' must have initial of type int, got type float",
+    ),
 }  # fmt: skip
 
 
