@@ -12,10 +12,11 @@ import pytest
 from sparsekern.cli import main
 from sparsekern.experiments.reproduce import runs
 from sparsekern.experiments.reproduce.command import build_parser, read_reproduction
-from sparsekern.experiments.reproduce.figures import hessian
+from sparsekern.experiments.reproduce.figures import hessian, landscape
 from sparsekern.experiments.reproduce.targets import TARGETS
 
 TINY = {
+    "sparsity": 0.995,
     "steps": 24,
     "update_every": 6,
     "prune_begin": 4,
@@ -32,7 +33,7 @@ TINY = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Runs of a few steps."""
+    """Runs of a few steps, of networks so sparse that a Hessian is soon there."""
     base = runs.Scale.base
     monkeypatch.setattr(runs.Scale, "base", lambda scale, network: base(scale, network).override(TINY))
     monkeypatch.setattr(runs.Scale, "prune_every", property(lambda scale: 2))
@@ -85,6 +86,7 @@ def test_help_lists_every_target(capsys):
 
 def test_all_targets_from_runs_to_pages(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hessian, "_examples", lambda results: 20)
+    monkeypatch.setattr(landscape, "_examples", lambda results: 20)
     arguments = ["reproduce", "all", "--quick", "--seeds", "0,1", "--workers", "1", "--output", str(tmp_path)]
     assert main(arguments) == 0
     first = capsys.readouterr().out
