@@ -25,7 +25,7 @@ from sparsekern.methods.optimizer_state import check_states
 from sparsekern.methods.schedules import cubic_sparsity
 from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import SparseLayer
-from sparsekern.nn.distributions import layer_sparsities
+from sparsekern.nn.distributions import layer_counts
 from sparsekern.nn.survey import excluded_names
 
 __all__ = ["GradualPruning", "PruningUpdate"]
@@ -71,9 +71,9 @@ class _Options:
 class GradualPruning(AttachedMethod):
     r"""Magnitude pruning along a cubic schedule; attached to the optimizer as soon as it is made.
 
-    After the optimizer's steps `begin`, ``begin + update_every``, ... and `end`, the weights of least
-    magnitude are removed until each layer, or with a global scope all of them together, has the schedule's
-    sparsity, exactly:
+    After the optimizer's steps `begin` (unless that is 0), ``begin + update_every``, ... and `end`, the
+    weights of least magnitude are removed until each layer, or with a global scope all of them together, has
+    the schedule's sparsity, exactly:
 
     .. math:: s(t) = s_f + (s_0 - s_f) \Big(1 - \frac{t - t_0}{t_1 - t_0}\Big)^3
 
@@ -94,12 +94,13 @@ class GradualPruning(AttachedMethod):
     sparsity : float
         :math:`s_f`, the fraction of zeros over all layers in the end, in (0, 1).
     begin, end : int
-        :math:`t_0 < t_1`: the first and the last update, in steps.
+        :math:`t_0 < t_1`: where the schedule begins and ends, in steps.
     update_every : int
         Steps between updates.
     scope : str
-        ``"layer"``: every layer has a sparsity of its own by `distribution`. ``"global"``: the weights of all
-        layers compete; each keeps at least one.
+        ``"layer"``: every layer has a sparsity of its own by `distribution`; one with fewer weights than its
+        share keeps them, and the others share the rest. ``"global"``: the weights of all layers compete;
+        each keeps at least one.
     distribution : str
         ``"uniform"``, ``"er"`` or ``"erk"``, see `layer_sparsities`; for ``scope="layer"``.
     compact : bool
@@ -161,7 +162,6 @@ class GradualPruning(AttachedMethod):
             _check_layer(layer, optimizer)
         if compact:
             check_compactable(model, {layer.name: layer.layer for layer in self.layers})
-        self._check_initial()
         self.updates = 0
         self._timetable = _Timetable(self.options)
         self._on_update = on_update
@@ -172,16 +172,21 @@ class GradualPruning(AttachedMethod):
 
     def _load_layers(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         self._initial = {layer.name: states[layer.name]["initial"] for layer in self.layers}
+        self._final = self._final_counts()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._timetable.add_call(optimizer)
         if not self._timetable.is_due():
             return
         self._check_layers()
-        self._update()
-        if self.next_update is None and self._compact and self._attachment.is_active:
-            self.detach()
-            self._make_compact()
+        update = self._update()
+        try:
+            if self._on_update is not None:
+                self._on_update(update)
+        finally:
+            if self.next_update is None and self._compact and self._attachment.is_active:
+                self.detach()
+                self._make_compact()
 
     def _make_compact(self) -> None:
         weights = {id(layer.parameter) for layer in self.layers}
@@ -194,16 +199,15 @@ class GradualPruning(AttachedMethod):
         for layer in self.layers:
             layer.take_parameter()
 
-    def _update(self) -> None:
+    def _update(self) -> PruningUpdate:
         targets = self._targets()
         for layer in self.layers:
             layer.move(targets[layer.name], self.optimizer)
         self.updates += 1
         self._timetable.advance()
-        if self._on_update is not None:
-            active = {layer.name: layer.pattern.nnz for layer in self.layers}
-            numel = sum(layer.pattern.numel for layer in self.layers)
-            self._on_update(PruningUpdate(self.steps, self.updates, active, numel))
+        active = {layer.name: layer.pattern.nnz for layer in self.layers}
+        numel = sum(layer.pattern.numel for layer in self.layers)
+        return PruningUpdate(self.steps, self.updates, active, numel)
 
     def _targets(self) -> dict[str, Pattern]:
         """The patterns of this update; found for all layers before any is changed."""
@@ -225,27 +229,16 @@ class GradualPruning(AttachedMethod):
             return [(list(initial), sum(initial.values()), sum(final.values()))]
         return [([name], initial[name], final[name]) for name in initial]
 
-    def _check_initial(self) -> None:
-        for names, initial, final in self._shares():
-            if final > initial:
-                where = f"layer {names[0]!r}" if self.options.scope == "layer" else "all layers together"
-                raise ValueError(
-                    f"sparsity must leave no more weights than there are, got {final:,} for {where}, of "
-                    f"{initial:,}"
-                )
-
     def _final_counts(self) -> dict[str, int]:
-        """Active weights of each layer in the end; with a global scope, those of its share by size."""
+        """Active weights of each layer in the end; with a global scope only their sum counts."""
         shapes = [tuple(layer.pattern.shape) for layer in self.layers]
-        sparsities = layer_sparsities(shapes, self.options.sparsity, self.options.distribution)
-        return {
-            layer.name: round((1 - sparsity) * layer.pattern.numel)
-            for sparsity, layer in zip(sparsities, self.layers)
-        }
+        limits = [self._initial[layer.name] for layer in self.layers]
+        counts = layer_counts(shapes, self.options.sparsity, self.options.distribution, limits)
+        return dict(zip(self._initial, counts))
 
 
 class _Timetable(Timetable):
-    """Updates after `begin`, every so many steps from there on, and at `end`."""
+    """Updates after `begin`, every so many steps from there on, and at `end`; none before the first step."""
 
     def __init__(self, options: _Options) -> None:
         self._begin, self._end = options.begin, options.end
@@ -265,7 +258,7 @@ def _checked_options(
     final = check_sparsity(sparsity)
     if not final:
         raise ValueError("sparsity must be above 0, got 0")
-    begin, end = check_integer(begin, "begin"), check_integer(end, "end")
+    begin, end = check_integer(begin, "begin", 0), check_integer(end, "end")
     if begin >= end:
         raise ValueError(f"end must be above begin, {begin}, got {end}")
     every = check_integer(update_every, "update_every")

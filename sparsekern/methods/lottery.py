@@ -208,6 +208,7 @@ def find_tickets(
         if emptied := search.run(index):
             advice = "A lower sparsity or scope='layer' leaves more"
             warn_of_emptied(f"round {index}", round_sparsity(sparsity, index, rounds), emptied, advice)
+    search.finish()
     return search.tickets
 
 
@@ -299,6 +300,10 @@ class _Search:
             Ticket(index, sparsity, self._last.masks, self._last.state, self._start_step(index + 1))
         )
         return emptied
+
+    def finish(self) -> None:
+        """Leave torch's generators as the last round did, also where it was read from the folder."""
+        self._last.generators.restore()
 
     def _result(self, index: int) -> tuple[Saved, list[str]]:
         model = self._made()

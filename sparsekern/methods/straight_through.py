@@ -243,18 +243,15 @@ def fix_learned_masks_(model: nn.Module, *, storage: str = "compact") -> Sparsif
     Raises
     ------
     TypeError, ValueError
-        When `model` is no module, is wrapped in DDP or has no such layer. Nothing has been changed then.
+        When `model` is no module, is wrapped in DDP or has no such layer, and for such a layer with another
+        parametrization too or that `sparsify_` refuses. Nothing has been changed then.
     FloatingPointError
         When a score is NaN or infinite: names the layer.
     """
     check_module(model)
     check_unwrapped(model)
     check_choice(storage, STORAGES, "storage")
-    layers = {
-        name: (module, mask)
-        for name, module in model.named_modules()
-        if (mask := learned_mask(module)) is not None
-    }
+    layers = _learned_layers(model)
     if not layers:
         raise ValueError(
             f"model must have a layer of straight_through_, got {type(model).__name__} with none"
@@ -265,13 +262,54 @@ def fix_learned_masks_(model: nn.Module, *, storage: str = "compact") -> Sparsif
         "lower the learning rate of the scores",
     )
     masks = {name: mask.mask() for name, (_, mask) in layers.items()}
-    for module, mask in layers.values():
-        weight = module.parametrizations.weight.original
-        # Not remove_parametrizations: it takes the property from a class that copies of the layer share.
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        del module._modules["parametrizations"]
-        module.register_parameter("weight", weight.requires_grad_(mask.was_trained))
-    return sparsify_(model, masks=masks, storage=storage)
+    before = [_Parametrized(module) for module, _ in layers.values()]
+    try:
+        for module, mask in layers.values():
+            _unparametrize(module, mask)
+        return sparsify_(model, masks=masks, storage=storage)
+    except BaseException:
+        for layer in before:
+            layer.put_back()
+        raise
+
+
+class _Parametrized:
+    """A layer as `straight_through_` left it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._type = type(module)
+        self._steps = module.parametrizations
+        self._trains = self._steps.weight.original.requires_grad
+
+    def put_back(self) -> None:
+        self._module._parameters.pop("weight", None)
+        self._module.__class__ = self._type
+        self._module._modules["parametrizations"] = self._steps
+        self._steps.weight.original.requires_grad_(self._trains)
+
+
+def _learned_layers(model: nn.Module) -> dict[str, tuple[nn.Module, LearnedMask]]:
+    layers = {}
+    for name, module in model.named_modules():
+        if (mask := learned_mask(module)) is not None:
+            layers[name] = module, mask
+        elif parametrize.is_parametrized(module) and any(
+            isinstance(step, LearnedMask) for step in module.parametrizations.modules()
+        ):
+            raise ValueError(
+                f"model must have no parametrization beside the one of straight_through_, got layer {name!r} "
+                "with several; torch.nn.utils.parametrize.remove_parametrizations takes others away"
+            )
+    return layers
+
+
+def _unparametrize(module: nn.Module, mask: LearnedMask) -> None:
+    weight = module.parametrizations.weight.original
+    # Not remove_parametrizations: it takes the property from a class that copies of the layer share.
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    module.register_parameter("weight", weight.requires_grad_(mask.was_trained))
 
 
 def learned_mask(module: nn.Module) -> LearnedMask | None:

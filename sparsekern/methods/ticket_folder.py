@@ -144,7 +144,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     """Each setting as text, those of the caller under names of their own."""
     own = {key: value for key, value in settings.items() if key != "settings"}
     others = {f"settings[{key!r}]": value for key, value in settings["settings"].items()}
-    return {key: json.dumps(value) for key, value in {**own, **others}.items()}
+    return {key: json.dumps(value, sort_keys=True) for key, value in {**own, **others}.items()}
 
 
 def _word(settings: Mapping[str, str], key: str) -> str:

@@ -147,6 +147,8 @@ def test_a_run_is_masked_training_ranked_by_magnitude(
 @pytest.mark.parametrize(
     ("begin", "end", "every", "expected"),
     [
+        (0, 3, 2, [2, 3]),
+        (0, 2, 5, [2]),
         (1, 2, 1, [1, 2]),
         (3, 12, 4, [3, 7, 11, 12]),
         (4, 12, 4, [4, 8, 12]),
@@ -240,6 +242,27 @@ def test_a_layer_keeps_at_least_one_weight_in_competition_with_others(network, t
     train(model, optimizer, 12)
     assert model[0].mask.flatten().nonzero().flatten().tolist() == [best]
     assert sum(layer.pattern.nnz for layer in sparse_layers(model).values()) == round(0.1 * total)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_layer_of_few_weights_already_keeps_what_it_has(scope, network, train):
+    """Fewer than its share for one, none at all for another: the rest comes from the others."""
+    model = network("masked", sparsity=0)
+    layers = sparse_layers(model)
+    masks = {name: torch.ones_like(layer.mask) for name, layer in layers.items()}
+    few, none, *_ = masks
+    masks[few].view(-1)[3:] = False
+    masks[none].zero_()
+    sk.densify_(model)
+    sk.sparsify_(model, masks=masks, storage="masked")
+    with torch.no_grad():
+        model.get_submodule(few).weight.mul_(100)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    sk.GradualPruning(model, optimizer, sparsity=0.9, scope=scope, **SPAN)
+    train(model, optimizer, 12)
+    active = {name: layer.pattern.nnz for name, layer in sparse_layers(model).items()}
+    assert (active[few], active[none]) == (3, 0)
+    assert sum(active.values()) == round(0.1 * sum(mask.numel() for mask in masks.values()))
 
 
 @pytest.mark.parametrize("compact", [False, True])

@@ -290,7 +290,7 @@ ARGUMENTS = {
     "sparsity 1": ({"sparsity": 1}, ValueError, "sparsity must be"),
     "sparsity text": ({"sparsity": "high"}, TypeError, "sparsity must be"),
     "sparsity nan": ({"sparsity": float("nan")}, ValueError, "sparsity must be"),
-    "begin 0": ({"begin": 0}, ValueError, "begin must be at least 1, got 0"),
+    "begin -1": ({"begin": -1}, ValueError, "begin must be at least 0, got -1"),
     "begin 1.5": ({"begin": 1.5}, TypeError, "begin must be an integer, got 1.5 (float)"),
     "begin at end": ({"begin": 7}, ValueError, "end must be above begin, 7, got 7"),
     "end true": ({"end": True}, TypeError, "end must be an integer, got True (bool)"),
@@ -335,11 +335,23 @@ def test_models_and_optimizers_that_cannot_be_pruned_are_refused(network):
     refused(model, ValueError, "model must not be sharded by FSDP2, got layer '5' that is")
 
 
-@pytest.mark.parametrize(
-    ("scope", "where"),
-    [("layer", "got 11 for layer '0', of 6"), ("global", "got 200 for all layers together, of 100")],
-)
-def test_layers_that_are_sparser_already_are_refused(scope, where, network):
-    model = network("masked", sparsity=0.95)
-    message = f"sparsity must leave no more weights than there are, {where}"
-    refused(model, ValueError, message, scope=scope)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_networks_that_are_sparser_already_are_refused(scope, network):
+    message = "sparsity must be at least what the layers have already, 0.95"
+    refused(network("masked", sparsity=0.95), ValueError, message, scope=scope)
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["masked", "compact"])
+def test_an_error_in_on_update_does_not_keep_the_network_dense(compact, network, train):
+    model = network("masked", sparsity=0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def fail(update):
+        if update.step == SPAN["end"]:
+            raise KeyboardInterrupt
+
+    sk.GradualPruning(model, optimizer, sparsity=0.9, compact=compact, on_update=fail, **SPAN)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, 12)
+    assert {layer.storage for layer in sparse_layers(model).values()} == {"compact" if compact else "masked"}
+    train(model, optimizer, 2)

@@ -1,8 +1,7 @@
-"""Tickets: rounds against the procedure on plain dense PyTorch, exact counts, folders."""
+"""Tickets: rounds against the procedure on plain dense PyTorch, exact counts."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import pytest
@@ -12,26 +11,9 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.methods import find_tickets, layer_sparsities, snapshot
 from sparsekern.methods.lottery import round_sparsity
+from tests.methods.small_training import STEPS, batch, make, train
 
 NAMES = ["0", "3", "5"]
-STEPS = 6
-
-
-def network():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 11), nn.Tanh(), nn.Linear(11, 5)
-    ).double()
-
-
-def make():
-    torch.manual_seed(0)
-    return network()
-
-
-def batch(step):
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(9, 2, 6, 6, generator=generator, dtype=torch.float64)
-    return images, torch.randint(5, (9,), generator=generator)
 
 
 def steps(model, first, masks=None, kept=None):
@@ -49,19 +31,6 @@ def steps(model, first, masks=None, kept=None):
         if kept is not None:
             kept[step + 1] = snapshot(model)
     return optimizer
-
-
-def train(model, round):
-    """The same as `steps`, as a user has it."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9)
-    round.watch(optimizer)
-    for step in range(round.start_step, STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.2 * (1 - step / STEPS)
-        images, labels = batch(step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
 
 
 def by_hand(sparsity, rounds, mode, k, scope):
@@ -189,112 +158,6 @@ def test_shared_weights():
     model = shared()
     tickets[-1].apply_(model)
     assert model[1].values is model[2].values
-
-
-class TestFolders:
-    options = {"sparsity": 0.8, "rounds": 3, "rewind_to": 2}  # noqa: RUF012
-
-    def test_finished_rounds_are_not_trained_again(self, tmp_path):
-        expected = find_tickets(make, train, **self.options)
-        first = find_tickets(make, train, folder=tmp_path / "a" / "b", **self.options)
-        again = find_tickets(
-            make, lambda *_: pytest.fail("trained"), folder=tmp_path / "a" / "b", **self.options
-        )
-        for tickets in (first, again):
-            for ours, theirs in zip(tickets, expected, strict=True):
-                assert same(ours, theirs)
-
-    @pytest.mark.parametrize("mode", ["weights", "learning_rate"])
-    @pytest.mark.parametrize("fails_in", [1, 2, 3])
-    def test_a_round_that_failed_is_trained_again_with_the_same_bits(self, tmp_path, fails_in, mode):
-        """Dropout draws from torch's generator, and the network is another at each call."""
-
-        def random():
-            return nn.Sequential(nn.Dropout(0.2), network())
-
-        def failing(model, round):
-            train(model, round)
-            if round.index == fails_in and not (tmp_path / "failed").exists():
-                (tmp_path / "failed").touch()
-                raise KeyboardInterrupt
-
-        options = {**self.options, "mode": mode}
-        torch.manual_seed(7)
-        expected = find_tickets(random, train, **options)
-        torch.manual_seed(7)
-        with pytest.raises(KeyboardInterrupt):
-            find_tickets(random, failing, folder=tmp_path, **options)
-        torch.manual_seed(8)
-        found = find_tickets(random, failing, folder=tmp_path, **options)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert same(ours, theirs)
-
-    def test_of_other_settings_are_refused(self, tmp_path):
-        find_tickets(make, train, folder=tmp_path, settings={"lr": 0.2}, **self.options)
-        never = lambda *_: pytest.fail("trained")  # noqa: E731
-        with pytest.raises(
-            ValueError,
-            match=r"folder must be empty or of the same settings, got .* \(rounds: 3 there, 4 here; "
-            r"settings\['lr'\]: 0\.2 there, 0\.1 here\)",
-        ):
-            find_tickets(make, never, folder=tmp_path, settings={"lr": 0.1}, **{**self.options, "rounds": 4})
-        with pytest.raises(ValueError, match=r"settings\['lr'\]: 0\.2 there, nothing here"):
-            find_tickets(make, never, folder=tmp_path, **self.options)
-        with pytest.raises(ValueError, match="layers: "):
-            find_tickets(
-                lambda: nn.Sequential(make(), nn.Linear(5, 5).double()),
-                never,
-                folder=tmp_path,
-                settings={"lr": 0.2},
-                **self.options,
-            )
-
-    def test_damaged_files_are_named(self, tmp_path):
-        find_tickets(make, train, folder=tmp_path, **self.options)
-        (tmp_path / "round-02.pt").write_bytes(b"none")
-        with pytest.raises(
-            ValueError, match=r"round-02\.pt: expected a round of find_tickets, found a damaged"
-        ):
-            find_tickets(make, train, folder=tmp_path, **self.options)
-        (tmp_path / "round-02.pt").unlink()
-        (tmp_path / "settings.json").write_text(json.dumps({"lr": 1}))
-        with pytest.raises(ValueError, match=r"settings\.json: expected the settings of find_tickets"):
-            find_tickets(make, train, folder=tmp_path, **self.options)
-        (tmp_path / "settings.json").unlink()
-        with pytest.raises(ValueError, match=r"settings\.json: expected the settings of the rounds"):
-            find_tickets(make, train, folder=tmp_path, **self.options)
-
-    def test_rounds_after_one_that_is_gone_are_trained_again(self, tmp_path):
-        find_tickets(make, train, folder=tmp_path, **self.options)
-        (tmp_path / "round-02.pt").unlink()
-        trained = []
-
-        def differently(model, round):
-            trained.append(round.index)
-            for parameter in model.parameters():
-                parameter.data.neg_()
-            train(model, round)
-
-        found = find_tickets(make, differently, folder=tmp_path, **self.options)
-        assert trained == [2, 3]
-        for name, mask in found[2].masks.items():
-            assert bool((found[1].masks[name].to_mask() | ~mask.to_mask()).all())
-        again = find_tickets(make, lambda *_: pytest.fail("trained"), folder=tmp_path, **self.options)
-        assert all(same(ours, theirs) for ours, theirs in zip(again, found, strict=True))
-
-    def test_settings_that_json_cannot_hold(self, tmp_path):
-        with pytest.raises(TypeError, match="settings must be numbers, text and lists of them"):
-            find_tickets(make, train, folder=tmp_path, settings={"x": torch.ones(1)}, **self.options)
-        assert list(tmp_path.iterdir()) == []
-
-
-def same(ours, theirs):
-    return (
-        (ours.round, ours.sparsity, ours.start_step) == (theirs.round, theirs.sparsity, theirs.start_step)
-        and ours.masks == theirs.masks
-        and ours.state.keys() == theirs.state.keys()
-        and all(torch.equal(ours.state[key], value) for key, value in theirs.state.items())
-    )
 
 
 @pytest.mark.parametrize(

@@ -299,3 +299,36 @@ def test_models_without_a_dense_layer():
         ValueError, match="model must have a dense layer, got Sequential, whose layers are sparse"
     ):
         straight_through_(model, 0.5)
+
+
+def _attribute(model):
+    model[3].pattern = "taken"
+    return "model must not use attribute names that sparse layers use themselves, got 'pattern' on layer '3'"
+
+
+def _hook(model):
+    model[3].parametrizations.weight.original.requires_grad_().register_hook(lambda grad: None)
+    return "gradient hook"
+
+
+def _another_parametrization(model):
+    nn.utils.parametrize.register_parametrization(model[3], "bias", nn.Identity())
+    return (
+        "model must have no parametrization beside the one of straight_through_, got layer '3' with several"
+    )
+
+
+@pytest.mark.parametrize("spoil", [_attribute, _hook, _another_parametrization])
+@pytest.mark.parametrize("train_weights", [False, True])
+def test_what_cannot_become_sparse_keeps_its_scores(spoil, train_weights):
+    model = network()
+    straight_through_(model, 0.5, train_weights=train_weights)
+    message = spoil(model)
+    before = {name: (p, p.requires_grad) for name, p in model.named_parameters()}
+    expected = model(images())
+    with pytest.raises(ValueError, match=message):
+        fix_learned_masks_(model)
+    after = {name: (p, p.requires_grad) for name, p in model.named_parameters()}
+    assert after.keys() == before.keys()
+    assert all(after[name][0] is p and after[name][1] == trains for name, (p, trains) in before.items())
+    assert torch.equal(model(images()), expected)

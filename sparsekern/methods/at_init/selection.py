@@ -51,16 +51,17 @@ def keep_largest(
     """Which `count` of the positions in `masks` stay: those of the largest scores, over all layers.
 
     Ties go to the earlier layer, and within one to the lower index of the flattened weight. A layer that
-    would get none keeps its largest score, and the smallest of the others goes in its place.
+    would get none keeps its largest score, and the smallest of the others goes in its place; one without a
+    position in its mask stays so.
 
     Parameters
     ----------
     scores : mapping of str to Tensor
         By layer name, finite.
     masks : mapping of str to Tensor
-        bool, of the same shapes, with at least one position in each layer and at least `count` in all.
+        bool, of the same shapes, with at least `count` positions in all.
     count : int
-        At least the number of layers.
+        At least the number of layers with a position.
 
     Returns
     -------
@@ -76,11 +77,13 @@ def keep_largest(
     ]
     sizes = [len(part) for part in flat]
     chosen = largest(torch.cat(flat), count).split(sizes)
-    empty = [name for name, part in zip(masks, chosen) if not part.any()]
+    filled = [bool(mask.any()) for mask in masks.values()]
+    empty = [name for name, part, any_ in zip(masks, chosen, filled) if any_ and not part.any()]
     if empty:
         # The first largest of every layer comes before all else: what each layer with any would keep anyway.
-        for part in flat:
-            part[part.argmax()] = math.inf
+        for part, any_ in zip(flat, filled):
+            if any_:
+                part[part.argmax()] = math.inf
         chosen = largest(torch.cat(flat), count).split(sizes)
     kept = {
         name: part.view(scores[name].shape).to(scores[name].device, copy=True)
@@ -91,6 +94,8 @@ def keep_largest(
 
 def largest(flat: Tensor, count: int) -> Tensor:
     """bool: the `count` largest of a vector, ties to the lower index."""
+    if not count:
+        return torch.zeros_like(flat, dtype=torch.bool)
     threshold = flat.topk(count, sorted=False).values.min()
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().flatten()
