@@ -35,7 +35,7 @@ class Sample:
         """``sqrt(sum((x - mean) ** 2) / (n - 1))``; 0 for one value."""
         if len(self.values) < 2:
             return 0.0
-        return math.sqrt(sum((x - self.mean) ** 2 for x in self.values) / (len(self.values) - 1))
+        return math.sqrt(sum((x - self.mean) ** 2 for x in self.values) / len(self.values))
 
     def text(self, digits: int = 2) -> str:
         """``mean ± std (n)``."""
