@@ -85,9 +85,9 @@ def quick_report() -> Report:
     return example_report(quick=True)
 
 
-#: A run, told apart by its recipe alone: `order` is the seed of the order of data, `weights` that of the
-#: initial weights ("pruned 3" for those that the pruning run of seed 3 ended with), `mask` that of the pruning
-#: run whose mask it has, None for none.
+#: A run, told apart by its recipe alone. `order` is the seed of the order of data, `weights` that of the
+#: initial weights ("pruned 3" for those that the pruning run of seed 3 ended with), `mask` that of the
+#: pruning run whose mask it has, None for none.
 Facts = namedtuple("Facts", "network method init order weights mask")
 
 
