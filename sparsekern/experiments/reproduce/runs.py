@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
+from sparsekern.experiments.settings import GRADIENT_METHODS
 
 NETWORKS = ("lenet5", "mlp")
 INITS = ("dense", "per_layer", "per_neuron")
@@ -63,6 +64,8 @@ class Scale:
         """The recipe that all runs of a network are variations of."""
         recipe = load_recipe(f"{network}-mnist").override(
             {
+                # Only the runs that read it have it in their address, see `grow_batch_start`.
+                "grow_batch_start": 0,
                 "dataset": self.dataset,
                 "log_every": 200,
                 "evaluate_every": 2000,
@@ -84,6 +87,12 @@ class Scale:
                 "gradient_flow_every": 40,
             }
         )
+
+    @property
+    def grow_batch_start(self) -> int:
+        """Where the examples begin that RigL grows by: behind those that the gradient flow is measured on,
+        where there are so many."""
+        return 1000 if self.dataset == "mnist" else 0
 
     @property
     def prune_every(self) -> int:
@@ -116,6 +125,7 @@ class PaperRuns:
         self.seeds = tuple(seeds)
         self.base = scale.base(network)
         self._prune_every = scale.prune_every
+        self._grow_batch_start = scale.grow_batch_start
 
     def prune(self, seed: int) -> PaperRun:
         """Gradual pruning: its final mask is that of all runs of the seed."""
@@ -138,9 +148,11 @@ class PaperRuns:
 
         ``init_of`` is the seed of these weights where it is not ``seed``, which orders the data.
         """
-        changes = {"method": method, "init": init, "seed": FRESH + seed}
+        changes: dict[str, object] = {"method": method, "init": init, "seed": FRESH + seed}
         if init_of not in (None, seed):
             changes["init_seed"] = FRESH + init_of
+        if method in GRADIENT_METHODS:
+            changes["grow_batch_start"] = self._grow_batch_start
         role = "scratch" if method == "static" else method
         return self._masked(role, changes, seed if of is None else of)
 
