@@ -7,8 +7,9 @@ folder of all runs is part of an address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
@@ -42,9 +43,28 @@ class PaperRun:
     source: PaperRun | None = None
 
     @property
+    def start(self) -> tuple[object, ...]:
+        """What decides the network that it starts from: runs of equal ones start alike."""
+        recipe = self.recipe
+        seed = recipe.seed if recipe.init_seed is None else recipe.init_seed
+        return recipe.model, recipe.init, recipe.masks, recipe.weights, seed
+
+    @property
     def folder(self) -> str:
         """Its name among all runs."""
         return f"{self.recipe.network}-{self.recipe.method}-{self.recipe.digest}"
+
+
+_QUICK = {
+    "steps": 400,
+    "update_every": 40,
+    "prune_begin": 100,
+    "prune_end": 240,
+    "log_every": 50,
+    "evaluate_every": 400,
+    "checkpoint_every": 400,
+    "gradient_flow_every": 40,
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,13 @@ class Scale:
     ----------
     quick : bool
     dataset : str
+    changes : mapping of str to Any
+        Of keys of the recipe, in all runs.
     """
 
     quick: bool = False
     dataset: str = "mnist"
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def base(self, network: str) -> Recipe:
         """The recipe that all runs of a network are variations of."""
@@ -73,20 +96,9 @@ class Scale:
                 "gradient_flow_every": 200,
             }
         )
-        if not self.quick:
-            return recipe
-        return recipe.override(
-            {
-                "steps": 400,
-                "update_every": 40,
-                "prune_begin": 100,
-                "prune_end": 240,
-                "log_every": 50,
-                "evaluate_every": 400,
-                "checkpoint_every": 400,
-                "gradient_flow_every": 40,
-            }
-        )
+        if self.quick:
+            recipe = recipe.override(_QUICK)
+        return recipe.override(self.changes)
 
     @property
     def grow_batch_start(self) -> int:
