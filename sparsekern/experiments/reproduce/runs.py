@@ -46,8 +46,10 @@ class PaperRun:
     def start(self) -> tuple[object, ...]:
         """What decides the network that it starts from: runs of equal ones start alike."""
         recipe = self.recipe
+        if recipe.weights:
+            return recipe.model, recipe.masks, recipe.weights
         seed = recipe.seed if recipe.init_seed is None else recipe.init_seed
-        return recipe.model, recipe.init, recipe.masks, recipe.weights, seed
+        return recipe.model, recipe.masks, recipe.init, seed
 
     @property
     def folder(self) -> str:

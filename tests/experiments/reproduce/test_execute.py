@@ -246,6 +246,16 @@ def test_a_folder_that_cannot_be_made_is_one_error(tiny, tmp_path, workers):
         do(tmp_path / "file" / "runs", [tiny.dense(0)])
 
 
+def test_a_signal_after_the_last_run_stops_nothing(tiny, tmp_path, workers, monkeypatch):
+    def late(*arguments):
+        workers(*arguments)
+        return signal.SIGTERM
+
+    monkeypatch.setattr(execute, "work_off", late)
+    ended, _ = do(tmp_path, [tiny.dense(0)])
+    assert ended[tiny.dense(0).folder].result is not None
+
+
 def test_after_a_signal_what_needs_masks_is_not_begun(tiny, tmp_path, monkeypatch):
     waves = []
 
