@@ -12,10 +12,10 @@ from sparsekern.experiments.evaluate import evaluate
 from sparsekern.experiments.reproduce.document import Curves, Figure, Panel, Points, Section, Series, Table
 from sparsekern.experiments.reproduce.failures import left_out_notes
 from sparsekern.experiments.reproduce.figures.signal import LABELS
-from sparsekern.experiments.reproduce.paper import DISTANCES
+from sparsekern.experiments.reproduce.paper import DISTANCES, Printed
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
-from sparsekern.experiments.reproduce.statistics import Sample
+from sparsekern.experiments.reproduce.statistics import RULE, Sample, printed_text, verdict
 
 GROUPS = {"lottery": "Lottery", "scratch_other_init": "Scratch"}
 _TEXT = (
@@ -30,7 +30,8 @@ def positions_section(results: Results, network: str, name: str, number: str) ->
     title = f"Figure {number}: where the solutions of the {LABELS[network]} lie"
     if measured is None:
         return Section(title, ["The runs it needs are not there."])
-    panel, table = _points(network, measured), _distances(network, measured, _notes(results, network))
+    panel = _points(network, measured)
+    table = _distances(network, measured, _notes(results, network), results.quick)
     caption = (
         "Multidimensional scaling of the L2 distances between networks: initial and final weights, biases "
         f"included. Stress {measured['stress']:.3g} of a sum of squared distances of {measured['scale']:.3g}."
@@ -139,24 +140,26 @@ def _points(network: str, measured: dict[str, Any]) -> Points:
     return Points(LABELS[network], groups, paths)
 
 
-def _distances(network: str, measured: dict[str, Any], left_out: list[str]) -> Table:
-    headers = ["distance to the pruning solution", "paper, start", "here, start", "paper, end", "here, end"]
+def _distances(network: str, measured: dict[str, Any], left_out: list[str], quick: bool) -> Table:
+    headers = ["distance to the pruning solution"]
+    headers += [f"{what}, {end}" for end in ("start", "end") for what in ("paper", "here", "agreement")]
     rows = []
     for group, label in GROUPS.items():
         key = "scratch" if group == "scratch_other_init" else group
         printed = DISTANCES.get(key) if network == "lenet5" else None
         row = [label]
         for position, end in enumerate(("initial", "final")):
-            values = [
-                d for name, d in zip(measured["names"], measured["to_pruned"]) if name == f"{group} {end}"
-            ]
-            row += ["" if printed is None else f"{printed[position]:.2f}", Sample(tuple(values)).text()]
+            found = zip(measured["names"], measured["to_pruned"])
+            sample = Sample(tuple(distance for name, distance in found if name == f"{group} {end}"))
+            paper = None if printed is None else Printed(printed[position])
+            row += [printed_text(paper), sample.text(), "" if quick else verdict(sample, paper)]
         rows.append(row)
     notes = [
         "L2 norms over all weights and biases; mean ± standard deviation (networks: tickets of one mask all "
         "start from one)."
     ]
-    return Table(headers, rows, [*notes, *left_out])
+    rule = [RULE] if network == "lenet5" and not quick else []
+    return Table(headers, rows, [*notes, *rule, *left_out])
 
 
 def _lines(results: Results, network: str, group: str, end: str) -> list[list[float]]:
