@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.analysis.networks import copy_of
 from sparsekern.formats.checks import check_integer, describe
 from sparsekern.methods.arguments import check_model, check_optimizer
 from sparsekern.methods.base import DynamicMethod
@@ -59,12 +60,14 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     Returns
     -------
     GradientFlow
-        In float64 sums, and in the unit of the loss by that of a weight.
+        In float64 sums, and in the unit of the loss by that of a weight; NaN where the loss is not finite, as
+        the mean over an empty batch.
 
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above, or nothing in the model is trained.
+        When an argument is none of the above, nothing in the model is trained, or the loss depends on no
+        parameter of the model that it is given.
 
     References
     ----------
@@ -72,7 +75,7 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     """
     check_model(model)
     _check_loss(loss)
-    twin = _copy(model)
+    twin = copy_of(model)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model must have a parameter that requires a gradient, got none")
@@ -80,13 +83,31 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
         value = loss(twin)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")
-        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        gradients = _gradients(value, trained)
     masks = _masks(twin)
     squares = {
-        name: 0.0 if gradient is None else float(_active(gradient, masks.get(name)).double().square().sum())
-        for name, gradient in zip(trained, gradients)
+        name: float(_active(gradient, masks.get(name)).double().square().sum())
+        for name, gradient in gradients.items()
     }
-    return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+    if not bool(value.isfinite().all()):
+        # Its gradient may well be 0, as that of the mean over no examples is.
+        squares = dict.fromkeys(squares, math.nan)
+    norms = {name: squares.get(name, 0.0) ** 0.5 for name in trained}
+    return GradientFlow(sum(squares.values()) ** 0.5, norms)
+
+
+def _gradients(value: Tensor, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """By name, the gradient of each parameter that the loss depends on: of one at least."""
+    found: tuple[Tensor | None, ...] = ()
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(trained, found) if gradient is not None}
+    if not gradients:
+        raise ValueError(
+            "loss must depend on the parameters of the model that it is given, which is a copy, got a value "
+            "that depends on none of them"
+        )
+    return gradients
 
 
 def _check_loss(loss: Any) -> None:
@@ -105,18 +126,6 @@ def _masks(model: nn.Module) -> dict[str, Tensor]:
 
 def _active(gradient: Tensor, mask: Tensor | None) -> Tensor:
     return gradient if mask is None else gradient * mask
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    # What torch.nn.utils.prune and other hooks compute before each forward pass has a graph, and a tensor
-    # that has one cannot be copied: its values stand in for it, until it is computed anew.
-    computed = (
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    )
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

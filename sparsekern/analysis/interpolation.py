@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.analysis.arguments import check_callable, check_network, check_several
-from sparsekern.analysis.networks import dense_copy
+from sparsekern.analysis.networks import copy_of, dense_copy
 from sparsekern.formats.checks import describe, is_number
 
 __all__ = ["barrier", "interpolate", "paper_alphas"]
@@ -119,7 +118,7 @@ def _dense_state(model: nn.Module, twin: nn.Module, state: State | nn.Module, na
 
 def _unpacked(model: nn.Module, state: State, name: str) -> State:
     """The dense state of a packed one, whose patterns are not the model's."""
-    packed = copy.deepcopy(model)
+    packed = copy_of(model)
     try:
         # assign, since another pattern may have another number of values. The copies keep the given tensors
         # out of reach.

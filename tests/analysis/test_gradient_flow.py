@@ -163,6 +163,32 @@ def test_other_arguments_are_refused(model, loss, error, message):
         gradient_flow(model, loss)
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_loss_of_another_model_is_refused(detached):
+    """Not a norm of 0: what is measured is a copy, and a loss that takes the original has no gradient there."""
+    model, given = network(), []
+
+    def loss(copied):
+        given.append(copied)
+        return fixed(copied).detach() if detached else fixed(model)
+
+    with pytest.raises(ValueError, match="loss must depend on the parameters of the model that it is given"):
+        gradient_flow(model, loss)
+    assert given[0] is not model
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_has_no_norm(value):
+    """Its gradient may be 0, which would look like a network that is done."""
+    model = Quadratic("compact")
+    flow = gradient_flow(model, lambda model: model.layer.values.sum() * 0 + value)
+    assert math.isnan(flow.norm)
+    assert math.isnan(flow.parameters["layer.values"])
+    assert flow.parameters["unused"] == 0
+    empty = torch.ones(0, 3, dtype=torch.float64)
+    assert math.isnan(gradient_flow(model, lambda model: model.layer(empty).square().mean()).norm)
+
+
 @pytest.mark.parametrize("recorder", [GradientFlowRecorder, MaskUpdateRecorder])
 def test_other_arguments_of_recorders_are_refused(recorder):
     model = Line()
