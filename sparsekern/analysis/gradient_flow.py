@@ -75,11 +75,16 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     """
     check_model(model)
     _check_loss(loss)
-    twin = copy_of(model)
+    with torch.inference_mode(False), torch.enable_grad():
+        return _flow(copy_of(model), loss)
+
+
+def _flow(twin: nn.Module, loss: Loss) -> GradientFlow:
+    """Of a model whose buffers may change."""
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model must have a parameter that requires a gradient, got none")
-    with torch.random.fork_rng(_cuda_devices(twin)), torch.enable_grad():
+    with torch.random.fork_rng(_cuda_devices(twin)):
         value = loss(twin)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")

@@ -1,4 +1,4 @@
-"""A model as the measurements need it: in evaluation mode for a while, in parts of a batch, or dense."""
+"""A model as the measurements need it: in evaluation mode for a while, copied, or dense."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from sparsekern.methods.straight_through import fix_learned_masks_, learned_mask
 from sparsekern.nn import SparseLayer, SparseModule, TwoFourLinearInt8, densify_
 
-__all__ = ["ActiveEntries", "active_entries", "copy_of", "dense_copy", "in_mode", "share_of"]
+__all__ = ["ActiveEntries", "active_entries", "copy_of", "dense_copy", "in_mode"]
 
 
 @contextmanager
@@ -44,14 +45,17 @@ def copy_of(model: nn.Module) -> nn.Module:
 def dense_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in which dense layers compute what sparse ones did; nothing is shared.
 
-    Pruning by `torch.nn.utils.prune` is made permanent, and a weight comes before the bias of its layer.
-    Weights of int8 layers, which are not trained, do not require gradients.
+    Pruning by `torch.nn.utils.prune` is made permanent, masks of `straight_through_` are fixed, and a weight
+    comes before the bias of its layer. Weights of int8 layers, which are not trained, do not require
+    gradients.
 
     Raises
     ------
     ValueError
         For a model with DDP inside, as in `densify_`; for a pruned parameter that another layer shares
         without the same mask.
+    FloatingPointError
+        When a score of `straight_through_` is NaN or infinite: names the layer.
     """
     _check_shared_masks(model)
     twin = copy_of(model)
@@ -59,8 +63,10 @@ def dense_copy(model: nn.Module) -> nn.Module:
         for own in _pruned_names(module):
             prune.remove(module, own)
     # A layer is replaced in what holds it.
-    single = isinstance(twin, (SparseModule, TwoFourLinearInt8))
+    single = isinstance(twin, (SparseModule, TwoFourLinearInt8)) or learned_mask(twin) is not None
     holder = nn.Sequential(twin) if single else twin
+    if any(learned_mask(module) is not None for module in twin.modules()):
+        fix_learned_masks_(holder)
     densify_(holder)
     twin = holder[0] if single else holder
     for name, module in model.named_modules():
@@ -102,11 +108,6 @@ def _check_shared_masks(model: nn.Module) -> None:
                 )
 
 
-def share_of(part: Tensor, whole: Tensor) -> float:
-    """The weight of a part's mean in the mean over all examples."""
-    return len(part) / len(whole)
-
-
 @dataclass(frozen=True)
 class ActiveEntries:
     """The coordinates that one parameter contributes to the Hessian.
@@ -120,21 +121,25 @@ class ActiveEntries:
     dense : Tensor
         int64, ascending: indices into the flattened dense parameter.
     stored : Tensor or None
-        The same entries as indices into the flattened stored parameter; None for 2:4 layers.
+        The same entries as indices into the flattened stored parameter; None for layers packed 2:4 and those
+        of `straight_through_`.
+    trained : bool
+        Whether the parameter is trained, or will be when the masks are fixed.
     """
 
     name: str
     parameter: nn.Parameter
     dense: Tensor
     stored: Tensor | None
+    trained: bool
 
 
 def active_entries(model: nn.Module, include_zeros: bool) -> list[ActiveEntries]:
     """What of each trainable parameter counts, in the order of ``model.named_parameters()``.
 
-    The weight of a sparse layer, or a parameter pruned by `torch.nn.utils.prune`: its active positions, also
-    where they are 0. Another parameter of two or more dimensions: its entries other than 0, or all with
-    `include_zeros`. Vectors (biases, scales): all.
+    The weight of a sparse layer or one of `straight_through_`, a parameter pruned by `torch.nn.utils.prune`:
+    its active positions, also where they are 0. Scores: none. Another parameter of two or more dimensions:
+    its entries other than 0, or all with `include_zeros`. Vectors (biases, scales): all.
 
     Raises
     ------
@@ -145,32 +150,40 @@ def active_entries(model: nn.Module, include_zeros: bool) -> list[ActiveEntries]
     masked = _masked_parameters(model)
     found = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name in masked:
-            name, dense, stored = masked[name]
-        else:
+        entry = masked.get(name)
+        if entry is None:
             flat = parameter.detach().flatten()
             every = include_zeros or parameter.dim() < 2
             dense = torch.arange(len(flat), device=flat.device) if every else flat.nonzero().flatten()
-            stored = dense
-        if len(dense):
-            found.append(ActiveEntries(name, parameter, dense, stored))
+            entry = ActiveEntries(name, parameter, dense, dense, parameter.requires_grad)
+        if entry.trained and len(entry.dense):
+            found.append(entry)
     if not found:
         raise ValueError("model must have a trainable parameter that is not all zeros, got none")
     return found
 
 
-def _masked_parameters(model: nn.Module) -> dict[str, tuple[str, Tensor, Tensor | None]]:
-    """By the name of a stored parameter that has a mask: its dense name, and what `ActiveEntries` has."""
+def _masked_parameters(model: nn.Module) -> dict[str, ActiveEntries]:
+    """What counts of the parameters that have masks, by the names under which the model stores them."""
     found = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, SparseModule):
-            found[prefix + module.weight_name] = (f"{prefix}weight", *_of_layer(module))
+            weight = module.stored_weight
+            entry = ActiveEntries(f"{prefix}weight", weight, *_of_layer(module), weight.requires_grad)
+            found[prefix + module.weight_name] = entry
+        elif (learned := learned_mask(module)) is not None:
+            weight, scores = module.parametrizations.weight.original, learned.scores
+            active, none = learned.mask().flatten().nonzero().flatten(), torch.empty(0, dtype=torch.int64)
+            prefix_of_scores = f"{prefix}parametrizations.weight."
+            entry = ActiveEntries(f"{prefix}weight", weight, active, None, learned.was_trained)
+            found[f"{prefix_of_scores}original"] = entry
+            found[f"{prefix_of_scores}0.scores"] = ActiveEntries("", scores, none, none, False)
         for own in _pruned_names(module):
+            weight = module._parameters[f"{own}_orig"]
             active = module._buffers[f"{own}_mask"].flatten().nonzero().flatten()
-            found[f"{prefix}{own}_orig"] = (prefix + own, active, active)
+            entry = ActiveEntries(prefix + own, weight, active, active, weight.requires_grad)
+            found[f"{prefix}{own}_orig"] = entry
     return found
 
 

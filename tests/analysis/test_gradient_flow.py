@@ -165,7 +165,7 @@ def test_other_arguments_are_refused(model, loss, error, message):
 
 @pytest.mark.parametrize("detached", [False, True])
 def test_a_loss_of_another_model_is_refused(detached):
-    """Not a norm of 0: what is measured is a copy, and a loss that takes the original has no gradient there."""
+    """Not a norm of 0: a copy is measured, and a loss of the original has no gradient there."""
     model, given = network(), []
 
     def loss(copied):
@@ -175,6 +175,15 @@ def test_a_loss_of_another_model_is_refused(detached):
     with pytest.raises(ValueError, match="loss must depend on the parameters of the model that it is given"):
         gradient_flow(model, loss)
     assert given[0] is not model
+
+
+@pytest.mark.parametrize("storage", [None, "compact", "masked"])
+def test_in_inference_mode(storage):
+    expected = gradient_flow(network(storage), fixed)
+    fresh = network(storage)
+    with torch.inference_mode():
+        assert gradient_flow(fresh, fixed) == expected
+    assert gradient_flow(fresh, fixed) == expected
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -92,12 +92,72 @@ class TestPruned:
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         model[1].weight = model[0].weight
         prune.random_unstructured(model[0], "weight", 0.5)
-        with pytest.raises(ValueError, match="'0.weight_orig' and '1.weight'"):
+        with pytest.raises(ValueError, match=r"'0\.weight_orig' and '1\.weight'"):
             flat_weights(model)
         with pytest.raises(ValueError, match="prune a shared parameter in all layers alike"):
             active_size(model)
         prune.custom_from_mask(model[1], "weight", model[0].weight_mask)
         assert len(flat_weights(model)) == 16 + 2 * 4
+
+
+class TestLearnedMasks:
+    """Of `straight_through_`: the network is that of evaluation mode, and scores are no weights of it."""
+
+    @pytest.fixture(params=["edge_popup", "sigmoid"])
+    def scored(self, network, request):
+        model = network()
+        generator = torch.Generator().manual_seed(3)
+        sk.methods.straight_through_(model, 0.6, request.param, exclude=["8"], generator=generator)
+        return model
+
+    @pytest.fixture
+    def fixed(self, scored):
+        model = copy.deepcopy(scored)
+        sk.methods.fix_learned_masks_(model)
+        return model
+
+    def test_distances_are_those_of_the_fixed_network(self, scored, fixed, unchanged):
+        with unchanged(scored):
+            found = flat_weights(scored)
+        assert torch.equal(found, flat_weights(fixed))
+        assert l2_distance(scored, fixed) == 0
+        assert torch.equal(flat_weights(scored[6], biases=False), flat_weights(fixed[6]))
+
+    def test_hessian_is_that_of_the_fixed_network(self, scored, fixed, examples, unchanged):
+        images, labels = examples()
+        with unchanged(scored):
+            found = hessian(scored, images, labels)
+        expected = hessian(fixed, images, labels)
+        assert active_size(scored) == active_size(fixed) == len(expected.matrix)
+        assert found.names.keys() == expected.names.keys()
+        rows = torch.arange(len(expected.matrix))
+        order = torch.cat([rows[expected.names[name]] for name in found.names])
+        torch.testing.assert_close(found.matrix, expected.matrix[order][:, order], rtol=1e-12, atol=1e-14)
+
+    def test_products_are_refused(self, scored, examples, unchanged):
+        vector = torch.ones(active_size(scored))
+        text = r"model must not have .* straight_through_.* got '0\.weight'; use .* fix_learned_masks_"
+        with unchanged(scored), pytest.raises(TypeError, match=text):
+            hessian_vector_product(scored, *examples(), vector)
+
+    @pytest.mark.parametrize("as_modules", [False, True])
+    def test_paths_are_between_the_fixed_networks(self, scored, fixed, network, examples, as_modules):
+        images = examples()[0]
+        end = scored if as_modules else scored.state_dict()
+        (found,) = interpolate(scored, network(), end, [1], lambda twin: predict(twin, images))
+        torch.testing.assert_close(found, predict(fixed, images), rtol=1e-12, atol=1e-15)
+
+    def test_weights_that_will_not_be_trained_do_not_count(self, network, examples):
+        model = network()
+        model[0].weight.requires_grad_(False)
+        sk.methods.straight_through_(model, 0.6, exclude=["6", "8"])
+        assert "0.weight" not in hessian(model, *examples()).names
+        size = active_size(model)
+        exact = hessian(model, *examples()).matrix
+        vector = random_vector(size)
+        found = hessian_vector_product(model, *examples(), vector)
+        torch.testing.assert_close(found, exact @ vector, rtol=1e-9, atol=1e-12)
+        assert len(flat_weights(model)) == len(flat_weights(network())) - 54
 
 
 def test_older_weight_norm_can_be_copied():
