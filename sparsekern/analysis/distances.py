@@ -45,7 +45,7 @@ def flat_weights(model: nn.Module, *, biases: bool = True) -> Tensor:
     TypeError, ValueError
         When an argument is none of the above, or no such parameter is there.
     """
-    check_network(model)
+    model = check_network(model)
     check_bool(biases, "biases")
     parts = [
         parameter.detach().flatten().to("cpu", torch.float64)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.analysis.networks import copy_of
-from sparsekern.formats.checks import check_integer, describe
-from sparsekern.methods.arguments import check_model, check_optimizer
+from sparsekern.formats.checks import check_integer, describe, is_integer, is_number
+from sparsekern.methods.arguments import check_model, check_optimizer, unwrapped
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.gradual_pruning import GradualPruning
 from sparsekern.methods.timetable import Timetable
@@ -46,7 +46,8 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     .. math:: \Big(\sum_{i \,:\, m_i = 1} \big(\partial L / \partial \theta_i\big)^2\Big)^{1/2}
 
     Sparse layers have a gradient at active positions alone; in dense ones every weight is active, except
-    those that a mask multiplies with 0. The loss is evaluated on a copy of the model, so that gradients, the
+    those that a mask multiplies with 0. The loss is evaluated on a copy of the model in its own mode, without
+    wrappers (DDP, `torch.compile`, averages), so that gradients, the
     statistics of normalization layers and methods that observe the gradient see nothing of it, and PyTorch's
     random state is put back.
 
@@ -76,7 +77,7 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     check_model(model)
     _check_loss(loss)
     with torch.inference_mode(False), torch.enable_grad():
-        return _flow(copy_of(model), loss)
+        return _flow(copy_of(unwrapped(model)), loss)
 
 
 def _flow(twin: nn.Module, loss: Loss) -> GradientFlow:
@@ -140,6 +141,8 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 class GradientFlowRecorder:
     """Measures the gradient flow every so many steps of an optimizer, until :meth:`remove`.
 
+    A checkpoint takes `state_dict` to go on with the history; the optimizer's has nothing of it.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -176,9 +179,77 @@ class GradientFlowRecorder:
             self.history.append((self._timetable.steps, gradient_flow(self._model, self._loss)))
             self._timetable.advance()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What another process needs to go on: numbers, strings, lists and dicts alone.
+
+        Returns
+        -------
+        dict
+            ``steps``, taken so far, and ``history``, a list of dicts with ``steps``, ``norm`` and
+            ``parameters``.
+        """
+        history = [
+            {"steps": steps, "norm": flow.norm, "parameters": dict(flow.parameters)}
+            for steps, flow in self.history
+        ]
+        return {"steps": self._timetable.steps, "history": history}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; what was measured since this one was made is dropped.
+
+        The next measurement is after the next multiple of `every` steps.
+
+        Raises
+        ------
+        ValueError
+            For what :meth:`state_dict` does not return; nothing is changed.
+        """
+        steps, history = _read_state(state)
+        self.history = history
+        self._timetable.resume(steps, next_update=None)
+        self._timetable.advance()
+
     def remove(self) -> None:
         """Measure no more."""
         self._handle.remove()
+
+
+def _read_state(state: Any) -> tuple[int, list[tuple[int, GradientFlow]]]:
+    """Steps and history of a recorder's state."""
+    _check_keys(state, "state", ("steps", "history"))
+    last = _count(state["steps"], "state['steps']")
+    if not isinstance(state["history"], list):
+        raise ValueError(f"state['history'] must be a list, got {describe(state['history'])}")
+    history: list[tuple[int, GradientFlow]] = []
+    for number, found in enumerate(state["history"]):
+        name = f"state['history'][{number}]"
+        _check_keys(found, name, ("steps", "norm", "parameters"))
+        steps, least = _count(found["steps"], f"{name}['steps']"), history[-1][0] + 1 if history else 0
+        if not least <= steps <= last:
+            raise ValueError(f"{name}['steps'] must be from {least} to {last}, got {steps}")
+        parameters = found["parameters"]
+        if not isinstance(parameters, Mapping) or not all(isinstance(own, str) for own in parameters):
+            raise ValueError(f"{name}['parameters'] must be norms by name, got {describe(parameters)}")
+        norms = {own: _norm(norm, f"{name}['parameters'][{own!r}]") for own, norm in parameters.items()}
+        history.append((steps, GradientFlow(_norm(found["norm"], f"{name}['norm']"), norms)))
+    return last, history
+
+
+def _check_keys(value: Any, name: str, keys: tuple[str, ...]) -> None:
+    if not isinstance(value, Mapping) or value.keys() != set(keys):
+        raise ValueError(f"{name} must be a dict of {', '.join(keys)}, got {describe(value)}")
+
+
+def _count(value: Any, name: str) -> int:
+    if not is_integer(value) or value < 0:
+        raise ValueError(f"{name} must be an integer from 0, got {describe(value)}")
+    return int(value)
+
+
+def _norm(value: Any, name: str) -> float:
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{name} must be a number from 0 or NaN, got {describe(value)}")
+    return float(value)
 
 
 class MaskUpdateRecorder:

@@ -113,7 +113,7 @@ def hessian(
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
     (2022): the spectra of LeNet-5 before and during training.
     """
-    check_network(model)
+    model = check_network(model)
     check_examples(inputs, targets, model)
     check_callable(criterion, "criterion", "(outputs, targets) -> loss")
     check_bool(include_zeros, "include_zeros")

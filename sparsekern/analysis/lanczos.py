@@ -44,7 +44,7 @@ def active_size(model: nn.Module, *, include_zeros: bool = False) -> int:
     TypeError, ValueError
         When an argument is none of what `hessian` takes.
     """
-    check_network(model)
+    model = check_network(model)
     entries = active_entries(model, check_bool(include_zeros, "include_zeros"))
     return sum(len(entry.dense) for entry in entries)
 
@@ -93,7 +93,7 @@ def hessian_vector_product(
     ----------
     Pearlmutter, *Fast exact multiplication by the Hessian* (1994).
     """
-    check_network(model)
+    model = check_network(model)
     check_examples(inputs, targets, model)
     check_callable(criterion, "criterion", "(outputs, targets) -> loss")
     check_integer(examples_at_once, "examples_at_once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 
@@ -331,6 +332,83 @@ def test_the_first_measurement_is_at_once_and_the_others_every_so_many_steps():
     assert len(recorder.history) == 3
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         GradientFlowRecorder(model, optimizer, bowl, every=0)
+
+
+def recorded(steps, resumed_at=None, every=3):
+    """A recorder's history after training, with a model, optimizer and recorder made anew in between."""
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    recorder = GradientFlowRecorder(model, optimizer, bowl, every=every)
+    for step in range(steps):
+        if step == resumed_at:
+            states = json.loads(json.dumps(recorder.state_dict())), model.state_dict(), optimizer.state_dict()
+            model = Line()
+            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+            recorder = GradientFlowRecorder(model, optimizer, bowl, every=every)
+            for part, state in zip((recorder, model, optimizer), copy.deepcopy(states)):
+                part.load_state_dict(state)
+        optimizer.zero_grad()
+        bowl(model).backward()
+        optimizer.step()
+    return recorder.history
+
+
+@pytest.mark.parametrize("resumed_at", [0, 2, 3, 4, 7])
+def test_a_recorder_is_resumed(resumed_at):
+    expected = recorded(8)
+    assert [step for step, _ in expected] == [0, 3, 6]
+    assert recorded(8, resumed_at) == expected
+
+
+def test_a_recorder_takes_what_was_measured_of_a_loss_that_is_not_finite():
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    recorder = GradientFlowRecorder(model, optimizer, lambda model: bowl(model) * math.inf)
+    other = GradientFlowRecorder(model, optimizer, bowl)
+    other.load_state_dict(recorder.state_dict())
+    assert [(step, math.isnan(flow.norm)) for step, flow in other.history] == [(0, True)]
+
+
+FLOW = {"steps": 0, "norm": 1.0, "parameters": {"a": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (3, "state must be a dict of steps, history, got 3 (int)"),
+        ({"steps": 1}, "state must be a dict of steps, history"),
+        ({"steps": True, "history": []}, "state['steps'] must be an integer from 0, got True"),
+        ({"steps": -1, "history": []}, "state['steps'] must be an integer from 0, got -1"),
+        ({"steps": 1, "history": {}}, "state['history'] must be a list"),
+        (
+            {"steps": 1, "history": [(0, 1.0)]},
+            "state['history'][0] must be a dict of steps, norm, parameters",
+        ),
+        ({"steps": 1, "history": [FLOW, FLOW]}, "state['history'][1]['steps'] must be from 1 to 1, got 0"),
+        ({"steps": 1, "history": [{**FLOW, "steps": 2}]}, "['steps'] must be from 0 to 1, got 2"),
+        (
+            {"steps": 1, "history": [{**FLOW, "norm": "1"}]},
+            "['norm'] must be a number from 0 or NaN, got '1'",
+        ),
+        ({"steps": 1, "history": [{**FLOW, "parameters": {1: 1.0}}]}, "['parameters'] must be norms by name"),
+        (
+            {"steps": 1, "history": [{**FLOW, "parameters": {"a": -1.0}}]},
+            "['parameters']['a'] must be a number",
+        ),
+    ],
+)
+def test_other_states_are_refused_and_change_nothing(state, text):
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    recorder = GradientFlowRecorder(model, optimizer, bowl, every=2)
+    bowl(model).backward()
+    optimizer.step()
+    before = copy.deepcopy(recorder.state_dict())
+    with pytest.raises(ValueError, match=re.escape(text)):
+        recorder.load_state_dict(state)
+    assert recorder.state_dict() == before
+    optimizer.step()
+    assert [step for step, _ in recorder.history] == [0, 2]
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -18,12 +18,62 @@ from sparsekern.analysis import (
     hessian_vector_product,
     interpolate,
     l2_distance,
+    output_std,
     predict,
 )
 
 
 def random_vector(size):
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+class Distributed(nn.parallel.DistributedDataParallel):
+    """A wrapper of the type of DDP's that needs no group of processes, and refuses to run."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, *inputs):
+        raise AssertionError("a collective operation")
+
+
+WRAPPERS = {
+    "ddp": Distributed,
+    "average": torch.optim.swa_utils.AveragedModel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "both": lambda model: Distributed(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("storage", [None, "compact"])
+def test_wrappers_are_looked_through(network, examples, unchanged, storage, wrapper):
+    """What is measured is what is inside, under its own names; no process waits for others."""
+    model, other, (images, labels) = network(storage), network(storage, 1), examples()
+    wrapped, wrapped_other = WRAPPERS[wrapper](network(storage)), WRAPPERS[wrapper](network(storage, 1))
+    model.eval()
+    wrapped.eval()
+
+    def loss(model):
+        return nn.functional.cross_entropy(model(images), labels)
+
+    vector = random_vector(active_size(model))
+    states = (wrapped.state_dict(), wrapped_other.state_dict())
+    with unchanged(wrapped):
+        assert torch.equal(flat_weights(wrapped), flat_weights(model))
+        assert l2_distance(wrapped, wrapped_other) == l2_distance(model, other) > 0
+        assert active_size(wrapped) == len(vector)
+        assert torch.equal(hessian(wrapped, images, labels).matrix, hessian(model, images, labels).matrix)
+        product = hessian_vector_product(wrapped, images, labels, vector)
+        assert torch.equal(product, hessian_vector_product(model, images, labels, vector))
+        assert torch.equal(predict(wrapped, images), predict(model, images))
+        assert output_std(wrapped, images) == output_std(model, images)
+    assert gradient_flow(wrapped.eval(), loss) == gradient_flow(model, loss)
+    expected = interpolate(model, model, other, [0, 0.3, 1], flat_weights)
+    for ends in ((wrapped, wrapped_other), states, (model.state_dict(), other.state_dict()), (model, other)):
+        found = interpolate(wrapped, *ends, [0, 0.3, 1], flat_weights)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 class TestPruned:
