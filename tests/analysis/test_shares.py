@@ -86,7 +86,7 @@ class TestParts:
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
     def test_few_ignored_examples_among_many_are_found(self, function):
-        """The losses alone would differ by a millionth: 4 and 5 of 500 are left out."""
+        """The losses alone would differ by a hundred-thousandth: 4 and 5 of 500 are left out."""
         generator = torch.Generator().manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 2))
         images = torch.randn(1000, 3, generator=generator)
