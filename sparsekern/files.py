@@ -1,8 +1,10 @@
 """Files that are either there as a whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -33,6 +35,28 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold ``path``, an empty file, against other processes that ask for it: also when this one is killed, it
+    is free again.
+
+    Raises
+    ------
+    BlockingIOError
+        When another process holds it.
+    OSError
+        When it cannot be made. File systems without locks hold nothing.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # no locks here, as on some network file systems
+        yield
 
 
 def remove_unfinished(path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sparsekern.files import remove_unfinished, write_atomically
+from sparsekern.files import exclusive, remove_unfinished, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -54,6 +54,28 @@ def test_only_the_temporary_files_of_this_name_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path / "run.pt")
     assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+def test_one_at_a_time_holds_a_path(tmp_path):
+    path = tmp_path / "lock"
+    with exclusive(path):
+        with pytest.raises(BlockingIOError), exclusive(path):
+            pytest.fail("held twice")
+    with exclusive(path):
+        pass
+    assert path.read_bytes() == b""
+
+
+def test_a_process_that_is_killed_lets_go(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from sparsekern.files import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "lock"
+    assert subprocess.run([sys.executable, "-c", program, path]).returncode == -signal.SIGKILL
+    with exclusive(path):
+        pass
 
 
 def test_a_process_killed_while_it_writes_leaves_what_is_removed(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.checks import check_integer, describe
+from sparsekern.methods.arguments import unwrapped
 
 __all__ = [
     "check_callable",
@@ -24,9 +25,13 @@ __all__ = [
 
 
 def check_network(model: Any, name: str = "model") -> nn.Module:
-    """Return `model` when it is a module whose parameters have contents."""
+    """Return `model`, or what is inside of its wrappers, when it is a module whose parameters have contents.
+
+    DDP's own forward pass talks to the other processes, which may not be measuring anything.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {describe(model)}")
+    model = unwrapped(model)
     for own, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
             raise ValueError(

@@ -23,7 +23,8 @@ TOLERANCE = 1e-10
 def flat_weights(model: nn.Module, *, biases: bool = True) -> Tensor:
     """All trainable parameters of the dense network as one vector, with zeros where a sparse layer has none.
 
-    Networks of one architecture have vectors of one length, whatever their patterns and storage.
+    Networks of one architecture have vectors of one length, whatever their patterns and storage. Weights that
+    `torch.nn.utils.prune` or the masks of `straight_through_` remove are 0; scores are left out.
 
     Parameters
     ----------
@@ -36,14 +37,15 @@ def flat_weights(model: nn.Module, *, biases: bool = True) -> Tensor:
     Returns
     -------
     Tensor
-        ``(size,)``, float64, on the CPU; in the order of ``named_parameters()``, row-major.
+        ``(size,)``, float64, on the CPU; row-major, in the order of ``named_parameters()``; but a weight
+        always comes before its layer's bias.
 
     Raises
     ------
     TypeError, ValueError
         When an argument is none of the above, or no such parameter is there.
     """
-    check_network(model)
+    model = check_network(model)
     check_bool(biases, "biases")
     parts = [
         parameter.detach().flatten().to("cpu", torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats.checks import check_integer, describe
-from sparsekern.methods.arguments import check_model, check_optimizer
+from sparsekern.analysis.networks import copy_of
+from sparsekern.formats.checks import check_integer, describe, is_integer, is_number
+from sparsekern.methods.arguments import check_model, check_optimizer, unwrapped
 from sparsekern.methods.base import DynamicMethod
 from sparsekern.methods.gradual_pruning import GradualPruning
 from sparsekern.methods.timetable import Timetable
@@ -45,7 +46,8 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     .. math:: \Big(\sum_{i \,:\, m_i = 1} \big(\partial L / \partial \theta_i\big)^2\Big)^{1/2}
 
     Sparse layers have a gradient at active positions alone; in dense ones every weight is active, except
-    those that a mask multiplies with 0. The loss is evaluated on a copy of the model, so that gradients, the
+    those that a mask multiplies with 0. The loss is evaluated on a copy of the model in its own mode, without
+    wrappers (DDP, `torch.compile`, averages), so that gradients, the
     statistics of normalization layers and methods that observe the gradient see nothing of it, and PyTorch's
     random state is put back.
 
@@ -59,12 +61,14 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     Returns
     -------
     GradientFlow
-        In float64 sums, and in the unit of the loss by that of a weight.
+        In float64 sums, and in the unit of the loss by that of a weight; NaN where the loss is not finite, as
+        the mean over an empty batch.
 
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above, or nothing in the model is trained.
+        When an argument is none of the above, nothing in the model is trained, or the loss depends on no
+        parameter of the model that it is given.
 
     References
     ----------
@@ -72,21 +76,44 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
     """
     check_model(model)
     _check_loss(loss)
-    twin = _copy(model)
+    with torch.inference_mode(False), torch.enable_grad():
+        return _flow(copy_of(unwrapped(model)), loss)
+
+
+def _flow(twin: nn.Module, loss: Loss) -> GradientFlow:
+    """Of a model whose buffers may change."""
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model must have a parameter that requires a gradient, got none")
-    with torch.random.fork_rng(_cuda_devices(twin)), torch.enable_grad():
+    with torch.random.fork_rng(_cuda_devices(twin)):
         value = loss(twin)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"loss must return a scalar tensor, got {describe(value)}")
-        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        gradients = _gradients(value, trained)
     masks = _masks(twin)
     squares = {
-        name: 0.0 if gradient is None else float(_active(gradient, masks.get(name)).double().square().sum())
-        for name, gradient in zip(trained, gradients)
+        name: float(_active(gradient, masks.get(name)).double().square().sum())
+        for name, gradient in gradients.items()
     }
-    return GradientFlow(sum(squares.values()) ** 0.5, {name: s**0.5 for name, s in squares.items()})
+    if not bool(value.isfinite().all()):
+        # Its gradient may well be 0, as that of the mean over no examples is.
+        squares = dict.fromkeys(squares, math.nan)
+    norms = {name: squares.get(name, 0.0) ** 0.5 for name in trained}
+    return GradientFlow(sum(squares.values()) ** 0.5, norms)
+
+
+def _gradients(value: Tensor, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """By name, the gradient of each parameter that the loss depends on: of one at least."""
+    found: tuple[Tensor | None, ...] = ()
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(trained, found) if gradient is not None}
+    if not gradients:
+        raise ValueError(
+            "loss must depend on the parameters of the model that it is given, which is a copy, got a value "
+            "that depends on none of them"
+        )
+    return gradients
 
 
 def _check_loss(loss: Any) -> None:
@@ -107,24 +134,14 @@ def _active(gradient: Tensor, mask: Tensor | None) -> Tensor:
     return gradient if mask is None else gradient * mask
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    # What torch.nn.utils.prune and other hooks compute before each forward pass has a graph, and a tensor
-    # that has one cannot be copied: its values stand in for it, until it is computed anew.
-    computed = (
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    )
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
-
-
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
     return list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
 
 
 class GradientFlowRecorder:
     """Measures the gradient flow every so many steps of an optimizer, until :meth:`remove`.
+
+    A checkpoint takes `state_dict` to go on with the history; the optimizer's has nothing of it.
 
     Parameters
     ----------
@@ -162,9 +179,77 @@ class GradientFlowRecorder:
             self.history.append((self._timetable.steps, gradient_flow(self._model, self._loss)))
             self._timetable.advance()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What another process needs to go on: numbers, strings, lists and dicts alone.
+
+        Returns
+        -------
+        dict
+            ``steps``, taken so far, and ``history``, a list of dicts with ``steps``, ``norm`` and
+            ``parameters``.
+        """
+        history = [
+            {"steps": steps, "norm": flow.norm, "parameters": dict(flow.parameters)}
+            for steps, flow in self.history
+        ]
+        return {"steps": self._timetable.steps, "history": history}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; what was measured since this one was made is dropped.
+
+        The next measurement is after the next multiple of `every` steps.
+
+        Raises
+        ------
+        ValueError
+            For what :meth:`state_dict` does not return; nothing is changed.
+        """
+        steps, history = _read_state(state)
+        self.history = history
+        self._timetable.resume(steps, next_update=None)
+        self._timetable.advance()
+
     def remove(self) -> None:
         """Measure no more."""
         self._handle.remove()
+
+
+def _read_state(state: Any) -> tuple[int, list[tuple[int, GradientFlow]]]:
+    """Steps and history of a recorder's state."""
+    _check_keys(state, "state", ("steps", "history"))
+    last = _count(state["steps"], "state['steps']")
+    if not isinstance(state["history"], list):
+        raise ValueError(f"state['history'] must be a list, got {describe(state['history'])}")
+    history: list[tuple[int, GradientFlow]] = []
+    for number, found in enumerate(state["history"]):
+        name = f"state['history'][{number}]"
+        _check_keys(found, name, ("steps", "norm", "parameters"))
+        steps, least = _count(found["steps"], f"{name}['steps']"), history[-1][0] + 1 if history else 0
+        if not least <= steps <= last:
+            raise ValueError(f"{name}['steps'] must be from {least} to {last}, got {steps}")
+        parameters = found["parameters"]
+        if not isinstance(parameters, Mapping) or not all(isinstance(own, str) for own in parameters):
+            raise ValueError(f"{name}['parameters'] must be norms by name, got {describe(parameters)}")
+        norms = {own: _norm(norm, f"{name}['parameters'][{own!r}]") for own, norm in parameters.items()}
+        history.append((steps, GradientFlow(_norm(found["norm"], f"{name}['norm']"), norms)))
+    return last, history
+
+
+def _check_keys(value: Any, name: str, keys: tuple[str, ...]) -> None:
+    if not isinstance(value, Mapping) or value.keys() != set(keys):
+        raise ValueError(f"{name} must be a dict of {', '.join(keys)}, got {describe(value)}")
+
+
+def _count(value: Any, name: str) -> int:
+    if not is_integer(value) or value < 0:
+        raise ValueError(f"{name} must be an integer from 0, got {describe(value)}")
+    return int(value)
+
+
+def _norm(value: Any, name: str) -> float:
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{name} must be a number from 0 or NaN, got {describe(value)}")
+    return float(value)
 
 
 class MaskUpdateRecorder:

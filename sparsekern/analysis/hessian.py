@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +12,11 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsekern.analysis.arguments import check_callable, check_examples, check_network
-from sparsekern.analysis.networks import ActiveEntries, active_entries, dense_copy, share_of
-from sparsekern.formats.checks import check_bool, check_integer, describe
+from sparsekern.analysis.networks import ActiveEntries, active_entries, dense_copy
+from sparsekern.analysis.shares import Criterion, Parts, check_loss, share_of
+from sparsekern.formats.checks import check_bool, check_integer
 
-__all__ = ["Criterion", "Hessian", "check_loss", "hessian"]
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Hessian", "hessian"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,10 @@ def hessian(
     the columns of the last layers never differentiate the first ones. That is fastest where modules are
     registered in the order in which they run; the result does not depend on it.
 
-    The coordinates are entries of trainable parameters: of a sparse layer's weight the active positions,
-    whatever their values; of another parameter of two or more dimensions those that are not exactly 0, as a
-    pruned dense weight's; of vectors (biases, scales of normalizations) all.
+    The coordinates are entries of trainable parameters: of a sparse layer's weight, and of a parameter pruned
+    by `torch.nn.utils.prune`, the active positions, whatever their values; of a layer of `straight_through_`
+    those that `fix_learned_masks_` would keep, and no scores; of another parameter of two or more dimensions
+    those that are not exactly 0; of vectors (biases, scales of normalizations) all.
 
     Parameters
     ----------
@@ -91,7 +90,8 @@ def hessian(
         Also take the entries that are 0 of weights that are not a sparse layer's.
     examples_at_once, columns_at_once : int
         How many are computed in one go. Memory is proportional to their product; the defaults suit a CPU,
-        and a GPU is faster with more examples.
+        and a GPU is faster with more examples. With fewer examples than there are, `criterion` has to be a
+        mean over them, and no other sum, nor one that weights examples or leaves some out.
     progress : callable (done, total) -> None, optional
         Called after each block with numbers of columns.
 
@@ -103,7 +103,8 @@ def hessian(
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above, or there is nothing to differentiate by.
+        When an argument is none of the above, there is nothing to differentiate by, or `criterion` is no mean
+        over the examples and takes them in parts.
     NotImplementedError, RuntimeError
         From PyTorch, for an operation of the model without the forward derivative of its gradient.
 
@@ -112,7 +113,7 @@ def hessian(
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
     (2022): the spectra of LeNet-5 before and during training.
     """
-    check_network(model)
+    model = check_network(model)
     check_examples(inputs, targets, model)
     check_callable(criterion, "criterion", "(outputs, targets) -> loss")
     check_bool(include_zeros, "include_zeros")
@@ -124,8 +125,11 @@ def hessian(
     twin = dense_copy(model).eval()
     batches = list(zip(inputs.split(examples_at_once), targets.split(examples_at_once)))
     # Checked once on its own: inside of vmap an error would be wrapped in others.
+    parts = Parts(criterion)
     with torch.no_grad():
-        check_loss(criterion(twin(batches[0][0]), batches[0][1]))
+        for x, y in batches:
+            parts.loss(twin(x), y)
+        parts.check_mean(twin, inputs, [y for _, y in batches])
 
     ends = torch.tensor([len(entry.dense) for entry in entries]).cumsum(0).tolist()
     names = {entry.name: slice(end - len(entry.dense), end) for entry, end in zip(entries, ends)}
@@ -141,13 +145,6 @@ def hessian(
             if progress is not None:
                 progress(done, ends[-1])
     return Hessian(_symmetric(matrix, names), names)
-
-
-def check_loss(loss: Any) -> Tensor:
-    """Return what a criterion returned when it is a scalar."""
-    if not isinstance(loss, Tensor) or not loss.is_floating_point() or loss.numel() != 1:
-        raise TypeError(f"criterion must return a scalar, the mean over the examples, got {describe(loss)}")
-    return loss.reshape(())
 
 
 def _unit_tangents(entry: ActiveEntries, twin: nn.Module, count: int) -> Iterator[Tensor]:
@@ -184,7 +181,8 @@ def _columns_of(
         # recorded for the parameters themselves as well.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             changes = vmap(change)(tangents)
-        return torch.cat([changes[entry.name].flatten(1)[:, entry.dense] for entry in entries], 1)
+        count = len(tangents)
+        return torch.cat([changes[entry.name].reshape(count, -1)[:, entry.dense] for entry in entries], 1)
 
     return columns
 

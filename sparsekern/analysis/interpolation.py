@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.analysis.arguments import check_callable, check_network, check_several
-from sparsekern.analysis.networks import dense_copy
+from sparsekern.analysis.networks import copy_of, dense_copy
 from sparsekern.formats.checks import describe, is_number
 
 __all__ = ["barrier", "interpolate", "paper_alphas"]
 
 Result = TypeVar("Result")
-State = Mapping[str, Tensor]
+State = Mapping[str, Any]
 # Ends of a path are recognized within this.
 AT_AN_END = 1e-9
 
@@ -40,23 +40,25 @@ def interpolate(
 
     .. math:: \theta(\alpha) = (1 - \alpha) \, \theta_\mathrm{start} + \alpha \, \theta_\mathrm{end}
 
-    over all floating-point parameters and buffers (running means of batch normalization, say) of the dense
-    networks, so that the two may have different patterns; other buffers, such as counters, are those of the
-    nearer end. At 0 and 1 the networks are the two ends bit for bit.
+    over all parameters and buffers of the dense networks (running means of batch normalization, say) that are
+    real or complex, so that the two may have different patterns. Of the nearer end are integers, such as
+    counters, and what a module keeps by ``get_extra_state``. At 0 and 1 the networks are the two ends bit for
+    bit.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The architecture, with dense or sparse layers, its mode and what its state does not have; left
-        unchanged.
+        The architecture, with dense or sparse layers, its mode and what a state dict does not have, such as
+        buffers that are not persistent, which stay the same all along; left unchanged.
     start_state, end_state : mapping of str to Tensor, or torch.nn.Module
-        A state dict of `model`, or of the same model with other patterns or dense; or a module that has it.
+        A state dict of `model`, or of the same model with other patterns or dense; or a module that has it,
+        whose buffers that are not persistent are not used.
         Left unchanged.
     alphas : sequence of float
         Positions; 0 is the start and 1 the end, and others lie before, between or beyond.
     evaluate : callable (torch.nn.Module) -> Any
-        Called for each position with a dense network in the mode of `model`. It is always the same object, so
-        take numbers from it and do not keep it.
+        Called for each position with a dense network in the mode of `model`, whatever a call before did. It
+        is always the same object, so take numbers from it and do not keep it.
 
     Returns
     -------
@@ -73,30 +75,54 @@ def interpolate(
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
     (2022): from a ticket to the pruning solution.
     """
-    check_network(model)
+    inner = check_network(model)
+    prefix = _prefix(model, inner)
     positions = _checked_alphas(alphas)
     check_callable(evaluate, "evaluate", "(model) -> result")
-    twin = dense_copy(model)
-    start = _dense_state(model, twin, start_state, "start_state")
-    end = _dense_state(model, twin, end_state, "end_state")
+    twin = dense_copy(inner)
+    start = _dense_state(inner, twin, _without(prefix, start_state), "start_state")
+    end = _dense_state(inner, twin, _without(prefix, end_state), "end_state")
+    modes = [(module, module.training) for module in twin.modules()]
     results = []
     for alpha in positions:
-        mixed = {name: _mixed(start[name], end[name], alpha) for name in start}
-        twin.load_state_dict(mixed)
+        for module, training in modes:
+            module.training = training
+        twin.load_state_dict({name: _mixed(name, start[name], end[name], alpha) for name in start})
         results.append(evaluate(twin))
     return results
 
 
-def _mixed(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+def _prefix(wrapped: nn.Module, inner: nn.Module) -> str:
+    """What the names in the state dict of a wrapped model begin with."""
+    return next(f"{name}." if name else "" for name, module in wrapped.named_modules() if module is inner)
+
+
+def _without(prefix: str, state: State | nn.Module) -> State | nn.Module:
+    """The state of what is inside of a wrapper, given the wrapper's, which may have entries of its own."""
+    if not prefix or not isinstance(state, Mapping) or not any(key.startswith(prefix) for key in state):
+        return state
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _mixed(name: str, start: Any, end: Any, alpha: float) -> Any:
+    if _is_opaque(name, start):
+        # A copy, which the module may keep and change.
+        return copy.deepcopy(start if alpha <= 0.5 else end)
+    continuous = start.is_floating_point() or start.is_complex()
     # The formula alone would turn -0.0 into 0.0 at the ends, and what is infinite at the other one into NaN.
-    if alpha == 0 or (not start.is_floating_point() and alpha <= 0.5):
+    if alpha == 0 or (not continuous and alpha <= 0.5):
         return start
-    if alpha == 1 or not start.is_floating_point():
+    if alpha == 1 or not continuous:
         return end
     return (1 - alpha) * start + alpha * end
 
 
-def _dense_state(model: nn.Module, twin: nn.Module, state: State | nn.Module, name: str) -> dict[str, Tensor]:
+def _is_opaque(name: str, value: Any) -> bool:
+    """Whether an entry of a state dict is a module's own affair: that of ``get_extra_state``."""
+    return not isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
+
+
+def _dense_state(model: nn.Module, twin: nn.Module, state: State | nn.Module, name: str) -> dict[str, Any]:
     """The state of the dense network; copies where a sparse layer was made dense."""
     own = twin.state_dict()
     if isinstance(state, nn.Module):
@@ -110,20 +136,30 @@ def _dense_state(model: nn.Module, twin: nn.Module, state: State | nn.Module, na
     if dense.keys() != own.keys():
         odd = sorted(dense.keys() ^ own.keys())
         raise ValueError(f"{name} must have the names of the model, and differs in {', '.join(odd[:5])}")
+    opaque = {key for key, value in own.items() if _is_opaque(key, value)}
     for key, tensor in own.items():
         found = dense[key]
+        if key in opaque:
+            continue
         if not isinstance(found, Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise ValueError(f"{name}[{key!r}] must be {describe(tensor)}, got {describe(found)}")
-    return {key: dense[key].detach().to(tensor.device) for key, tensor in own.items()}
+    return {
+        key: dense[key] if key in opaque else dense[key].detach().to(tensor.device)
+        for key, tensor in own.items()
+    }
 
 
 def _unpacked(model: nn.Module, state: State, name: str) -> State:
     """The dense state of a packed one, whose patterns are not the model's."""
-    packed = copy.deepcopy(model)
+    packed = copy_of(model)
     try:
         # assign, since another pattern may have another number of values. The copies keep the given tensors
         # out of reach.
-        packed.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+        copies = {
+            key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for key, value in state.items()
+        }
+        packed.load_state_dict(copies, assign=True)
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"{name} must be a state dict of the model, sparse or dense: {error}") from error
     return dense_copy(packed).state_dict()

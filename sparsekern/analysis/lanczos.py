@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsekern.analysis.arguments import check_callable, check_examples, check_network, check_vector
-from sparsekern.analysis.hessian import Criterion, check_loss
-from sparsekern.analysis.networks import active_entries, in_mode, share_of
+from sparsekern.analysis.networks import ActiveEntries, active_entries, in_mode
+from sparsekern.analysis.shares import Criterion, Parts, outside_inference, share_of
 from sparsekern.formats.checks import check_bool, check_generator, check_integer, check_positive, describe
 
 __all__ = [
@@ -44,7 +44,7 @@ def active_size(model: nn.Module, *, include_zeros: bool = False) -> int:
     TypeError, ValueError
         When an argument is none of what `hessian` takes.
     """
-    check_network(model)
+    model = check_network(model)
     entries = active_entries(model, check_bool(include_zeros, "include_zeros"))
     return sum(len(entry.dense) for entry in entries)
 
@@ -69,12 +69,14 @@ def hessian_vector_product(
     Parameters
     ----------
     model, inputs, targets, criterion, include_zeros
-        As for `hessian`; the coordinates are the same, in the same order. Layers packed 2:4 are refused,
-        since their gradients are not those of a function: use ``sparsekern.densify_`` on a copy.
+        As for `hessian`; the coordinates are the same, in the same order. Layers packed 2:4 and those of
+        `straight_through_` are refused, since their gradients are not those of a function: use
+        ``sparsekern.densify_`` or `fix_learned_masks_` on a copy.
     vector : Tensor
         ``(n,)``, n being ``active_size(model)``; any floating-point dtype, cast to the parameters'.
     examples_at_once : int
-        Memory is proportional to it.
+        Memory is proportional to it. With fewer than there are, `criterion` has to be a mean over them, and
+        no other sum, nor one that weights examples or leaves some out.
 
     Returns
     -------
@@ -84,14 +86,14 @@ def hessian_vector_product(
     Raises
     ------
     TypeError, ValueError
-        When an argument is none of the above. The model, its modes and its ``grad`` are left unchanged in any
-        case.
+        When an argument is none of the above, or `criterion` is no mean over the examples and takes them in
+        parts. The model, its modes and its ``grad`` are left unchanged in any case.
 
     References
     ----------
     Pearlmutter, *Fast exact multiplication by the Hessian* (1994).
     """
-    check_network(model)
+    model = check_network(model)
     check_examples(inputs, targets, model)
     check_callable(criterion, "criterion", "(outputs, targets) -> loss")
     check_integer(examples_at_once, "examples_at_once")
@@ -99,30 +101,38 @@ def hessian_vector_product(
     for entry in entries:
         if entry.stored is None:
             raise TypeError(
-                f"model must not have layers packed 2:4, whose gradients are not those of a function, got "
-                f"{entry.name!r}; use sparsekern.densify_ on a copy"
+                "model must not have layers packed 2:4 or of straight_through_, whose gradients are not "
+                f"those of a function, got {entry.name!r}; use densify_ or fix_learned_masks_ on a copy"
             )
-    sizes = [len(entry.stored) for entry in entries]
-    check_vector(vector, "vector", sum(sizes))
-    parameters = [entry.parameter for entry in entries]
-    directions = []
-    for entry, part in zip(entries, vector.detach().split(sizes)):
-        direction = torch.zeros_like(entry.parameter).flatten()
-        direction[entry.stored] = part.to(direction)
-        directions.append(direction.view_as(entry.parameter))
-    total = torch.zeros(sum(sizes), dtype=torch.float64, device=vector.device)
-    batches = zip(inputs.split(examples_at_once), targets.split(examples_at_once))
+    check_vector(vector, "vector", sum(len(entry.dense) for entry in entries))
+    batches = list(zip(inputs.split(examples_at_once), targets.split(examples_at_once)))
+    parts = Parts(criterion)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
         in_mode(model, False),
     ):
+        # Made in here: a tensor made in inference mode could not be changed, nor saved for a gradient.
+        total = torch.zeros(len(vector), dtype=torch.float64, device=vector.device)
+        directions = _directions(entries, vector)
         for x, y in batches:
-            products = _product(check_loss(criterion(model(x), y)), parameters, directions)
-            parts = [product.flatten()[entry.stored] for product, entry in zip(products, entries)]
-            total += torch.cat(parts).to(total) * share_of(x, inputs)
+            loss = parts.loss(model(outside_inference(x)), outside_inference(y))
+            products = _product(loss, [entry.parameter for entry in entries], directions)
+            found = [product.flatten()[entry.stored] for product, entry in zip(products, entries)]
+            total += torch.cat(found).to(total) * share_of(x, inputs)
+        parts.check_mean(model, inputs, [y for _, y in batches])
     return total
+
+
+def _directions(entries: list[ActiveEntries], vector: Tensor) -> list[Tensor]:
+    """The vector in the shapes of the parameters, with zeros where these have no coordinates."""
+    directions = []
+    for entry, part in zip(entries, vector.detach().split([len(entry.dense) for entry in entries])):
+        direction = torch.zeros_like(entry.parameter).flatten()
+        direction[entry.stored] = part.to(direction)
+        directions.append(direction.view_as(entry.parameter))
+    return directions
 
 
 def _product(loss: Tensor, parameters: list[nn.Parameter], directions: list[Tensor]) -> tuple[Tensor, ...]:

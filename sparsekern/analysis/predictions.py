@@ -25,7 +25,7 @@ __all__ = [
     "predict",
 ]
 
-# Rows of probabilities that were rounded to float16 sum to 1 within this.
+# Rows of probabilities that were rounded to float16 or bfloat16 sum to 1 within this, and are divided by it.
 SUM_TOLERANCE = 1e-2
 
 
@@ -36,7 +36,9 @@ def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
     Parameters
     ----------
     model : torch.nn.Module
-        From inputs to logits ``(N, C)``; in evaluation mode for the time, and left unchanged.
+        From inputs to logits ``(N, C)``; in evaluation mode for the time, and left unchanged. A model that
+        predicts at several places of an example, as for each token, returns more dimensions and is refused:
+        ``logits.double().softmax(-1).flatten(0, -2)`` is what the other functions take.
     inputs : Tensor
         ``(N, ...)``, on the model's device.
     batch_size : int
@@ -53,7 +55,7 @@ def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
     TypeError, ValueError
         When an argument is none of the above.
     """
-    check_network(model)
+    model = check_network(model)
     check_inputs(inputs, model)
     check_integer(batch_size, "batch_size")
     parts = []
@@ -61,7 +63,11 @@ def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1000) -> Tensor:
         for batch in inputs.split(batch_size):
             logits = check_logits(model(batch))
             if logits.dim() != 2 or len(logits) != len(batch):
-                raise ValueError(f"model must return ({len(batch)}, classes) logits, got {describe(logits)}")
+                raise ValueError(
+                    f"model must return ({len(batch)}, classes) logits, got {describe(logits)}; where an "
+                    "example has several predictions, as for each token, take the softmax yourself: what is "
+                    "measured of predictions is of any (rows, classes)"
+                )
             parts.append(logits.double().softmax(1))
     return torch.cat(parts)
 
@@ -131,7 +137,7 @@ def ensemble_accuracy(predictions: Sequence[Tensor], labels: Tensor) -> float:
     Parameters
     ----------
     predictions : sequence of Tensor
-        ``(N, C)``, probabilities of each network, at least one.
+        ``(N, C)``, probabilities of each network, at least one; normalized in float64.
     labels : Tensor
         ``(N,)``, integers below C.
 
@@ -146,8 +152,7 @@ def ensemble_accuracy(predictions: Sequence[Tensor], labels: Tensor) -> float:
         When an argument is none of the above.
     """
     given = _check_all(predictions, 1)
-    for number, probabilities in enumerate(given):
-        _check_probabilities(probabilities, f"predictions[{number}]")
+    normalized = [_normalized(rows, f"predictions[{number}]") for number, rows in enumerate(given)]
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be a tensor of integers, got {describe(labels)}")
     if tuple(labels.shape) != (len(given[0]),) or labels.device != given[0].device:
@@ -160,7 +165,7 @@ def ensemble_accuracy(predictions: Sequence[Tensor], labels: Tensor) -> float:
         raise ValueError(
             f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
         )
-    mean = torch.stack([probabilities.double() for probabilities in given]).mean(0)
+    mean = torch.stack(normalized).mean(0)
     return float((mean.argmax(1) == labels).double().mean())
 
 
@@ -175,12 +180,13 @@ def kl_divergence(p: Tensor, q: Tensor) -> float:
     Parameters
     ----------
     p, q : Tensor
-        ``(N, C)``, probabilities.
+        ``(N, C)``, probabilities. Rows that sum to 1 up to the rounding of their dtype (within 0.01) are
+        normalized in float64: the divergence of what does not sum to 1 may be negative.
 
     Returns
     -------
     float
-        In nats; computed in float64 as a difference of logarithms.
+        In nats, at least 0; computed in float64 as a difference of logarithms.
 
     Raises
     ------
@@ -237,16 +243,14 @@ def pairwise_jensen_shannon_divergence(predictions: Sequence[Tensor]) -> float:
 
 
 def _distributions(p: Any, q: Any) -> tuple[Tensor, Tensor]:
-    """Both in float64, checked."""
+    """Both in float64, checked and normalized."""
     _check_pair(p, q, "p", "q")
-    _check_probabilities(p, "p")
-    _check_probabilities(q, "q")
-    return p.double(), q.double()
+    return _normalized(p, "p"), _normalized(q, "q")
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
-    """``(N,)``; xlogy(p, q) is 0 where p is, and -inf where only q is."""
-    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1)
+    """``(N,)``; xlogy(p, q) is 0 where p is, and -inf where only q is. Rounding alone goes below 0."""
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1).clamp_min(0)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -277,11 +281,16 @@ def _check_pair(a: Any, b: Any, first: str, second: str) -> None:
         )
 
 
-def _check_probabilities(p: Tensor, name: str) -> None:
-    """Raise unless the rows are distributions: logits given in their place would pass for numbers."""
-    total = p.double().sum(1)
+def _normalized(p: Tensor, name: str) -> Tensor:
+    """The rows in float64, divided by their sums, when they are distributions up to rounding.
+
+    Logits given in their place would pass for numbers.
+    """
+    exact = p.double()
+    total = exact.sum(1, keepdim=True)
     if bool((p < 0).any()) or bool(((total - 1).abs() > SUM_TOLERANCE).any()):
         raise ValueError(
             f"{name} must be probabilities, rows of numbers from 0 that sum to 1, got a least one of "
             f"{float(p.min()):.4g} and sums of {float(total.min()):.4g} to {float(total.max()):.4g}"
         )
+    return exact / total

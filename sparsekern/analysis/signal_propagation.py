@@ -49,7 +49,7 @@ def output_std(model: nn.Module, inputs: Tensor, *, training: bool = False) -> f
     Evci, Ioannou, Keskin, Dauphin, *Gradient flow in sparse neural networks and how lottery tickets win*
     (2022), Figure 1c.
     """
-    check_network(model)
+    model = check_network(model)
     check_inputs(inputs, model)
     check_bool(training, "training")
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.is_cuda})

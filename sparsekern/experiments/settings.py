@@ -109,7 +109,8 @@ class Updates:
         ("batch", "holdout"),
         "batch",
     )
-    grow_batch_size: int = count("examples of the fixed batch, the first ones of the training set", 1000)
+    grow_batch_size: int = count("examples of the fixed batch, consecutive ones of the training set", 1000)
+    grow_batch_start: int = count("training examples before them", 0, least=0)
     new_values: str = choice(
         "values of weights that grow: zero, or drawn as init per_neuron does", ("zero", "per_neuron"), "zero"
     )

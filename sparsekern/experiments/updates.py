@@ -32,7 +32,7 @@ def attach_method(
     Raises
     ------
     RecipeError
-        If ``grow_batch_size`` is above the number of training examples.
+        If ``grow_batch_start + grow_batch_size`` is above the number of training examples.
     """
     if recipe.prunes:
         return sk.GradualPruning(
@@ -69,16 +69,18 @@ def attach_method(
 
 
 class HoldoutLoss:
-    """``mean cross-entropy of the first grow_batch_size training examples + weight_decay / 2 * sum(w ** 2)``.
+    """``mean cross-entropy of grow_batch_size training examples + weight_decay / 2 * sum(w ** 2)``.
 
-    The first term has the label smoothing of training. The second is there for SGD only, whose weight decay
-    is its gradient; ``w`` are the active weights of sparse layers. Source: ``rigl_tf2/mask_updaters.py`` in
-    google-research/rigl.
+    The examples are those from ``grow_batch_start`` on. The first term has the label smoothing of training.
+    The second is there for SGD only, whose weight decay is its gradient; ``w`` are the active weights of
+    sparse layers. Source: ``rigl_tf2/mask_updaters.py`` and ``train.py`` in google-research/rigl.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
         self._model = model
-        self._images, self._labels = first_examples(dataset, recipe.grow_batch_size, "grow_batch_size")
+        self._images, self._labels = first_examples(
+            dataset, recipe.grow_batch_size, "grow_batch_size", recipe.grow_batch_start
+        )
         self._smoothing = recipe.label_smoothing
         self._decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
 

@@ -25,6 +25,13 @@ class TestFlatWeights:
     def test_without_biases(self, network):
         assert len(flat_weights(network("compact"), biases=False)) == 54 + 30 + 15
 
+    @pytest.mark.parametrize("storage", [None, "compact", "masked"])
+    def test_of_frozen_parameters_there_is_nothing(self, network, storage):
+        model = network(storage)
+        model[0].requires_grad_(False)
+        model[8].bias.requires_grad_(False)
+        assert torch.equal(flat_weights(model), flat_weights(network(storage))[57:-3])
+
     @pytest.mark.parametrize(
         ("model", "options", "error", "text"),
         [

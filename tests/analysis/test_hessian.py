@@ -96,6 +96,39 @@ def test_float32_is_near_float64(network, examples):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_sums_over_parts_are_float64():
+    """2 x^2 / 64 of 64 inputs: in float32, those of 1 would be lost beside that of 4096."""
+    inputs = torch.ones(64, 1)
+    inputs[0] = 4096
+    found = hessian(nn.Linear(1, 1, bias=False), inputs, torch.zeros(64, 1), F.mse_loss, examples_at_once=1)
+    assert found.matrix.tolist() == [[2 * (4096**2 + 63) / 64]]
+
+
+class Tempered(nn.Module):
+    """With a parameter that is one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(84, 3)
+        self.logit_scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)) * self.logit_scale.exp()
+
+
+@pytest.mark.parametrize("columns_at_once", [1, 64])
+def test_a_parameter_that_is_one_number(examples, columns_at_once):
+    torch.manual_seed(0)
+    model, (images, labels) = Tempered().double(), examples()
+    found = hessian(model, images, labels, columns_at_once=columns_at_once)
+    assert found.names["logit_scale"].stop - found.names["logit_scale"].start == 1
+    products = [
+        sk.analysis.hessian_vector_product(model, images, labels, vector)
+        for vector in torch.eye(len(found.matrix), dtype=torch.float64)
+    ]
+    torch.testing.assert_close(found.matrix, torch.stack(products), rtol=1e-9, atol=1e-12)
+
+
 class TestTheCoordinates:
     def test_names_are_those_of_the_dense_model(self, network, examples):
         model = network("compact")

@@ -93,6 +93,83 @@ def test_mode_is_that_of_the_model(network):
         assert modes == [{training}]
 
 
+def test_mode_is_that_of_the_model_whatever_evaluate_does(network):
+    model = network("compact")
+    model[1].eval()
+    seen = []
+
+    def evaluate(twin):
+        seen.append([module.training for module in twin.modules()])
+        twin.eval()
+
+    interpolate(model, model, model, [0, 0.5, 1], evaluate)
+    assert seen == [[module.training for module in model.modules()]] * 3
+
+
+class Stateful(torch.nn.Module):
+    """Complex weights, a buffer that is not persistent, and a state of its own."""
+
+    def __init__(self, value, label=None, sparse=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([value * 1j, value]))
+        self.register_buffer("fixed", torch.tensor([value]), persistent=False)
+        self.inner = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        self.extra = {"labels": [label]}
+        if sparse:
+            sk.sparsify_(self.inner, 0.5)
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+def test_complex_parameters_are_on_the_line():
+    found = []
+    interpolate(
+        Stateful(0.0),
+        Stateful(0.0),
+        Stateful(10.0),
+        [0.25, 0.6, 1.2],
+        lambda t: found.append(t.weight.tolist()),
+    )
+    assert found == [[2.5j, 2.5], [6j, 6], [12j, 12]]
+
+
+def test_buffers_that_are_not_persistent_are_those_of_the_model():
+    model, start, end = Stateful(1.0), Stateful(2.0), Stateful(3.0)
+    for given in ((start, end), (start.state_dict(), end.state_dict())):
+        found = interpolate(model, *given, [0, 0.5, 1], lambda twin: twin.fixed.item())
+        assert found == [1, 1, 1]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("as_modules", [False, True])
+def test_extra_states_are_those_of_the_nearer_end(sparse, as_modules):
+    model, start, end = Stateful(1.0, 1, sparse), Stateful(2.0, 2, sparse), Stateful(3.0, 3, sparse)
+
+    def spoil(twin):
+        twin.extra["labels"].append(len(twin.extra["labels"]))
+        return twin.extra["labels"]
+
+    given = (start, end) if as_modules else (start.state_dict(), end.state_dict())
+    assert interpolate(model, *given, [0, 0.4, 0.6, 1.2], spoil) == [[2, 1], [2, 1], [3, 1], [3, 1]]
+    assert [made.extra for made in (model, start, end)] == [{"labels": [label]} for label in (1, 2, 3)]
+
+
+def test_a_tensor_as_extra_state_is_no_weight():
+    class Bytes(Stateful):
+        def get_extra_state(self):
+            return torch.arange(float(self.extra["labels"][0]))
+
+        def set_extra_state(self, state):
+            self.extra = len(state)
+
+    ends = Bytes(1.0, 2), Bytes(1.0, 5)
+    assert interpolate(Bytes(1.0, 3), *ends, [0, 0.5, 0.7, 1], lambda twin: twin.extra) == [2, 2, 5, 5]
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "text"),

@@ -62,6 +62,33 @@ class TestProducts:
         with torch.no_grad():
             assert torch.equal(hessian_vector_product(model, images, labels, vector), expected)
 
+    @pytest.mark.parametrize("storage", [None, "compact", "masked"])
+    def test_in_inference_mode(self, network, examples, storage):
+        """Of a model that no other pass has gone through, and with examples and a vector made there."""
+        images, labels = examples()
+        vector = torch.linspace(-1, 1, active_size(network(storage)), dtype=torch.float64)
+        for size in (4, 1000):
+            expected = hessian_vector_product(network(storage), images, labels, vector, examples_at_once=size)
+            fresh = network(storage)
+            with torch.inference_mode():
+                own = (images.clone(), labels.clone(), vector.clone())
+                found = hessian_vector_product(fresh, *own, examples_at_once=size)
+            assert torch.equal(found, expected)
+
+    def test_sums_over_parts_are_float64(self):
+        """2 x^2 / 64 of 64 inputs: in float32, those of 1 would be lost beside that of 4096."""
+        inputs = torch.ones(64, 1)
+        inputs[0] = 4096
+        found = hessian_vector_product(
+            nn.Linear(1, 1, bias=False),
+            inputs,
+            torch.zeros(64, 1),
+            torch.ones(1),
+            F.mse_loss,
+            examples_at_once=1,
+        )
+        assert found.tolist() == [2 * (4096**2 + 63) / 64]
+
     def test_of_a_loss_that_is_linear(self):
         model = nn.Sequential(nn.Linear(3, 1, bias=False))
         found = hessian_vector_product(

@@ -53,7 +53,11 @@ class TestPredict:
             ((1, torch.ones(2, 3)), TypeError, "model must be a torch.nn.Module"),
             ((nn.Identity(), 1), TypeError, "inputs must be a tensor"),
             ((nn.Identity(), torch.ones(2, 3), 0), ValueError, "batch_size must be at least 1"),
-            ((nn.Identity(), torch.ones(2, 3, 4)), ValueError, r"model must return \(2, classes\) logits"),
+            (
+                (nn.Identity(), torch.ones(2, 3, 4)),
+                ValueError,
+                r"model must return \(2, classes\) logits.*softmax",
+            ),
         ],
     )
     def test_errors(self, arguments, error, text):
@@ -99,6 +103,11 @@ class TestEnsemble:
         assert ensemble_accuracy([sure, unsure, unsure], labels) == 0.5
         assert ensemble_accuracy([unsure], labels) == 0
 
+    def test_each_counts_as_much(self):
+        """Sums of 1.008 and 0.992 would let the first one win."""
+        first, second = torch.tensor([[0.6048, 0.4032]]), torch.tensor([[0.3964, 0.5956]])
+        assert ensemble_accuracy([first, second], torch.tensor([1])) == 1
+
     @pytest.mark.parametrize(
         ("predictions", "labels", "error", "text"),
         [
@@ -126,6 +135,26 @@ class TestDivergences:
         expected = F.kl_div(q.log(), p, reduction="batchmean")
         assert kl_divergence(p, q) == pytest.approx(float(expected), rel=1e-12)
         assert kl_divergence(p, q) != pytest.approx(kl_divergence(q, p), rel=1e-3)
+
+    @pytest.mark.parametrize("divergence", [kl_divergence, jensen_shannon_divergence])
+    def test_rounded_probabilities_are_normalized(self, divergence):
+        """A softmax in bfloat16 does not quite sum to 1, which would make the divergence negative."""
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 200, 10, generator=generator)
+        logits[1] = logits[0] + 0.003 * logits[1]
+        p, q = logits.bfloat16().softmax(2)
+        assert float((p.double().sum(1) - 1).abs().max()) > 1e-3
+        exact = [rows.double() / rows.double().sum(1, keepdim=True) for rows in (p, q)]
+        for first, second in ((0, 1), (1, 0)):
+            found = divergence((p, q)[first], (p, q)[second])
+            assert 0 < found == pytest.approx(divergence(exact[first], exact[second]), rel=1e-12)
+
+    def test_is_never_negative(self):
+        p, q = torch.tensor([[0.5, 0.495]]), torch.tensor([[0.5, 0.505]])
+        assert 0 < kl_divergence(p, q) < 1e-4
+        p = torch.rand(100, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(1)
+        q = (p.log() + 1e-10 * p.flip(0)).softmax(1)
+        assert all(kl_divergence(*pair) >= 0 for pair in zip(p.split(1), q.split(1)))
 
     def test_zeros(self):
         p, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])

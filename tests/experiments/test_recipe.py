@@ -19,7 +19,8 @@ from sparsekern.experiments.recipe import (
 
 PAPER = {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "steps": 11_719, "batch_size": 128}
 PAPER |= {"update": "after_step", "drop_fraction": 0.3, "drop_schedule": "lr", "regrow_dropped": True}
-PAPER |= {"grow_gradient": "holdout", "grow_batch_size": 1000, "new_values": "zero", "stop_at": None}
+PAPER |= {"grow_gradient": "holdout", "grow_batch_size": 1000, "grow_batch_start": 1000}
+PAPER |= {"new_values": "zero", "stop_at": None}
 LENET5 = {"learning_rate": 0.05, "weight_decay": 1e-3, "update_every": 100}
 MLP = {"learning_rate": 0.2, "weight_decay": 2e-4, "update_every": 500}
 LENET5_PRINTED = {"weight_decay": 5e-4, "update_every": 500, "steps": 14_063}

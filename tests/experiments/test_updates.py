@@ -98,9 +98,10 @@ def test_the_holdout_loss_is_the_mean_cross_entropy_and_half_the_decayed_squares
 
 
 def test_the_holdout_loss_smooths_labels_as_training_does(short_recipe, digits):
-    recipe = short_recipe.override({"label_smoothing": 0.3, "weight_decay": 0, "grow_batch_size": 37})
+    changes = {"label_smoothing": 0.3, "weight_decay": 0, "grow_batch_size": 37, "grow_batch_start": 11}
+    recipe = short_recipe.override(changes)
     model = build_model(recipe)[0]
-    images, labels = digits.train_images[:37], digits.train_labels[:37]
+    images, labels = digits.train_images[11:48], digits.train_labels[11:48]
     expected = F.cross_entropy(model(images), labels, label_smoothing=0.3)
     torch.testing.assert_close(HoldoutLoss(model, digits, recipe)(), expected)
 
@@ -108,4 +109,7 @@ def test_the_holdout_loss_smooths_labels_as_training_does(short_recipe, digits):
 def test_more_holdout_examples_than_there_are_is_one_line(short_recipe, digits):
     recipe = short_recipe.override({"method": "rigl", "update_every": 2, "grow_batch_size": 1438})
     with pytest.raises(RecipeError, match=r"grow_batch_size must be at most .*, 1,437, got 1,438"):
+        attach(recipe, digits)
+    recipe = recipe.override({"grow_batch_size": 1000, "grow_batch_start": 438})
+    with pytest.raises(RecipeError, match=r"1,437, got 1,000 and 438 before them"):
         attach(recipe, digits)

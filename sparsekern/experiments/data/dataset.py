@@ -61,8 +61,8 @@ class Dataset(Protocol):
         """The whole test set, in order."""
 
 
-def first_examples(dataset: Dataset, size: int, key: str) -> Examples:
-    """The first ``size`` training examples, as many as the recipe key ``key`` says.
+def first_examples(dataset: Dataset, size: int, key: str, start: int = 0) -> Examples:
+    """The first ``size`` training examples after ``start``, as many as the recipe key ``key`` says.
 
     Raises
     ------
@@ -70,11 +70,12 @@ def first_examples(dataset: Dataset, size: int, key: str) -> Examples:
         If there are fewer.
     """
     examples = len(dataset.train_labels)
-    if size > examples:
+    if start + size > examples:
+        before = f" and {start:,} before them" if start else ""
         raise RecipeError(
-            f"{key} must be at most the number of training examples, {examples:,}, got {size:,}"
+            f"{key} must be at most the number of training examples, {examples:,}, got {size:,}{before}"
         )
-    return dataset.train_examples(slice(size))
+    return dataset.train_examples(slice(start, start + size))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sparsekern.experiments.reproduce.document import Section, Table
+from sparsekern.experiments.reproduce.failures import accuracy_notes
 from sparsekern.experiments.reproduce.paper import ACCURACY, IMAGENET, Printed
-from sparsekern.experiments.reproduce.results import LEARNT, Results
+from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import INITS, SPARSE_METHODS, PaperRun, PaperRuns
 from sparsekern.experiments.reproduce.statistics import RULE, Sample, printed_text, verdict
 
@@ -26,14 +27,14 @@ TITLES = {"lenet5": "LeNet-5, 95 % sparse, MNIST", "mlp": "MLP 784-300-100-10, 9
 def accuracy_section(results: Results, network: str, name: str) -> Section:
     """The table of a network."""
     paper = results.paper[network]
-    rows, failures = [], []
+    rows, groups = [], {}
     for (role, init), runs in _cells(paper).items():
         accuracies = [results.accuracy(run) for run in runs]
         sample = Sample.of([None if a is None else 100 * a for a in accuracies])
         printed = ACCURACY[network].get((role, init))
         rows.append(_row(role, init, sample, printed, results.quick))
-        failures += _failure(results, role, init, runs)
-    notes = [*([] if results.quick else [RULE]), *failures]
+        groups[_label(role, init)] = runs
+    notes = [*([] if results.quick else [RULE]), *accuracy_notes(results, groups)]
     return Section(f"{name}: {TITLES[network]}", [_TEXT], [Table(_HEADERS, rows, notes)])
 
 
@@ -68,19 +69,8 @@ def _cells(paper: PaperRuns) -> dict[tuple[str, str], list[PaperRun]]:
     return cells
 
 
-def _failure(results: Results, role: str, init: str, runs: list[PaperRun]) -> list[str]:
-    """One sentence about the runs of a cell that did not learn, diverged or failed."""
-    where = f"{NAMES[role]}, {INIT_NAMES[init]}" if role in ("scratch", "set", "rigl") else NAMES[role]
-    ended = [results.ended.get(run.folder) for run in runs]
-    parts = []
-    stuck = [end for end in ended if end and end.result and end.result.test_accuracy < LEARNT]
-    if stuck:
-        parts.append(f"{len(stuck)} of {len(runs)} runs never learnt (test accuracy below {LEARNT:.0%})")
-    if diverged := sum(bool(end and end.diverged) for end in ended):
-        parts.append(f"{diverged} of {len(runs)} runs diverged and count as chance, 10 %")
-    if failed := sum(bool(end and not end.diverged and end.result is None) for end in ended):
-        parts.append(f"{failed} of {len(runs)} runs failed and are left out")
-    return [f"{where}: {', '.join(parts)}."] if parts else []
+def _label(role: str, init: str) -> str:
+    return f"{NAMES[role]}, {INIT_NAMES[init]}" if role in ("scratch", "set", "rigl") else NAMES[role]
 
 
 def imagenet_section() -> Section:

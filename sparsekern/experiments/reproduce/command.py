@@ -8,18 +8,35 @@ import shlex
 import sys
 from pathlib import Path
 
-from sparsekern.experiments.arguments import HelpFormatter, parse, small_count
+from sparsekern.experiments.arguments import (
+    HelpFormatter,
+    add_group,
+    default_output,
+    given_keys,
+    parse,
+    small_count,
+)
 from sparsekern.experiments.errors import ExperimentError, RecipeError
 from sparsekern.experiments.keys import near
 from sparsekern.experiments.parser import Parser
+from sparsekern.experiments.recipe import recipe_groups
 from sparsekern.experiments.reproduce.reproduce import Reproduction, reproduce
+from sparsekern.experiments.reproduce.runs import FRESH
 from sparsekern.experiments.reproduce.targets import TARGETS
+from sparsekern.experiments.settings import Optimization
 from sparsekern.experiments.sweep.plan import parse_seeds
 from sparsekern.experiments.sweep.sweep import SweepStopped
 
 _PROG = "sparsekern reproduce"
 _SEEDS = "0-4"
 _QUICK_SEEDS = "0-1"
+_KEYS = {
+    name: key
+    for title, keys in recipe_groups().items()
+    if title == Optimization.title
+    for name, key in keys.items()
+    if name != "first_step"
+}
 
 
 def reproduce_command(arguments: list[str]) -> int:
@@ -50,7 +67,8 @@ def build_parser() -> Parser:
     width = max(map(len, TARGETS)) + 2
     parser = Parser(
         prog=_PROG,
-        usage=f"{_PROG} NAME ... --data-dir DIR [--seeds 0-4] [--quick] [--workers N] [--output DIR]",
+        usage=f"{_PROG} NAME ... --data-dir DIR [--seeds 0-4] [--quick] [--workers N] [--output DIR] "
+        "[--KEY VALUE ...]",
         description="Make tables and figures of the paper again, beside its printed values. Runs are shared "
         "by all that need them; finished ones are kept, and a stopped command carries on when it is called "
         "again.",
@@ -84,8 +102,9 @@ def build_parser() -> Parser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where runs and report go (default: runs/paper, runs/paper-quick)",
+        help="where runs and report go (default: runs/paper or runs/paper-quick, and the keys that are set)",
     )
+    add_group(parser, "keys of the recipe that are not to be the paper's, in all runs", _KEYS)
     return parser
 
 
@@ -99,14 +118,17 @@ def read_reproduction(options: argparse.Namespace) -> Reproduction:
     """
     if options.data_dir is None and not options.quick:
         raise RecipeError("--data-dir must be given, the folder of MNIST's four files; --quick does without")
-    text = options.seeds or (_QUICK_SEEDS if options.quick else _SEEDS)
+    given = _QUICK_SEEDS if options.quick else _SEEDS
+    text = given if options.seeds is None else options.seeds
+    changes = given_keys(options, _KEYS)
     return Reproduction(
         names=_names(options.names),
         seeds=_seeds(text),
-        output=options.output or Path("runs") / ("paper-quick" if options.quick else "paper"),
+        output=options.output or default_output("paper-quick" if options.quick else "paper", changes),
         workers=options.workers or len(os.sched_getaffinity(0)),
         data_dir=None if options.data_dir is None else options.data_dir.absolute(),
         quick=options.quick,
+        changes=changes,
     )
 
 
@@ -124,8 +146,8 @@ def _seeds(text: str) -> list[int]:
     if len(listed) != len(seeds):
         twice = next(seed for seed in seeds if listed.count(seed) > 1)
         raise RecipeError(f"--seeds must not repeat, got {twice} more than once in {text!r}")
-    if max(seeds) >= 1000:
-        raise RecipeError(f"--seeds must be below 1000, got {max(seeds)}")
+    if max(seeds) >= FRESH:
+        raise RecipeError(f"--seeds must be below {FRESH}, got {max(seeds)}")
     return seeds
 
 

@@ -78,7 +78,9 @@ class Curves:
     title, x_label, y_label : str
         Labels say the unit, or that there is none.
     series : list of Series
-    log_x, log_y : bool
+    sparsity_x : bool
+        x is a sparsity: ticks are at its values, spaced by the logarithm of what is left, ``1 - x``.
+    log_y : bool
     zero_line : bool
         Draws a thin line at y = 0.
     """
@@ -87,7 +89,7 @@ class Curves:
     x_label: str
     y_label: str
     series: list[Series]
-    log_x: bool = False
+    sparsity_x: bool = False
     log_y: bool = False
     zero_line: bool = False
 
@@ -185,6 +187,31 @@ class Section:
 
 
 @dataclass(frozen=True)
+class RunEntry:
+    """One run, for who wants other statistics than the tables'.
+
+    Attributes
+    ----------
+    folder : str
+    network, role, init : str
+    seed : int
+    outcome : str
+        ``"finished"``, ``"diverged"`` or ``"failed"``.
+    test_accuracy, seconds : float or None
+        Of finished ones; the accuracy is a fraction.
+    """
+
+    folder: str
+    network: str
+    role: str
+    init: str
+    seed: int
+    outcome: str
+    test_accuracy: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """All of it.
 
@@ -196,6 +223,8 @@ class Report:
     summary : list of str
         Paragraphs below the title.
     sections : list of Section
+    runs : list of RunEntry
+        What all of it is of.
 
     Raises
     ------
@@ -207,6 +236,7 @@ class Report:
     quick: bool
     summary: list[str]
     sections: list[Section]
+    runs: list[RunEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = [figure.name for figure in self.figures]

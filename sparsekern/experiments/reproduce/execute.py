@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from sparsekern.experiments.data import Dataset
 from sparsekern.experiments.errors import ExperimentError
 from sparsekern.experiments.folder import Result
 from sparsekern.experiments.reproduce.runs import FRESH, PaperRun, unique
@@ -21,7 +20,6 @@ from sparsekern.experiments.sweep.pool import work_off
 from sparsekern.experiments.sweep.sweep import SweepStopped
 from sparsekern.files import write_atomically
 
-DATA = "data.json"
 DIVERGED = "diverged.json"
 
 
@@ -68,33 +66,6 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-
-    def claim(self, dataset: Dataset) -> None:
-        """Note which data the runs are on: recipes, and so addresses, have no more than its name.
-
-        Raises
-        ------
-        ExperimentError
-            If runs on other data are there, or the note cannot be read or written. Nothing is changed then.
-        """
-        note = self.folder / DATA
-        known = _read_fingerprints(note) if note.exists() else {}
-        found = known.get(dataset.name)
-        if found == dataset.fingerprint:
-            return
-        if found is not None:
-            raise ExperimentError(
-                f"{self.folder} holds runs on other data: expected this {dataset.name} data set "
-                f"(fingerprint {dataset.fingerprint[:12]}), found {found[:12]}; --output names another folder"
-            )
-        known[dataset.name] = dataset.fingerprint
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(note, (json.dumps(known, indent=2) + "\n").encode())
-        except OSError as error:
-            raise ExperimentError(
-                f"--output {self.folder}: cannot be written: {error.strerror or error}"
-            ) from None
 
     def path(self, run: PaperRun) -> Path:
         """A run's own folder."""
@@ -154,7 +125,7 @@ class Runs:
             for wave in ([r for r in waiting if r.source is None], [r for r in waiting if r.source]):
                 ready = [run for run in wave if listener.has_source(run)]
                 received = work_off([jobs[r.folder] for r in ready], workers, data_dir, listener, self.folder)
-                if received:
+                if received and len(ended) < len(jobs):
                     raise SweepStopped(received, len(jobs) - len(ended), len(jobs))
         finally:
             overview.close()
@@ -194,18 +165,6 @@ class _Listener(RunListener):
             write_atomically(self._home.path(run) / DIVERGED, content.encode())
         self._ended[run.folder] = Ended(run, result, error, diverged)
         self.overview.ended(Outcome(self._home._job(run), result, error))
-
-
-def _read_fingerprints(path: Path) -> dict[str, str]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(text, str) for pair in known.items() for text in pair):
-            raise ValueError
-    except (OSError, ValueError, AttributeError):
-        raise ExperimentError(
-            f"{path}: expected the fingerprints of the runs' data; remove it if they are on this data"
-        ) from None
-    return known
 
 
 def _read_marker(path: Path, digest: str) -> str:

@@ -73,20 +73,32 @@ def _curves(axes: Any, panel: Curves, styles: Mapping[str, Style]) -> set[str]:
             color=look.color,
             linestyle=look.dashes,
             marker=look.marker,
-            markevery=_marked(np.log(x) if panel.log_x else x, finite, index / len(panel.series)),
+            markevery=_marked(_spaced(x) if panel.sparsity_x else x, finite, index / len(panel.series)),
         )
     # After the data: the limits of a logarithmic axis come from what is positive.
-    if shown and panel.log_x:
-        axes.set_xscale("log")
     if shown and panel.log_y:
         axes.set_yscale("log")
+    if shown and panel.sparsity_x:
+        _space_sparsities(axes, panel)
     return shown
+
+
+def _spaced(sparsity: np.ndarray) -> np.ndarray:
+    """Where a sparsity is on its axis: as far as what is left has fallen, on a logarithmic scale."""
+    return -np.log1p(-np.minimum(sparsity, 1 - 1e-12))
+
+
+def _space_sparsities(axes: Any, panel: Curves) -> None:
+    ticks = sorted({x for series in panel.series for x in series.x if 0 <= x < 1})
+    axes.set_xscale("function", functions=(_spaced, lambda position: -np.expm1(-position)))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _values(series: Series, panel: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """x, y and spread, NaN where an axis has no place for them: a gap in the line."""
     x, y = np.asarray(series.x, np.float64), np.asarray(series.y, np.float64)
-    x = np.where(np.isfinite(x) & ((x > 0) | (not panel.log_x)), x, np.nan)
+    x = np.where(np.isfinite(x) & ((x < 1) | (not panel.sparsity_x)), x, np.nan)
     y = np.where(np.isfinite(y) & ((y > 0) | (not panel.log_y)), y, np.nan)
     if not series.spread:
         return x, y, None

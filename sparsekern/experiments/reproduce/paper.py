@@ -90,14 +90,28 @@ DEVIATIONS: list[list[str]] = [
     [
         "weight decay",
         "5e-4 (LeNet-5), 1e-4 (MLP)",
-        "Keras `l2(c)` of these, whose gradient is `2 c w`",
-        "the code: 1e-3 and 2e-4 as PyTorch counts, on weights only",
+        "Keras `l2(c)` of these, whose gradient is `2 c w`; the configurations of the MLP's Scratch, SET, "
+        "RigL and Lottery runs, and of LeNet-5's Lottery, say none: they may build on another run's",
+        "1e-3 and 2e-4 as PyTorch counts, on weights only, in all runs",
     ],
     [
         "the paper's initialization",
         "Equations 1 and 2",
-        "`fanavg_uniform`, scale 1: uniform, variance 1 / max(1, mean of fan-in and fan-out)",
-        "the code",
+        "scale 1; Scratch `fanavg_uniform`: variance 1 / max(1, mean of fan-in and fan-out); SET and RigL "
+        "`fanin_normal`; Figure 1c's notebook `fanin_normal`, scale 2",
+        "`fanavg_uniform`, scale 1, everywhere: rows of one table start alike",
+    ],
+    [
+        "signal propagation, Figure 1c",
+        "",
+        "masks that leave neurons unequal numbers of weights, inputs of three channels, ReLU on the outputs",
+        "uniform random masks, inputs as in training, outputs before the softmax",
+    ],
+    [
+        "order of the data",
+        "",
+        "a shuffle buffer of 60,000 over repeated epochs, which mixes them",
+        "each epoch a permutation",
     ],
     [
         "masks of Scratch, SET and RigL on MNIST",
@@ -107,7 +121,12 @@ DEVIATIONS: list[list[str]] = [
     ],
     ["weights just dropped", "", "may grow back at once, and then keep value and momentum", "the code"],
     ["what an update drops", "", "0.3 of the active weights times lr(t) / lr(0)", "the code"],
-    ["the gradient RigL grows by", "", "of 1,000 fixed training examples, with its L2 term", "the code"],
+    [
+        "the gradient RigL grows by",
+        "",
+        "of 1,000 fixed training examples, with its L2 term; others than the gradient flow is measured on",
+        "the code: examples 1,000 to 1,999, and 0 to 999 for the flow",
+    ],
     [
         "hyperparameters",
         "a search",

@@ -7,11 +7,13 @@ folder of all runs is part of an address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sparsekern.experiments.errors import RecipeError
 from sparsekern.experiments.recipe import Recipe, load_recipe
+from sparsekern.experiments.settings import GRADIENT_METHODS
 
 NETWORKS = ("lenet5", "mlp")
 INITS = ("dense", "per_layer", "per_neuron")
@@ -41,9 +43,30 @@ class PaperRun:
     source: PaperRun | None = None
 
     @property
+    def start(self) -> tuple[object, ...]:
+        """What decides the network that it starts from: runs of equal ones start alike."""
+        recipe = self.recipe
+        if recipe.weights:
+            return recipe.model, recipe.masks, recipe.weights
+        seed = recipe.seed if recipe.init_seed is None else recipe.init_seed
+        return recipe.model, recipe.masks, recipe.init, seed
+
+    @property
     def folder(self) -> str:
         """Its name among all runs."""
         return f"{self.recipe.network}-{self.recipe.method}-{self.recipe.digest}"
+
+
+_QUICK = {
+    "steps": 400,
+    "update_every": 40,
+    "prune_begin": 100,
+    "prune_end": 240,
+    "log_every": 50,
+    "evaluate_every": 400,
+    "checkpoint_every": 400,
+    "gradient_flow_every": 40,
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +77,20 @@ class Scale:
     ----------
     quick : bool
     dataset : str
+    changes : mapping of str to Any
+        Of keys of the recipe, in all runs.
     """
 
     quick: bool = False
     dataset: str = "mnist"
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def base(self, network: str) -> Recipe:
         """The recipe that all runs of a network are variations of."""
         recipe = load_recipe(f"{network}-mnist").override(
             {
+                # Only the runs that read it have it in their address, see `grow_batch_start`.
+                "grow_batch_start": 0,
                 "dataset": self.dataset,
                 "log_every": 200,
                 "evaluate_every": 2000,
@@ -70,20 +98,15 @@ class Scale:
                 "gradient_flow_every": 200,
             }
         )
-        if not self.quick:
-            return recipe
-        return recipe.override(
-            {
-                "steps": 400,
-                "update_every": 40,
-                "prune_begin": 100,
-                "prune_end": 240,
-                "log_every": 50,
-                "evaluate_every": 400,
-                "checkpoint_every": 400,
-                "gradient_flow_every": 40,
-            }
-        )
+        if self.quick:
+            recipe = recipe.override(_QUICK)
+        return recipe.override(self.changes)
+
+    @property
+    def grow_batch_start(self) -> int:
+        """Where the examples begin that RigL grows by: behind those that the gradient flow is measured on,
+        where there are so many."""
+        return 1000 if self.dataset == "mnist" else 0
 
     @property
     def prune_every(self) -> int:
@@ -116,6 +139,7 @@ class PaperRuns:
         self.seeds = tuple(seeds)
         self.base = scale.base(network)
         self._prune_every = scale.prune_every
+        self._grow_batch_start = scale.grow_batch_start
 
     def prune(self, seed: int) -> PaperRun:
         """Gradual pruning: its final mask is that of all runs of the seed."""
@@ -138,9 +162,11 @@ class PaperRuns:
 
         ``init_of`` is the seed of these weights where it is not ``seed``, which orders the data.
         """
-        changes = {"method": method, "init": init, "seed": FRESH + seed}
+        changes: dict[str, object] = {"method": method, "init": init, "seed": FRESH + seed}
         if init_of not in (None, seed):
             changes["init_seed"] = FRESH + init_of
+        if method in GRADIENT_METHODS:
+            changes["grow_batch_start"] = self._grow_batch_start
         role = "scratch" if method == "static" else method
         return self._masked(role, changes, seed if of is None else of)
 

@@ -14,6 +14,7 @@ from sparsekern.experiments.reproduce.document import (
     Panel,
     Points,
     Report,
+    RunEntry,
     Section,
     Series,
     Spectrum,
@@ -45,7 +46,8 @@ def from_data(data: Mapping[str, Any]) -> Report:
         )
         for section in data["sections"]
     ]
-    return Report(data["title"], data["quick"], data["summary"], sections)
+    runs = [RunEntry(**entry) for entry in data["runs"]]
+    return Report(data["title"], data["quick"], data["summary"], sections, runs)
 
 
 def _plain(value: Any) -> Any:

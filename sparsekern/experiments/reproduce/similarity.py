@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsekern import analysis
 from sparsekern.experiments.reproduce.accuracy import TITLES
 from sparsekern.experiments.reproduce.document import Section, Table
+from sparsekern.experiments.reproduce.failures import left_out_notes
 from sparsekern.experiments.reproduce.paper import SIMILARITY
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
@@ -35,7 +36,7 @@ def agreement_section(results: Results, network: str) -> Section:
     return Section(
         f"Table 2: {TITLES[network]}",
         [_TEXT, _DISAGREEMENT],
-        [Table(headers, rows, [] if results.quick else [RULE])],
+        [Table(headers, rows, [*([] if results.quick else [RULE]), *_notes(results, network)])],
     )
 
 
@@ -47,7 +48,13 @@ def divergence_section(results: Results, network: str) -> Section:
         measured = _measured(results, network, group)
         keys = ("kl", "kl_with_pruned", "jsd", "jsd_with_pruned")
         rows.append([label, *(f"{measured[key]:.4f}" if measured else "not run" for key in keys)])
-    return Section(f"Table 6: {TITLES[network]}", [_TEXT, _DIVERGENCE], [Table(headers, rows)])
+    table = Table(headers, rows, _notes(results, network))
+    return Section(f"Table 6: {TITLES[network]}", [_TEXT, _DIVERGENCE], [table])
+
+
+def _notes(results: Results, network: str) -> list[str]:
+    solutions = results.paper[network].solutions()
+    return left_out_notes(results, {label: solutions[group] for group, label in GROUPS.items()})
 
 
 _TEXT = (

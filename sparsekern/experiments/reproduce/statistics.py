@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from sparsekern.experiments.reproduce.paper import Printed
 
 RULE = (
-    "A value agrees if it is no further from the printed one than both standard deviations (those of a "
-    "sample, over runs) and one unit of the last digit printed together."
+    "A value agrees if it is no further from the printed one than both standard deviations (divided by n: "
+    "the printed 35 and 42 are those of one and two failures in five) and one unit of the last digit printed "
+    "together."
 )
 
 
@@ -32,7 +33,7 @@ class Sample:
 
     @property
     def std(self) -> float:
-        """``sqrt(sum((x - mean) ** 2) / (n - 1))``; 0 for one value."""
+        """``sqrt(sum((x - mean) ** 2) / n)``, as the paper's are; 0 for one value."""
         if len(self.values) < 2:
             return 0.0
         return math.sqrt(sum((x - self.mean) ** 2 for x in self.values) / len(self.values))

@@ -12,7 +12,7 @@ from sparsekern.experiments.reproduce.figures.hessian import spectrum_section, u
 from sparsekern.experiments.reproduce.figures.landscape import interpolation_section, positions_section
 from sparsekern.experiments.reproduce.figures.signal import signal_section
 from sparsekern.experiments.reproduce.results import Results
-from sparsekern.experiments.reproduce.runs import PaperRun, PaperRuns
+from sparsekern.experiments.reproduce.runs import SPARSE_METHODS, PaperRun, PaperRuns
 from sparsekern.experiments.reproduce.similarity import agreement_section, divergence_section
 
 Paper = Mapping[str, PaperRuns]
@@ -39,6 +39,16 @@ class Target:
 
 def _table(network: str) -> Callable[[Paper], list[PaperRun]]:
     return lambda paper: paper[network].accuracy_table()
+
+
+def _flows(network: str) -> Callable[[Paper], list[PaperRun]]:
+    def runs(paper: Paper) -> list[PaperRun]:
+        of = paper[network]
+        dense = [run for seed in of.seeds for run in (of.dense(seed), of.small_dense(seed), of.lottery(seed))]
+        inits = ("dense", "per_neuron")
+        return dense + [of.sparse(m, init, s) for m in SPARSE_METHODS for init in inits for s in of.seeds]
+
+    return runs
 
 
 def _solutions(*networks: str) -> Callable[[Paper], list[PaperRun]]:
@@ -70,8 +80,13 @@ def _updates(paper: Paper) -> list[PaperRun]:
 def _spectra(paper: Paper) -> list[PaperRun]:
     runs = paper["lenet5"]
     seed = runs.seeds[0]
-    methods = [("static", "dense"), ("static", "per_neuron"), ("rigl", "per_neuron"), ("set", "per_neuron")]
+    methods = [("static", "dense"), ("static", "per_neuron"), ("rigl", "per_neuron")]
     return [runs.lottery(seed), *(runs.sparse(method, init, seed) for method, init in methods)]
+
+
+def _spectra_of_updates(paper: Paper) -> list[PaperRun]:
+    runs = paper["lenet5"]
+    return [runs.sparse(method, "per_neuron", runs.seeds[0]) for method in ("rigl", "set")]
 
 
 TARGETS: dict[str, Target] = {
@@ -98,7 +113,7 @@ TARGETS: dict[str, Target] = {
     "fig1c": Target("signal propagation at initialization", lambda paper: [], lambda r: [signal_section(r)]),
     "fig2": Target(
         "gradient flow during training, LeNet-5",
-        _table("lenet5"),
+        _flows("lenet5"),
         lambda results: [flow_section(results, "lenet5", "fig2", "2")],
     ),
     "fig3": Target("effect of mask updates on the gradient", _updates, lambda r: [update_section(r)]),
@@ -112,11 +127,13 @@ TARGETS: dict[str, Target] = {
     ),
     "fig7": Target(
         "gradient flow during training, MLP",
-        _table("mlp"),
+        _flows("mlp"),
         lambda results: [flow_section(results, "mlp", "fig7", "7")],
     ),
     "fig8": Target("the Hessian before and after training", _spectra, lambda r: [spectrum_section(r)]),
-    "fig9": Target("the Hessian around a mask update", _spectra, lambda r: [update_spectrum_section(r)]),
+    "fig9": Target(
+        "the Hessian around a mask update", _spectra_of_updates, lambda r: [update_spectrum_section(r)]
+    ),
     "fig10": Target(
         "where tickets and other solutions lie, MLP",
         _landscape("mlp"),

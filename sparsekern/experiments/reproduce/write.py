@@ -44,6 +44,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     require_matplotlib()
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
+    earlier = _figures_of(folder / "results.json")
     data = as_data(report)
     report = from_data(data)
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
@@ -55,6 +56,10 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
         written += paths
     written.append(_write(folder / "report.md", markdown(report, FIGURES)))
     written.append(_write(folder / "report.html", html(report, svgs)))
+    for name in earlier - svgs.keys():
+        # Of a report that is no more: beside this one they would seem to belong to it.
+        for suffix in (".svg", ".png"):
+            (figures / f"{name}{suffix}").unlink(missing_ok=True)
     return {path.relative_to(folder).as_posix(): path for path in written}
 
 
@@ -72,6 +77,14 @@ def read_report(path: Path) -> Report:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ExperimentError(f"{path}: expected the results.json of a report") from None
+
+
+def _figures_of(path: Path) -> set[str]:
+    """The pictures of the report that is there; none if it cannot be read."""
+    try:
+        return {figure.name for figure in read_report(path).figures}
+    except ExperimentError:
+        return set()
 
 
 def _write(path: Path, text: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsekern.formats.checks import check_generator, describe
 from sparsekern.methods.at_init.weights import left_unchanged, masked, weights_to_score
@@ -165,7 +166,8 @@ def grasp_scores(model: nn.Module, loss: Loss, *, exclude: Iterable[str] = ()) -
 
 def grasp(model: nn.Module, weights: Mapping[str, nn.Parameter], loss: Loss) -> dict[str, Tensor]:
     """The scores of `grasp_scores`."""
-    with left_unchanged(model, weights.values()):
+    # Only the plain formula of attention has second derivatives.
+    with left_unchanged(model, weights.values()), sdpa_kernel(SDPBackend.MATH):
         gradients = _gradients(loss, weights, twice=True)
         flow = sum((gradient * gradient.detach()).sum() for gradient in gradients.values())
         if not flow.requires_grad:  # the loss is linear in the weights, and H is 0

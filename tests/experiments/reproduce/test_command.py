@@ -1,5 +1,6 @@
 """``sparsekern reproduce``: what it refuses, and a small reproduction from runs to pages."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import time
 import pytest
 
 from sparsekern.cli import main
-from sparsekern.experiments.reproduce import runs
+from sparsekern.experiments.reproduce import runs, write
 from sparsekern.experiments.reproduce.command import build_parser, read_reproduction
 from sparsekern.experiments.reproduce.figures import hessian, landscape
 from sparsekern.experiments.reproduce.targets import TARGETS
+from sparsekern.experiments.reproduce.write import write_report
+from sparsekern.files import exclusive
 
 TINY = {
     "sparsity": 0.995,
@@ -84,6 +87,32 @@ def test_help_lists_every_target(capsys):
     assert all(f"  {name} " in text for name in TARGETS)
 
 
+def test_a_folder_in_use_is_refused_before_anything_is_done(tmp_path, capsys):
+    with exclusive(tmp_path / ".lock"):
+        assert main(["reproduce", "fig1c", "--quick", "--output", str(tmp_path)]) == 2
+    assert f"--output {tmp_path} is in use by another sparsekern reproduce" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_quick_and_full_reports_do_not_replace_each_other(tmp_path, capsys, quick_report):
+    write_report(dataclasses.replace(quick_report, quick=False), tmp_path)
+    before = (tmp_path / "report.md").read_bytes()
+    assert main(["reproduce", "fig1c", "--quick", "--output", str(tmp_path)]) == 2
+    message = "holds a full reproduction, expected a quick reproduction or none: name another folder"
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "report.md").read_bytes() == before
+    (tmp_path / "results.json").write_text("{}")  # of no use: it is written anew
+    assert main(["reproduce", "fig1c", "--quick", "--output", str(tmp_path)]) == 0
+
+
+def test_other_settings_are_named_in_the_report(tiny, tmp_path, capsys):
+    arguments = ["reproduce", "fig1c", "--quick", "--seeds", "0", "--output", str(tmp_path)]
+    assert main([*arguments, "--weight-decay", "0.5"]) == 0
+    assert "Not the paper's settings: weight_decay = 0.5 in all runs." in (tmp_path / "report.md").read_text()
+    assert main([*arguments, "--momentum", "2"]) == 2
+    assert "momentum must be" in capsys.readouterr().err
+
+
 def test_all_targets_from_runs_to_pages(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hessian, "_examples", lambda results: 20)
     monkeypatch.setattr(landscape, "_examples", lambda results: 20)
@@ -106,12 +135,16 @@ def test_all_targets_from_runs_to_pages(tiny, tmp_path, monkeypatch, capsys):
     assert "quick" in text
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["quick"] is True
+    finished = {path.parent.name for path in (tmp_path / "runs").glob("*/result.json")}
+    assert {entry["folder"] for entry in results["runs"]} == finished
+    assert {entry["outcome"] for entry in results["runs"]} == {"finished"}
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 10
     svgs = sorted(path.name for path in (tmp_path / "figures").glob("*.svg"))
     assert len(svgs) == len(list((tmp_path / "figures").glob("*.png"))) == 10
 
-    # Everything is there: nothing is run or measured again, and the pages are the same.
+    # Everything is there: nothing is run, measured or drawn again but the pages, which are the same.
+    monkeypatch.setattr(write, "write_figure", _as_they_are)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert main(arguments) == 0
     second = capsys.readouterr().out
@@ -120,17 +153,23 @@ def test_all_targets_from_runs_to_pages(tiny, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.md").read_text() == text
 
 
+def _as_they_are(figure, folder, quick):
+    return [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
+
+
 def test_runs_are_shared_between_targets(tiny, tmp_path, capsys):
     def call(name):
-        assert main(["reproduce", name, "--quick", "--workers", "1", "--output", str(tmp_path)]) == 0
+        arguments = ["reproduce", name, "--quick", "--seeds", "0", "--workers", "1"]
+        assert main([*arguments, "--output", str(tmp_path)]) == 0
         return {
             path.parent.name for path in (tmp_path / "runs").glob("*/result.json")
         }, capsys.readouterr().out
 
-    table, _ = call("table5")
+    table, text = call("table5")
+    assert "[13/13]" in text
     figure, text = call("fig7")
     assert figure == table
-    assert "26 of 26 runs are finished from before" in text or "[" not in text
+    assert "[" not in text
 
 
 def test_a_signal_saves_the_runs_and_the_same_command_carries_on(tmp_path):
@@ -145,8 +184,7 @@ def test_a_signal_saves_the_runs_and_the_same_command_carries_on(tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, error
     assert "the same command carries on" in error
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert main(command[3:]) == 0
     assert (tmp_path / "report.md").exists()
 
 
@@ -155,10 +193,26 @@ def test_a_run_that_diverges_is_counted_as_chance(tiny, tmp_path, monkeypatch, c
     monkeypatch.setattr(
         runs.Scale, "base", lambda scale, network: base(scale, network).override({"learning_rate": 1e20})
     )
-    arguments = ["reproduce", "table5", "--quick", "--workers", "1", "--output", str(tmp_path)]
+    arguments = [
+        "reproduce",
+        "table5",
+        "--quick",
+        "--seeds",
+        "0",
+        "--workers",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
     # The pruning runs diverge as well, so the runs of their masks fail.
     assert main(arguments) == 1
     text = (tmp_path / "report.md").read_text()
-    assert "2 of 2 runs diverged and count as chance, 10 %" in text
-    assert "2 of 2 runs failed and are left out" in text
+    assert "1 of 1 runs diverged and count as chance, 10 %" in text
+    assert "1 of 1 runs failed and are left out" in text
     assert "its mask is missing" in capsys.readouterr().err
+    outcomes = {entry["outcome"] for entry in json.loads((tmp_path / "results.json").read_text())["runs"]}
+    assert outcomes == {"diverged", "failed"}
+    # Nor does another part of the report keep quiet about them.
+    assert main([*arguments[:1], "fig11", *arguments[2:]]) == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "The runs it needs are not there" in text

@@ -15,7 +15,7 @@ from sparsekern.experiments.errors import DivergedError, ExperimentError
 from sparsekern.experiments.metrics import TIME_FIELDS, read_metrics
 from sparsekern.experiments.recipe import load_recipe
 from sparsekern.experiments.reproduce import execute
-from sparsekern.experiments.reproduce.execute import DATA, DIVERGED, Runs
+from sparsekern.experiments.reproduce.execute import DIVERGED, Runs
 from sparsekern.experiments.run import RunOptions, run
 from sparsekern.experiments.runtime import Stopped
 from sparsekern.experiments.sweep.sweep import SweepStopped
@@ -246,6 +246,16 @@ def test_a_folder_that_cannot_be_made_is_one_error(tiny, tmp_path, workers):
         do(tmp_path / "file" / "runs", [tiny.dense(0)])
 
 
+def test_a_signal_after_the_last_run_stops_nothing(tiny, tmp_path, workers, monkeypatch):
+    def late(*arguments):
+        workers(*arguments)
+        return signal.SIGTERM
+
+    monkeypatch.setattr(execute, "work_off", late)
+    ended, _ = do(tmp_path, [tiny.dense(0)])
+    assert ended[tiny.dense(0).folder].result is not None
+
+
 def test_after_a_signal_what_needs_masks_is_not_begun(tiny, tmp_path, monkeypatch):
     waves = []
 
@@ -258,27 +268,3 @@ def test_after_a_signal_what_needs_masks_is_not_begun(tiny, tmp_path, monkeypatc
         do(tmp_path, [tiny.lottery(0)])
     assert caught.value.received == signal.SIGTERM
     assert waves == [1]
-
-
-def test_runs_on_other_data_are_not_taken_for_these(digits, tmp_path):
-    home = Runs(tmp_path / "runs")
-    home.claim(digits)
-    home.claim(digits)
-    other = dataclasses.replace(digits, name="mnist", fingerprint="a" * 64)
-    home.claim(other)  # another data set may be beside it: recipes name theirs
-    before = (home.folder / DATA).read_bytes()
-    with pytest.raises(
-        ExperimentError, match=r"holds runs on other data: .* mnist .*bbbbbbbbbbbb.*, found aaaa"
-    ):
-        home.claim(dataclasses.replace(other, fingerprint="b" * 64))
-    assert (home.folder / DATA).read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"digits": 3}'], ids=["damaged", "a list", "a number"])
-def test_a_note_of_data_that_cannot_be_read_is_named(content, digits, tmp_path):
-    (tmp_path / DATA).write_text(content)
-    with pytest.raises(
-        ExperimentError, match=r"data\.json: expected the fingerprints of the runs' data; remove"
-    ):
-        Runs(tmp_path).claim(digits)
-    assert (tmp_path / DATA).read_text() == content

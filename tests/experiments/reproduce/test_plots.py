@@ -35,12 +35,20 @@ def test_values_that_are_not_finite_leave_gaps():
 
 
 def test_what_is_not_positive_has_no_place_on_a_logarithmic_axis():
-    panel = curves(Series("a", [0, 1, 10], [1, 0, 100], [2, 0, 0]), log_x=True, log_y=True)
+    panel = curves(Series("a", [0, 1, 10], [1, 0, 100], [2, 0, 0]), log_y=True)
     axes = axes_of(panel)[0]
-    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [np.nan, 1, 10])
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1, np.nan, 100])
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_yscale() == "log"
     assert axes.get_ylim()[0] > 0
+
+
+def test_sparsities_are_spaced_by_the_logarithm_of_what_is_left():
+    panel = curves(Series("a", [0, 0.9, 0.99, 1.0], [1, 2, 3, 4]), sparsity_x=True)
+    axes = axes_of(panel)[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 0.9, 0.99, np.nan])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.9", "0.99"]
+    positions = axes.transData.transform([(x, 1) for x in (0, 0.9, 0.99)])[:, 0]
+    np.testing.assert_allclose(positions[1] - positions[0], positions[2] - positions[1], rtol=1e-6)
 
 
 def test_a_long_curve_has_few_markers_and_a_lonely_point_has_one():

@@ -36,6 +36,37 @@ def test_full_runs_are_the_recipe_of_the_paper_and_what_they_write():
         assert (prune.prune_begin, prune.prune_end, prune.update_every) == (3000, 7000, 100)
 
 
+def test_growth_is_by_other_examples_than_the_flow_is_measured_on():
+    """Of the runs that read it; addresses of others do not have it."""
+    runs = paper()
+    for run in all_runs(runs):
+        grows = run.recipe.method in ("rigl", "rigl_inverted")
+        assert run.recipe.grow_batch_start == (1000 if grows else 0)
+        assert run.recipe.gradient_flow_examples == 1000
+    assert load_recipe("lenet5-mnist").grow_batch_start == load_recipe("mlp-mnist").grow_batch_start == 1000
+    assert paper(quick=True, dataset="digits").sparse("rigl", "dense", 0).recipe.grow_batch_start == 0
+
+
+def test_changes_are_in_all_runs_and_their_addresses():
+    changed = paper(changes={"weight_decay": "0", "steps": 7100})
+    for mine, theirs in zip(all_runs(changed), all_runs(paper()), strict=True):
+        assert (mine.recipe.weight_decay, mine.recipe.steps) == (0, 7100)
+        assert mine.folder != theirs.folder
+    with pytest.raises(RecipeError, match=r"prune_end must be .* at most steps"):
+        paper(changes={"steps": 6999}).prune(0)
+
+
+def test_runs_of_equal_starts_are_known():
+    runs = paper()
+    solutions = runs.solutions()
+    assert len({run.start for run in solutions["lottery"]}) == 1
+    assert len({run.start for run in solutions["scratch"]}) == 1
+    assert len({run.start for run in solutions["scratch_other_init"]}) == 5
+    assert solutions["scratch"][0].start != solutions["lottery"][0].start
+    assert runs.lottery(0).start != runs.lottery(1).start
+    assert runs.restart(0, of=0).start == runs.restart(1, of=0).start != runs.restart(0, of=1).start
+
+
 def test_quick_runs_are_short_and_prune_in_time():
     prune = paper(quick=True, dataset="digits").prune(0).recipe
     assert (prune.dataset, prune.steps, prune.update_every) == ("digits", 400, 10)

@@ -29,10 +29,10 @@ def test_numbers_have_six_digits_and_are_none_if_not_finite(report):
 def test_numbers_of_numpy_are_numbers():
     series = Series("a", [np.int64(3)], [np.float32(0.1)])
     points = Points("p", {"g": [(np.float64(1 / 3), 0)]}, [("g", np.int64(0), "g", 0)])
-    figure = Figure("f", "", [Curves("c", "", "", [series], log_x=True), points])
+    figure = Figure("f", "", [Curves("c", "", "", [series], log_y=True), points])
     data = as_data(Report("r", False, [], [Section("s", figures=[figure])]))
     curves, spread = data["sections"][0]["figures"][0]["panels"]
     assert curves["series"] == [{"label": "a", "x": [3], "y": [0.1], "spread": []}]
-    assert curves["log_x"] is True
+    assert curves["log_y"] is True
     assert spread["groups"] == {"g": [[0.333333, 0]]}
     assert spread["paths"] == [["g", 0, "g", 0]]

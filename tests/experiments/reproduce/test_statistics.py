@@ -11,8 +11,8 @@ from sparsekern.experiments.reproduce.statistics import Sample, printed_text, ve
 def test_mean_and_deviation_of_a_sample():
     sample = Sample((1.0, 2.0, 4.0))
     assert sample.mean == pytest.approx(7 / 3)
-    assert sample.std == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
-    assert sample.text(1) == "2.3 ± 1.5 (3)"
+    assert sample.std == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 3))
+    assert sample.text(1) == "2.3 ± 1.2 (3)"
 
 
 def test_one_value_has_no_spread_and_none_is_not_run():

@@ -46,6 +46,14 @@ def test_a_report_is_written_and_what_is_read_back_writes_the_same(tmp_path, qui
     json.loads(first["results.json"].read_bytes(), parse_constant=pytest.fail)
 
 
+def test_pictures_of_the_report_before_are_gone_and_others_are_kept(tmp_path, report):
+    write_report(report, tmp_path)
+    (tmp_path / "figures" / "mine.png").write_bytes(b"a user's")
+    first, last = report.sections
+    write_report(replace(report, sections=[replace(first, figures=[]), last]), tmp_path)
+    assert files_under(tmp_path / "figures") == ["figure-2.png", "figure-2.svg", "mine.png"]
+
+
 def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch, report):
     (tmp_path / "results.json").write_text("old")
 

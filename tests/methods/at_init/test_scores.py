@@ -130,6 +130,32 @@ class TestGrasp:
             vector[position] = value
         assert flows[0] > before > flows[1]
 
+    def test_of_attention(self):
+        """The fast kernels of `scaled_dot_product_attention` have no second derivatives; the formula has."""
+
+        class Attention(nn.Module):
+            def __init__(self, attend):
+                super().__init__()
+                self.project, self.last = nn.Linear(8, 24), nn.Linear(8, 3)
+                self.attend = attend
+
+            def forward(self, x):
+                heads = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.project(x).chunk(3, -1)]
+                return self.last(self.attend(*heads).transpose(1, 2).flatten(2).mean(1))
+
+        def formula(query, key, value):
+            return (query @ key.mT / 2).softmax(-1) @ value
+
+        x = torch.randn(5, 7, 8, generator=torch.Generator().manual_seed(0))
+        scores = []
+        for attend in (nn.functional.scaled_dot_product_attention, formula):
+            torch.manual_seed(0)
+            model = Attention(attend)
+            scores.append(grasp_scores(model, lambda model=model: model(x).square().sum()))
+        for name in ("project", "last"):
+            torch.testing.assert_close(scores[0][name], scores[1][name], rtol=1e-4, atol=1e-5)
+            assert scores[0][name].abs().max() > 1e-2
+
     def test_of_a_loss_linear_in_the_weights_is_zero(self):
         model = nn.Sequential(nn.Linear(3, 2))
         scores = grasp_scores(model, lambda: model(torch.ones(1, 3)).sum())

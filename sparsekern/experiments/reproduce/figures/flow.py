@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sparsekern import analysis
 from sparsekern.experiments.reproduce.document import Curves, Figure, Section, Series, Table
+from sparsekern.experiments.reproduce.failures import accuracy_notes, left_out_notes
 from sparsekern.experiments.reproduce.figures.signal import LABELS
 from sparsekern.experiments.reproduce.paper import INVERTED
 from sparsekern.experiments.reproduce.results import Results
@@ -46,12 +47,15 @@ def flow_section(results: Results, network: str, name: str, number: str) -> Sect
         "deviation over runs. A plus marks the paper's initialization, its absence the original one."
     )
     title = f"Figure {number}: gradient flow during training, {LABELS[network]}"
-    return Section(title, [], [], [Figure(name, caption, panels)])
+    notes = left_out_notes(
+        results, {label: runs for lines in groups.values() for label, runs in lines.items()}
+    )
+    return Section(title, notes, [], [Figure(name, caption, panels)])
 
 
 def update_section(results: Results) -> Section:
     """What an update of the masks changes, for both networks."""
-    panels, rows = [], []
+    panels, rows, notes = [], [], []
     for network in NETWORKS:
         paper = results.paper[network]
         rows.append(_inverted_row(results, network))
@@ -61,6 +65,9 @@ def update_section(results: Results) -> Section:
             "RigL Inverted+": paper.inverted(),
         }
         series = [line for label, runs in lines.items() if (line := _changes(results, label, runs))]
+        notes += left_out_notes(
+            results, {f"{LABELS[network]}, {label}": runs for label, runs in lines.items()}
+        )
         y_label = f"change of the {_NORM}"
         panels.append(Curves(LABELS[network], "training step", y_label, series, zero_line=True))
     caption = (
@@ -68,8 +75,12 @@ def update_section(results: Results) -> Section:
         "and standard deviation over runs."
     )
     headers = ["RigL Inverted+, test accuracy", "paper", "here, mean ± std (runs)", "agreement"]
-    table = Table(headers, rows, [] if results.quick else [RULE])
-    return Section("Figure 3: effect of mask updates", [], [table], [Figure("fig3", caption, panels)])
+    inverted = {
+        f"{LABELS[network]}, RigL Inverted+": results.paper[network].inverted() for network in NETWORKS
+    }
+    rule = [] if results.quick else [RULE]
+    table = Table(headers, rows, [*rule, *accuracy_notes(results, inverted)])
+    return Section("Figure 3: effect of mask updates", notes, [table], [Figure("fig3", caption, panels)])
 
 
 def _inverted_row(results: Results, network: str) -> list[str]:

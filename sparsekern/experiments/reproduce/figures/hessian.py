@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from sparsekern import analysis
 from sparsekern.experiments.reproduce.document import Figure, Section, Spectrum, Table
+from sparsekern.experiments.reproduce.failures import left_out_notes
 from sparsekern.experiments.reproduce.figures.replay import networks_around_update
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
@@ -44,16 +46,19 @@ def spectrum_section(results: Results) -> Section:
         panels.append(Spectrum(f"LeNet-5, {title}", spectra))
     caption = "Spectrum of the Hessian of LeNet-5, 95 % sparse. RigL+ starts where Scratch+ does."
     title = "Figure 8: the Hessian before and after training"
-    return _section(results, title, rows, Figure("fig8", caption, panels))
+    return _section(results, title, rows, Figure("fig8", caption, panels), runs)
 
 
 def update_spectrum_section(results: Results) -> Section:
     """Networks right before and right after a mask update in the middle of training."""
     paper = results.paper["lenet5"]
     seed = paper.seeds[0]
+    runs = {
+        label: paper.sparse(method, "per_neuron", seed)
+        for label, method in (("RigL+", "rigl"), ("SET+", "set"))
+    }
     panels, rows = [], []
-    for label, method in (("RigL+", "rigl"), ("SET+", "set")):
-        run = paper.sparse(method, "per_neuron", seed)
+    for label, run in runs.items():
         if not results.finished([run]):
             continue
         step = _update_step(run)
@@ -63,10 +68,12 @@ def update_spectrum_section(results: Results) -> Section:
         rows += [_row(f"{label}, {when}", measured) for when, measured in around.items()]
     caption = "Spectrum of the Hessian of LeNet-5, 95 % sparse, right before and right after a mask update."
     title = "Figure 9: the Hessian around a mask update"
-    return _section(results, title, rows, Figure("fig9", caption, panels))
+    return _section(results, title, rows, Figure("fig9", caption, panels), runs)
 
 
-def _section(results: Results, title: str, rows: list[list[str]], figure: Figure) -> Section:
+def _section(
+    results: Results, title: str, rows: list[list[str]], figure: Figure, runs: Mapping[str, PaperRun]
+) -> Section:
     headers = [
         "network",
         "most negative",
@@ -77,7 +84,8 @@ def _section(results: Results, title: str, rows: list[list[str]], figure: Figure
     ]
     notes = [
         f"Eigenvalues count as negative or positive beyond {_NEGLIGIBLE:g} of the largest magnitude. Seconds "
-        "are those of the Hessian and its eigenvalues."
+        "are those of the Hessian and its eigenvalues.",
+        *left_out_notes(results, {label: [run] for label, run in runs.items()}),
     ]
     text = _TEXT.format(examples=_examples(results))
     return Section(title, [text], [Table(headers, rows, notes)], [figure])

@@ -10,11 +10,12 @@ from torch import nn
 from sparsekern import analysis
 from sparsekern.experiments.evaluate import evaluate
 from sparsekern.experiments.reproduce.document import Curves, Figure, Panel, Points, Section, Series, Table
+from sparsekern.experiments.reproduce.failures import left_out_notes
 from sparsekern.experiments.reproduce.figures.signal import LABELS
-from sparsekern.experiments.reproduce.paper import DISTANCES
+from sparsekern.experiments.reproduce.paper import DISTANCES, Printed
 from sparsekern.experiments.reproduce.results import Results
 from sparsekern.experiments.reproduce.runs import PaperRun
-from sparsekern.experiments.reproduce.statistics import Sample
+from sparsekern.experiments.reproduce.statistics import RULE, Sample, printed_text, verdict
 
 GROUPS = {"lottery": "Lottery", "scratch_other_init": "Scratch"}
 _TEXT = (
@@ -29,7 +30,8 @@ def positions_section(results: Results, network: str, name: str, number: str) ->
     title = f"Figure {number}: where the solutions of the {LABELS[network]} lie"
     if measured is None:
         return Section(title, ["The runs it needs are not there."])
-    panel, table = _points(network, measured), _distances(network, measured)
+    panel = _points(network, measured)
+    table = _distances(network, measured, _notes(results, network), results.quick)
     caption = (
         "Multidimensional scaling of the L2 distances between networks: initial and final weights, biases "
         f"included. Stress {measured['stress']:.3g} of a sum of squared distances of {measured['scale']:.3g}."
@@ -50,16 +52,22 @@ def interpolation_section(results: Results, network: str, name: str, number: str
         rows += [_barrier_row(f"{label}, {description}", values) for label, values in lines.items() if values]
     if not panels:
         return Section(title, ["The runs it needs are not there."])
-    headers = ["line to the pruning solution, from", "barrier in nats, mean ± std (runs)"]
+    headers = ["line to the pruning solution, from", "barrier in nats, mean ± std (networks)"]
     notes = [
         "The barrier is the largest amount by which the loss on the segment is above the straight line "
-        "between the losses of its ends."
+        "between the losses of its ends.",
+        *_notes(results, network),
     ]
     caption = (
         "Training loss on the line from a network (0) to the pruning solution (1), mean and standard "
         f"deviation over runs; {_examples(results):,} training examples."
     )
     return Section(title, [_TEXT], [Table(headers, rows, notes)], [Figure(name, caption, panels)])
+
+
+def _notes(results: Results, network: str) -> list[str]:
+    solutions = results.paper[network].solutions()
+    return left_out_notes(results, {label: solutions[group] for group, label in GROUPS.items()})
 
 
 def _examples(results: Results) -> int:
@@ -89,18 +97,28 @@ def _measure_positions(
 ) -> dict[str, Any]:
     names, networks = ["pruned"], [results.final(reference)]
     for group, runs in groups.items():
-        for end in ("initial", "final"):
-            names += [f"{group} {end}"] * len(runs)
-            networks += [_network(results, run, end) for run in runs]
+        starts, _ = _starts(runs)
+        names += [f"{group} initial"] * len(starts) + [f"{group} final"] * len(runs)
+        networks += [results.initial(run) for run in starts] + [results.final(run) for run in runs]
     distances = analysis.distance_matrix(networks)
     embedding = analysis.mds(distances)
     return {
         "names": names,
+        "starts": {group: _starts(runs)[1] for group, runs in groups.items()},
         "points": embedding.coordinates.tolist(),
         "stress": embedding.stress,
         "scale": float(distances.square().sum() / 2),
         "to_pruned": distances[0].tolist(),
     }
+
+
+def _starts(runs: Sequence[PaperRun]) -> tuple[list[PaperRun], list[int]]:
+    """One run for each network that runs start from, and for every run which of these is its own."""
+    firsts: dict[tuple[object, ...], PaperRun] = {}
+    for run in runs:
+        firsts.setdefault(run.start, run)
+    order = list(firsts)
+    return list(firsts.values()), [order.index(run.start) for run in runs]
 
 
 def _network(results: Results, run: PaperRun, end: str) -> nn.Module:
@@ -115,35 +133,42 @@ def _points(network: str, measured: dict[str, Any]) -> Points:
     for name, (x, y) in zip(measured["names"], measured["points"]):
         groups[labels[name]].append((x, y))
     paths = [
-        (f"{label} start", i, f"{label} end", i)
-        for label in GROUPS.values()
-        for i in range(len(groups[f"{label} start"]))
+        (f"{label} start", start, f"{label} end", end)
+        for group, label in GROUPS.items()
+        for end, start in enumerate(measured["starts"][group])
     ]
     return Points(LABELS[network], groups, paths)
 
 
-def _distances(network: str, measured: dict[str, Any]) -> Table:
-    headers = ["distance to the pruning solution", "paper, start", "here, start", "paper, end", "here, end"]
+def _distances(network: str, measured: dict[str, Any], left_out: list[str], quick: bool) -> Table:
+    headers = ["distance to the pruning solution"]
+    headers += [f"{what}, {end}" for end in ("start", "end") for what in ("paper", "here", "agreement")]
     rows = []
     for group, label in GROUPS.items():
         key = "scratch" if group == "scratch_other_init" else group
         printed = DISTANCES.get(key) if network == "lenet5" else None
         row = [label]
         for position, end in enumerate(("initial", "final")):
-            values = [
-                d for name, d in zip(measured["names"], measured["to_pruned"]) if name == f"{group} {end}"
-            ]
-            row += ["" if printed is None else f"{printed[position]:.2f}", Sample(tuple(values)).text()]
+            found = zip(measured["names"], measured["to_pruned"])
+            sample = Sample(tuple(distance for name, distance in found if name == f"{group} {end}"))
+            paper = None if printed is None else Printed(printed[position])
+            row += [printed_text(paper), sample.text(), "" if quick else verdict(sample, paper)]
         rows.append(row)
-    return Table(headers, rows, ["L2 norms over all weights and biases; mean ± standard deviation (runs)."])
+    notes = [
+        "L2 norms over all weights and biases; mean ± standard deviation (networks: tickets of one mask all "
+        "start from one)."
+    ]
+    rule = [RULE] if network == "lenet5" and not quick else []
+    return Table(headers, rows, [*notes, *rule, *left_out])
 
 
 def _lines(results: Results, network: str, group: str, end: str) -> list[list[float]]:
-    """One line of losses a run."""
+    """One line of losses a network: several runs may start from the same one."""
     reference, groups = _groups(results, network)
     if not reference:
         return []
-    return [_line(results, run, end, reference[0]) for run in groups[group]]
+    runs = groups[group] if end == "final" else _starts(groups[group])[0]
+    return [_line(results, run, end, reference[0]) for run in runs]
 
 
 def _line(results: Results, run: PaperRun, end: str, reference: PaperRun) -> list[float]:

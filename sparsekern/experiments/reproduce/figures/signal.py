@@ -34,15 +34,21 @@ def signal_section(results: Results) -> Section:
 
 def _panel(results: Results, network: str) -> Curves:
     seeds = list(results.paper[network].seeds)
-    inputs = {"network": network, "seeds": seeds, "sparsities": SPARSITIES, "examples": _EXAMPLES}
+    inputs = {
+        "recipe": results.paper[network].base.digest,
+        "seeds": seeds,
+        "sparsities": SPARSITIES,
+        "examples": _EXAMPLES,
+    }
     measured = results.cached("signal", inputs, lambda: _measure(results, network))
     series = []
     for init in INITS:
         samples = [Sample(tuple(values)) for values in measured[init]]
         means, stds = [sample.mean for sample in samples], [sample.std for sample in samples]
         series.append(Series(INIT_NAMES[init], list(SPARSITIES), means, stds))
-    x_label = "sparsity (fraction of zeros)"
-    return Curves(LABELS[network], x_label, "std of the outputs (logits)", series, log_y=True)
+    x_label = "sparsity (fraction of zeros; spaced by the logarithm of the rest)"
+    y_label = "std of the outputs (logits)"
+    return Curves(LABELS[network], x_label, y_label, series, sparsity_x=True, log_y=True)
 
 
 def _measure(results: Results, network: str) -> dict[str, list[list[float]]]:
