@@ -187,9 +187,19 @@ def test_runs_without_an_end_are_left_out_and_groups_of_one_are_not_measured(res
     expected = []
     for label, runs in left.items():
         expected += rows_of(label, "lenet5", runs) if len(runs) > 1 else [[label, "", "", "not run", ""]]
-    assert only_table(agreement_section(found, "lenet5")).rows == expected
-    rows = only_table(divergence_section(found, "lenet5")).rows
-    assert [row[0] for row in rows if "not run" in row] == ["Scratch"]
+    agreement, divergence = (
+        only_table(section(found, "lenet5")) for section in (agreement_section, divergence_section)
+    )
+    assert agreement.rows == expected
+    assert [row[0] for row in divergence.rows if "not run" in row] == ["Scratch"]
+    named = [
+        "Lottery: 1 of 3 runs failed and are left out.",
+        "Scratch: 1 of 3 runs diverged and are left out, 1 of 3 runs failed and are left out.",
+        "Prune restart: 1 of 3 runs diverged and are left out.",
+        "Pruned, other initializations: 1 of 3 runs failed and are left out.",
+    ]
+    assert agreement.notes == [RULE, *named]
+    assert divergence.notes == named
 
 
 def test_without_the_pruning_solution_nothing_is_measured(results):
@@ -224,4 +234,5 @@ def test_every_cell_of_table_6_is_of_its_own_networks(results, network):
         expected.append([label, *(f"{value:.4f}" for value in quantities)])
     assert table.rows == expected
     # Cells that are exchanged show.
+    assert table.notes == []
     assert all(len(set(cells)) == len(cells) for cells in (*expected, *zip(*expected)))

@@ -147,6 +147,7 @@ def test_curves_are_of_their_own_runs_from_the_initial_network_on(results, datas
     section = flow_section(results({*STATIC, *UPDATED}), network, f"fig{number}", number)
     name = NAMES[network]
     assert section.title == f"Figure {number}: gradient flow during training, {name}"
+    assert section.text == []
     (figure,) = section.figures
     assert figure.name == f"fig{number}"
     assert name in figure.caption
@@ -170,6 +171,11 @@ def test_runs_without_an_end_are_not_in_the_curves(results, dataset):
     assert [series.label for series in updated.series] == UPDATED
     check(static.series[0], "Dense", [0, *NORM_STEPS], flows(dataset, "lenet5", "Dense", (3, 7)))
     check(updated.series[3], "RigL", [0, *NORM_STEPS], flows(dataset, "lenet5", "RigL", (4,)))
+    assert section.text == [
+        "Dense: 1 of 3 runs failed and are left out.",
+        "Lottery: 3 of 3 runs diverged and are left out.",
+        "RigL: 1 of 3 runs diverged and are left out, 1 of 3 runs failed and are left out.",
+    ]
 
 
 def test_a_run_without_its_records_is_an_error(results):
@@ -181,6 +187,7 @@ def test_changes_are_after_less_before_for_both_networks(results):
     section = update_section(results(CHANGED))
     (figure,) = section.figures
     assert (section.title, figure.name) == ("Figure 3: effect of mask updates", "fig3")
+    assert section.text == []
     assert [panel.title for panel in figure.panels] == ["LeNet-5", "MLP"]
     for panel, network in zip(figure.panels, NAMES, strict=True):
         assert (panel.x_label, panel.y_label) == ("training step", "change of the L2 norm of the gradient")
@@ -198,6 +205,14 @@ def test_runs_without_an_end_or_without_updates_are_not_in_the_changes(results):
         rigl, inverted = panel.series
         check(rigl, "RigL+", UPDATE_STEPS, changes(network, "RigL+", (3, 4)))
         check(inverted, "RigL Inverted+", UPDATE_STEPS, changes(network, "RigL Inverted+", (4, 7)))
+    assert section.text == [
+        f"{name}, {what}"
+        for name in NAMES.values()
+        for what in (
+            "SET+: 3 of 3 runs failed and are left out.",
+            "RigL+: 1 of 3 runs diverged and are left out.",
+        )
+    ]
 
 
 def test_the_accuracy_of_inverted_growth(results):
@@ -223,4 +238,6 @@ def test_what_diverged_counts_as_chance_and_a_quick_report_has_no_verdict(result
     (table,) = update_section(results(CHANGED, ends, quick=quick)).tables
     verdict = "" if quick else "differs: -82.71"
     assert table.rows[0] == ["LeNet-5", "92.71 ± 7.67", "10.00 ± 0.00 (2)", verdict]
-    assert table.notes == ([] if quick else [RULE])
+    left_out = "2 of 3 runs diverged and count as chance, 10 %, 1 of 3 runs failed and are left out."
+    named = [f"{name}, RigL Inverted+: {left_out}" for name in NAMES.values()]
+    assert table.notes == [*([] if quick else [RULE]), *named]

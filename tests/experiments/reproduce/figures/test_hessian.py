@@ -162,9 +162,15 @@ def test_runs_without_an_end_have_no_spectrum(results):
         "Scratch+, at initialization",
         "Scratch+, after training",
     ]
+    assert section.tables[0].notes[1:] == [
+        "Scratch: 1 of 1 runs diverged and are left out.",
+        "RigL+: 1 of 1 runs failed and are left out.",
+        "Lottery: 1 of 1 runs failed and are left out.",
+    ]
     section = update_spectrum_section(found)
     assert [panel.title for panel in section.figures[0].panels] == ["LeNet-5, SET+, step 2,900"]
     assert [row[0] for row in section.tables[0].rows] == ["SET+, before", "SET+, after"]
+    assert section.tables[0].notes[1:] == ["RigL+: 1 of 1 runs failed and are left out."]
     assert steps == [2900]
 
 
