@@ -235,9 +235,14 @@ def test_the_accuracy_of_inverted_growth(results):
 @pytest.mark.parametrize("quick", [False, True])
 def test_what_diverged_counts_as_chance_and_a_quick_report_has_no_verdict(results, quick):
     ends = dict(zip(map(RUNS["RigL Inverted+"], SEEDS), ("diverged", "failed", "diverged")))
+    ends[("mlp", *RUNS["RigL Inverted+"](3))] = "failed"
     (table,) = update_section(results(CHANGED, ends, quick=quick)).tables
     verdict = "" if quick else "differs: -82.71"
     assert table.rows[0] == ["LeNet-5", "92.71 ± 7.67", "10.00 ± 0.00 (2)", verdict]
-    left_out = "2 of 3 runs diverged and count as chance, 10 %, 1 of 3 runs failed and are left out."
-    named = [f"{name}, RigL Inverted+: {left_out}" for name in NAMES.values()]
-    assert table.notes == [*([] if quick else [RULE]), *named]
+    assert table.notes == [
+        *([] if quick else [RULE]),
+        "LeNet-5, RigL Inverted+: 2 of 3 runs diverged and count as chance, 10 %, 1 of 3 runs failed and are "
+        "left out.",
+        "MLP, RigL Inverted+: 1 of 3 runs diverged and count as chance, 10 %, 2 of 3 runs failed and are "
+        "left out.",
+    ]
