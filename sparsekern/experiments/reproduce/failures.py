@@ -21,7 +21,7 @@ def accuracy_notes(results: Results, groups: Groups) -> list[str]:
             label,
             len(runs),
             {
-                f"never learnt (test accuracy below {LEARNT:.0%})": stuck,
+                f"never learnt (test accuracy below {100 * LEARNT:.0f} %)": stuck,
                 "diverged and count as chance, 10 %": diverged,
                 "failed and are left out": failed,
             },

@@ -28,10 +28,15 @@ def claim(folder: Path, dataset: Dataset) -> None:
     Raises
     ------
     ExperimentError
-        If runs of another version or on other data are there, or the note cannot be read or written. Nothing
-        is changed then.
+        If runs of another version, of none that is noted, or on other data are there, or the note cannot be
+        read or written. Nothing is changed then.
     """
     note = folder / ORIGIN
+    if not note.exists() and any(folder.glob("*/recipe.yaml")):
+        raise ExperimentError(
+            f"{folder} holds runs of an unknown version and data: expected {ORIGIN} beside them; --output "
+            "names another folder"
+        )
     known = _read(note) if note.exists() else {"sparsekern": __version__, "data": {}}
     if known["sparsekern"] != __version__:
         raise ExperimentError(

@@ -33,10 +33,11 @@ def agreement_section(results: Results, network: str) -> Section:
         measured = _measured(results, network, group)
         printed = SIMILARITY[group] if network == "lenet5" else (None,) * 4
         rows += _rows(label, measured, printed, results.quick)
+    rule = [RULE] if network == "lenet5" and not results.quick else []
     return Section(
         f"Table 2: {TITLES[network]}",
         [_TEXT, _DISAGREEMENT],
-        [Table(headers, rows, [*([] if results.quick else [RULE]), *_notes(results, network)])],
+        [Table(headers, rows, [*rule, *_notes(results, network)])],
     )
 
 

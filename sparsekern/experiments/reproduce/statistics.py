@@ -50,7 +50,9 @@ def printed_text(printed: Printed | None, digits: int = 2) -> str:
     """``mean ± std`` as the paper has it."""
     if printed is None:
         return ""
-    spread = "" if printed.std is None else f" ± {printed.std:.{digits}f}"
+    # As many digits as are printed: a spread that is a whole number has none.
+    places = 0 if isinstance(printed.std, int) else digits
+    spread = "" if printed.std is None else f" ± {printed.std:.{places}f}"
     return f"{printed.mean:.{digits}f}{spread}"
 
 

@@ -84,7 +84,8 @@ def row_of(name, printed, accuracies):
     difference = mean - printed[0]
     agrees = abs(difference) <= std + printed[1] + 0.01
     verdict = "agrees" if agrees else f"differs: {difference:+.2f}"
-    return [method, init, f"{printed[0]:.2f} ± {printed[1]:.2f}", here, verdict]
+    spread = printed[1] if isinstance(printed[1], int) else f"{printed[1]:.2f}"
+    return [method, init, f"{printed[0]:.2f} ± {spread}", here, verdict]
 
 
 def only_table(section):
@@ -128,16 +129,16 @@ def test_runs_that_never_learnt_count_and_are_named(made_up):
     notes = only_table(accuracy_section(made_up(outcomes("lenet5")).results, "lenet5", "Table 1")).notes
     assert notes == [
         RULE,
-        "Scratch, Original: 2 of 3 runs never learnt (test accuracy below 20%).",
-        "SET, Original: 1 of 3 runs never learnt (test accuracy below 20%).",
-        "RigL, Original: 1 of 3 runs never learnt (test accuracy below 20%).",
+        "Scratch, Original: 2 of 3 runs never learnt (test accuracy below 20 %).",
+        "SET, Original: 1 of 3 runs never learnt (test accuracy below 20 %).",
+        "RigL, Original: 1 of 3 runs never learnt (test accuracy below 20 %).",
     ]
 
 
 def test_what_is_right_for_a_fifth_has_learnt(made_up):
     results = made_up(outcomes("mlp", {"Dense": (0.2, 0.1999, 0.98)})).results
     notes = only_table(accuracy_section(results, "mlp", "Table 5")).notes
-    assert notes == [RULE, "Dense: 1 of 3 runs never learnt (test accuracy below 20%)."]
+    assert notes == [RULE, "Dense: 1 of 3 runs never learnt (test accuracy below 20 %)."]
 
 
 def test_diverged_runs_count_as_chance_and_failed_ones_are_left_out(made_up):
@@ -171,8 +172,8 @@ def test_diverged_runs_count_as_chance_and_failed_ones_are_left_out(made_up):
         "Pruning: 1 of 3 runs failed and are left out.",
         "Lottery: 3 of 3 runs failed and are left out.",
         "Scratch, Ours: 1 of 3 runs diverged and count as chance, 10 %.",
-        "SET, Liu et al.: 1 of 3 runs never learnt (test accuracy below 20%), 1 of 3 runs diverged and count "
-        "as chance, 10 %, 1 of 3 runs failed and are left out.",
+        "SET, Liu et al.: 1 of 3 runs never learnt (test accuracy below 20 %), 1 of 3 runs diverged and "
+        "count as chance, 10 %, 1 of 3 runs failed and are left out.",
         "RigL, Original: 2 of 3 runs failed and are left out.",
         "RigL, Liu et al.: 3 of 3 runs diverged and count as chance, 10 %.",
     ]

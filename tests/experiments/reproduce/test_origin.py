@@ -35,6 +35,14 @@ def test_runs_of_another_version_are_refused(digits, tmp_path):
     assert json.loads((tmp_path / ORIGIN).read_text()) == content
 
 
+def test_runs_of_an_unknown_version_are_refused(digits, tmp_path):
+    (tmp_path / "lenet5-dense-0").mkdir()
+    (tmp_path / "lenet5-dense-0" / "recipe.yaml").write_text("")
+    with pytest.raises(ExperimentError, match=r"holds runs of an unknown version and data: expected origin"):
+        claim(tmp_path, digits)
+    assert not (tmp_path / ORIGIN).exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -52,6 +52,7 @@ def test_verdicts(values, printed, expected):
 
 
 def test_printed_values_with_and_without_a_spread():
-    assert printed_text(Printed(62.99, 42)) == "62.99 ± 42.00"
+    assert printed_text(Printed(62.99, 42)) == "62.99 ± 42"
+    assert printed_text(Printed(94.4, 4.0)) == "94.40 ± 4.00"
     assert printed_text(Printed(0.0043), 4) == "0.0043"
     assert printed_text(None) == ""

@@ -89,7 +89,7 @@ def _positions(results: Results, network: str) -> dict[str, Any] | None:
         "pruned": reference[0].folder,
         **{g: [run.folder for run in runs] for g, runs in groups.items()},
     }
-    return results.cached("positions", inputs, lambda: _measure_positions(results, reference[0], groups))
+    return results.cached("map", inputs, lambda: _measure_positions(results, reference[0], groups))
 
 
 def _measure_positions(

@@ -44,7 +44,8 @@ def _panel(results: Results, network: str) -> Curves:
     series = []
     for init in INITS:
         samples = [Sample(tuple(values)) for values in measured[init]]
-        means, stds = [sample.mean for sample in samples], [sample.std for sample in samples]
+        means = [sample.mean for sample in samples]
+        stds = [sample.std for sample in samples] if len(seeds) > 1 else []
         series.append(Series(INIT_NAMES[init], list(SPARSITIES), means, stds))
     x_label = "sparsity (fraction of zeros; spaced by the logarithm of the rest)"
     y_label = "std of the outputs (logits)"
