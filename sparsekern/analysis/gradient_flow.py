@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from sparsekern.analysis.networks import copy_of
 from sparsekern.formats.checks import check_integer, describe, is_integer, is_number
 from sparsekern.methods.arguments import check_model, check_optimizer, unwrapped
-from sparsekern.methods.base import DynamicMethod
-from sparsekern.methods.gradual_pruning import GradualPruning
+from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.timetable import Timetable
 from sparsekern.nn import TwoFourLayer
 
@@ -47,9 +46,8 @@ def gradient_flow(model: nn.Module, loss: Loss) -> GradientFlow:
 
     Sparse layers have a gradient at active positions alone; in dense ones every weight is active, except
     those that a mask multiplies with 0. The loss is evaluated on a copy of the model in its own mode, without
-    wrappers (DDP, `torch.compile`, averages), so that gradients, the
-    statistics of normalization layers and methods that observe the gradient see nothing of it, and PyTorch's
-    random state is put back.
+    wrappers (DDP, `torch.compile`, averages), so that gradients, the statistics of normalization layers and
+    methods that observe the gradient see nothing of it, and PyTorch's random state is put back.
 
     Parameters
     ----------
@@ -296,7 +294,7 @@ class MaskUpdateRecorder:
         TypeError
             When `method` is neither.
         """
-        if not isinstance(method, (DynamicMethod, GradualPruning)):
+        if not isinstance(method, AttachedMethod):
             raise TypeError(f"method must be a DynamicMethod or GradualPruning, got {describe(method)}")
         self._method = method
 
