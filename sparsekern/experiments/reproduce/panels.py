@@ -66,7 +66,10 @@ def _curves(axes: Any, panel: Curves, styles: Mapping[str, Style]) -> set[str]:
         shown.add(series.label)
         look = styles[series.label]
         if spread is not None:
-            axes.fill_between(x, y - spread, y + spread, color=look.color, alpha=0.16, linewidth=0)
+            # A logarithmic axis has no place for an end at or below 0, and a band to its floor would mislead.
+            shows = (y - spread > 0) | (not panel.log_y)
+            band = {"color": look.color, "alpha": 0.16, "linewidth": 0}
+            axes.fill_between(x, y - spread, y + spread, where=shows, **band)
         axes.plot(
             x,
             y,
@@ -88,11 +91,20 @@ def _spaced(sparsity: np.ndarray) -> np.ndarray:
     return -np.log1p(-np.minimum(sparsity, 1 - 1e-12))
 
 
+def _sparsity_at(position: np.ndarray) -> np.ndarray:
+    """The inverse of `_spaced`."""
+    return -np.expm1(-position)
+
+
 def _space_sparsities(axes: Any, panel: Curves) -> None:
     ticks = sorted({x for series in panel.series for x in series.x if 0 <= x < 1})
-    axes.set_xscale("function", functions=(_spaced, lambda position: -np.expm1(-position)))
+    axes.set_xscale("function", functions=(_spaced, _sparsity_at))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    # The usual margin would go beyond 1, which is infinitely far.
+    first, last = _spaced(np.asarray([ticks[0], ticks[-1]]))
+    margin = 0.04 * (last - first or 1)
+    axes.set_xlim(*_sparsity_at(np.asarray([first - margin, last + margin])))
 
 
 def _values(series: Series, panel: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

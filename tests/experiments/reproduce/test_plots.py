@@ -49,6 +49,9 @@ def test_sparsities_are_spaced_by_the_logarithm_of_what_is_left():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.9", "0.99"]
     positions = axes.transData.transform([(x, 1) for x in (0, 0.9, 0.99)])[:, 0]
     np.testing.assert_allclose(positions[1] - positions[0], positions[2] - positions[1], rtol=1e-6)
+    left, right = axes.bbox.x0, axes.bbox.x1
+    assert left < positions[0] < left + 0.1 * (right - left)
+    assert right - 0.1 * (right - left) < positions[2] < right
 
 
 def test_a_long_curve_has_few_markers_and_a_lonely_point_has_one():

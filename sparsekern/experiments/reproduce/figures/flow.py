@@ -44,7 +44,8 @@ def flow_section(results: Results, network: str, name: str, number: str) -> Sect
     ]
     caption = (
         f"Gradient flow of the {LABELS[network]} during training: {_NORM} {_EVERY}; mean and standard "
-        "deviation over runs. A plus marks the paper's initialization, its absence the original one."
+        "deviation over runs (no band where it would reach 0). A plus marks the paper's initialization, its "
+        "absence the original one."
     )
     title = f"Figure {number}: gradient flow during training, {LABELS[network]}"
     notes = left_out_notes(

@@ -60,7 +60,7 @@ def interpolation_section(results: Results, network: str, name: str, number: str
     ]
     caption = (
         "Training loss on the line from a network (0) to the pruning solution (1), mean and standard "
-        f"deviation over runs; {_examples(results):,} training examples."
+        f"deviation over runs (no band where it would reach 0); {_examples(results):,} training examples."
     )
     return Section(title, [_TEXT], [Table(headers, rows, notes)], [Figure(name, caption, panels)])
 

@@ -24,8 +24,8 @@ def signal_section(results: Results) -> Section:
     panels: list[Panel] = [_panel(results, network) for network in NETWORKS]
     caption = (
         f"Standard deviation of the outputs before the softmax, at initialization, for {_EXAMPLES:,} inputs "
-        "of standard normal noise: mean and standard deviation over networks with random masks of uniform "
-        "sparsity."
+        "of standard normal noise: mean and standard deviation (no band where it would reach 0) over "
+        "networks with random masks of uniform sparsity."
     )
     return Section(
         "Figure 1c: signal propagation at initialization", [], [], [Figure("fig1c", caption, panels)]
