@@ -19,31 +19,29 @@ TWO_FOUR_PRODUCTS = tuple(f"two_four_{name}" for name in PRODUCTS)
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
+#: Of the arithmetics beside bfloat16, what is made on its own: what multiplies.
+MULTIPLY = (*PRODUCTS, *TWO_FOUR_PRODUCTS, "conv2d_nchw", "conv2d_grad_input_nchw", "conv2d_grad_values_nchw")
+
+
 def best_guesses(entries):
     """The first config of each kernel in each form; most types have compact values alone, as loads differ."""
     first = {}
     for entry in entries:
         on_blackwell = (entry.capability, entry.arithmetic) == (100, "ieee")
-        if entry.storage in ("compact", "two-four") or entry.arithmetic == "bf16" or on_blackwell:
+        if entry.arithmetic == "bf16" or on_blackwell or _is_its_own(entry):
             key = (entry.capability, entry.arithmetic, entry.name, entry.storage, entry.config.narrow)
             first.setdefault(key, entry)
     return list(first.values())
 
 
-def usual(entries):
-    """The best guesses, and every config for compact bfloat16 on sm_90."""
-    most = [
-        e
-        for e in entries
-        if (e.capability, e.arithmetic) == (90, "bf16") and e.storage in ("compact", "two-four")
-    ]
-    return list(dict.fromkeys([*best_guesses(entries), *most]))
+def _is_its_own(entry):
+    return entry.storage in ("compact", "two-four") and entry.name in MULTIPLY
 
 
 @pytest.fixture(scope="module")
 def resources():
-    """What the usual entries take, compiled in two processes."""
-    return list(compiled(usual(listed())))
+    """What the best guesses take, compiled in two processes; all others are left to `make test-all`."""
+    return list(compiled(best_guesses(listed())))
 
 
 def check(rows):
