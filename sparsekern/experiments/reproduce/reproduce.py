@@ -144,12 +144,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _report(wanted: Reproduction, sections: list[Section], ended: Sequence[Ended]) -> Report:
     seeds = ", ".join(map(str, wanted.seeds))
     where = ", ".join(f"{name} {version}" for name, version in environment().items())
-    hours = sum(end.result.seconds for end in ended if end.result) / 3600
+    seconds = sum(end.result.seconds for end in ended if end.result)
+    duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
     data = "the digits of scikit-learn, not MNIST" if wanted.data_dir is None else "MNIST"
     summary = [
         "Tables and figures of Evci, Ioannou, Keskin and Dauphin, “Gradient Flow in Sparse Neural Networks "
         f"and How Lottery Tickets Win” (AAAI 2022), made again by sparsekern on {data}: {len(ended)} runs of "
-        f"seeds {seeds}, {hours:.1f} hours of training on one thread each ({where}).",
+        f"seeds {seeds}, {duration} of training on one thread each ({where}).",
     ]
     if wanted.changes:
         changes = ", ".join(f"{key} = {value}" for key, value in wanted.changes.items())
