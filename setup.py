@@ -46,7 +46,10 @@ X86_FLAGS = {
 # the instruction set has FMA. No other floating-point liberty is taken.
 # -fopenmp asks for libgomp.so.1. torch ships a library of that soname and is always imported before
 # sparsekern._C, so both share one OpenMP runtime and one pool of threads.
+# -mno-mmx: where GCC runs out of registers it uses those of MMX, and never empties them. They are the x87
+# unit's, whose next results, those of NumPy's fmod for one, are NaN then.
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fopenmp -Wall -Wextra".split()
+CXX_FLAGS += ["-mno-mmx"] if ON_X86 else []
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,15 @@ def test_each_mask_wins_where_it_is_the_best(isa, dtype):
         mask = tiles_side_by_side(masks, 9)
         got = pack_two_four([weight], True, True)
         same_bits(got, layout(weight, mask) + layout(weight.t().contiguous(), mask.t().contiguous()))
+
+
+def test_the_x87_unit_is_left_empty(isa, dtype):
+    """A full one makes NaN of what NumPy computes with it: remainders, for one, which ticks of plots need."""
+    weight = tiles_side_by_side(torch.where(MASKS, 101, 100), 9).to(dtype)
+    for transposable in (False, True):
+        pack_two_four([weight], transposable, transposable)
+        assert np.float64(5.0) // np.float64(0.3) == 16
+        assert np.fmod(np.float64(5.0), np.float64(3.0)) == 2
 
 
 def test_every_pattern_of_ties_in_a_tile(isa):
