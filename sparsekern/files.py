@@ -1,4 +1,4 @@
-"""Files that are either there as a whole or not at all."""
+"""Files that are either there as a whole or not at all, and one that a single process holds."""
 
 import contextlib
 import fcntl

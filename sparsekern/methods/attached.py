@@ -94,6 +94,10 @@ class AttachedMethod:
         """What the method's state has of a layer: plain values and tensors."""
         raise NotImplementedError
 
+    def check_layer_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise ValueError for what :meth:`layer_state` cannot have returned, though it has its keys and
+        types."""
+
     def _load_layers(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what :meth:`layer_state` returned, by layer name."""
         raise NotImplementedError

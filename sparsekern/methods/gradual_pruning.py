@@ -157,7 +157,7 @@ class GradualPruning(AttachedMethod):
         self.optimizer = optimizer
         self.layers = driven_layers(model, optimizer, excluded_names(model, exclude))
         self._initial = {layer.name: layer.pattern.nnz for layer in self.layers}
-        self._final = self._final_counts()
+        self._final = self._final_counts(self._initial)
         for layer in self.layers:
             _check_layer(layer, optimizer)
         if compact:
@@ -170,9 +170,18 @@ class GradualPruning(AttachedMethod):
     def layer_state(self, layer: DrivenLayer) -> dict[str, Any]:
         return {"shape": list(layer.pattern.shape), "initial": self._initial[layer.name]}
 
+    def check_layer_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        for layer in self.layers:
+            initial, numel = states[layer.name]["initial"], layer.pattern.numel
+            if not 0 <= initial <= numel:
+                raise ValueError(
+                    f"state of layer {layer.name!r} must have initial from 0 to {numel:,}, got {initial:,}"
+                )
+        self._final_counts({name: state["initial"] for name, state in states.items()})
+
     def _load_layers(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         self._initial = {layer.name: states[layer.name]["initial"] for layer in self.layers}
-        self._final = self._final_counts()
+        self._final = self._final_counts(self._initial)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._timetable.add_call(optimizer)
@@ -229,12 +238,12 @@ class GradualPruning(AttachedMethod):
             return [(list(initial), sum(initial.values()), sum(final.values()))]
         return [([name], initial[name], final[name]) for name in initial]
 
-    def _final_counts(self) -> dict[str, int]:
+    def _final_counts(self, initial: Mapping[str, int]) -> dict[str, int]:
         """Active weights of each layer in the end; with a global scope only their sum counts."""
         shapes = [tuple(layer.pattern.shape) for layer in self.layers]
-        limits = [self._initial[layer.name] for layer in self.layers]
+        limits = [initial[layer.name] for layer in self.layers]
         counts = layer_counts(shapes, self.options.sparsity, self.options.distribution, limits)
-        return dict(zip(self._initial, counts))
+        return {layer.name: count for layer, count in zip(self.layers, counts)}
 
 
 class _Timetable(Timetable):

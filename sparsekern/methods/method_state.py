@@ -61,6 +61,7 @@ def read_state(method: AttachedMethod, state: Any) -> dict[str, Any]:
         raise ValueError(f"state must be of a model with the sparse layers {mine}, got {theirs}")
     for name, layer in expected["layers"].items():
         _check_layer(name, state["layers"][name], layer)
+    method.check_layer_states(state["layers"])
     return state
 
 

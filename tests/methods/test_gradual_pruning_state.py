@@ -150,6 +150,18 @@ WRONG = {
     "other shape": (
         lambda s: changed(s, "5", shape=[3, 3]), "state of layer '5' must have shape [33, 48], got [3, 3]",
     ),
+    "negative count": (
+        lambda s: changed(s, "5", initial=-1),
+        "state of layer '5' must have initial from 0 to 1,584, got -1",
+    ),
+    "large count": (
+        lambda s: changed(s, "5", initial=1585),
+        "state of layer '5' must have initial from 0 to 1,584, got 1,585",
+    ),
+    "counts below the last ones": (
+        lambda s: {**s, "layers": {n: {**layer, "initial": 1} for n, layer in s["layers"].items()}},
+        "sparsity must be at least what the layers have already",
+    ),
     "no count": (
         lambda s: changed(s, "5", initial=1.5),
         "state of layer '5' must have initial of type int, got type float",

@@ -78,11 +78,11 @@ def keep_largest(
     sizes = [len(part) for part in flat]
     chosen = largest(torch.cat(flat), count).split(sizes)
     filled = [bool(mask.any()) for mask in masks.values()]
-    empty = [name for name, part, any_ in zip(masks, chosen, filled) if any_ and not part.any()]
+    empty = [name for name, part, has_any in zip(masks, chosen, filled) if has_any and not part.any()]
     if empty:
         # The first largest of every layer comes before all else: what each layer with any would keep anyway.
-        for part, any_ in zip(flat, filled):
-            if any_:
+        for part, has_any in zip(flat, filled):
+            if has_any:
                 part[part.argmax()] = math.inf
         chosen = largest(torch.cat(flat), count).split(sizes)
     kept = {
