@@ -18,13 +18,9 @@ def main() -> None:
     model = network()
     sk.sparsify_(model, sparsity=0.0, storage="masked")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    every = max(1, steps // 40)
     sk.GradualPruning(
-        model,
-        optimizer,
-        sparsity=0.95,
-        begin=steps // 4,
-        end=3 * steps // 4,
-        update_every=max(1, steps // 40),
+        model, optimizer, sparsity=0.95, begin=steps // 4, end=3 * steps // 4, update_every=every
     )
     loss = train(model, optimizer, steps)
     print(f"pruned and compact: loss {loss:.4f}  accuracy {accuracy(model):.2f} %")
@@ -32,9 +28,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         sk.export.save_safetensors(model, path)
-        print(
-            f"{path.name}: {path.stat().st_size:,} bytes; dense {4 * sum(p.numel() for p in network().parameters()):,}"
-        )
+        dense = 4 * sum(p.numel() for p in network().parameters())
+        print(f"{path.name}: {path.stat().st_size:,} bytes; dense {dense:,}")
         loaded = network()
         sk.sparsify_(loaded, sparsity=0.95)  # any pattern: the file's takes its place
         sk.export.load_safetensors(loaded, path)

@@ -34,9 +34,8 @@ def main() -> None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])  # the method's state comes with it
             loss = train(model, optimizer, steps, first=steps // 2)
-            print(
-                f"{kind.__name__:6}  loss {loss:.4f}  accuracy {accuracy(model):.2f} %  {method.updates} updates"
-            )
+            reached = f"loss {loss:.4f}  accuracy {accuracy(model):.2f} %"
+            print(f"{kind.__name__:6}  {reached}  {method.updates} updates")
 
 
 if __name__ == "__main__":

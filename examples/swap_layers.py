@@ -27,9 +27,8 @@ def main() -> None:
             print(sk.sparsify_(model, sparsity=0.95, distribution="erk", init="per_neuron"), end="\n\n")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         loss = train(model, optimizer, steps)
-        print(
-            f"{kind:6}  loss {loss:.4f}  accuracy {accuracy(model):.2f} %  {held(model, optimizer):,} bytes held"
-        )
+        reached = f"loss {loss:.4f}  accuracy {accuracy(model):.2f} %"
+        print(f"{kind:6}  {reached}  {held(model, optimizer):,} bytes held")
 
 
 if __name__ == "__main__":
