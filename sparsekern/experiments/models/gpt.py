@@ -77,9 +77,9 @@ class GPTConfig:
 
 _GPT2_VOCABULARY = 50_257
 
-#: Named shapes. ``tiny`` is for a CPU and bytes; ``124m`` and ``350m`` are GPT-2's two smaller ones, ``1b`` is
-#: GPT-3's of 1.3 billion parameters with 16 heads in place of 24, which do not divide its width. ``8b`` has
-#: 8,053,063,680 linear weights.
+#: Named shapes. ``tiny`` is for a CPU and bytes; ``124m`` and ``350m`` are GPT-2's two smaller ones, ``1b``
+#: is GPT-3's of 1.3 billion parameters with 16 heads in place of 24, which do not divide its width. ``8b``
+#: has 8,053,063,680 linear weights.
 GPT_SIZES: dict[str, GPTConfig] = {
     "tiny": GPTConfig(vocabulary=256, context=128, layers=4, heads=4, width=128),
     "124m": GPTConfig(vocabulary=_GPT2_VOCABULARY, context=1024, layers=12, heads=12, width=768),
