@@ -30,6 +30,14 @@ def test_without_training_metrics_the_line_is_shorter(capsys):
     assert capsys.readouterr().out == "step   500/2,500   test loss 0.2000, accuracy 95.28%\n"
 
 
+def test_of_text_bits_are_shown_too(capsys):
+    display = Display("gpt", 0, 2500)
+    display.record({**TEST, "bits_per_byte": 0.28854})
+    assert capsys.readouterr().out == (
+        "step   500/2,500   test loss 0.2000, accuracy 95.28%, 0.289 bits per byte\n"
+    )
+
+
 def test_the_bar_starts_where_the_run_resumes(capsys):
     display = Display("lenet5", 500, 1000, bar=True)
     display.advance()
