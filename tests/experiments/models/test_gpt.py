@@ -173,6 +173,13 @@ def test_a_wrong_size_is_named(changes, message):
         GPTConfig(**{"vocabulary": 11, "context": 7, "layers": 3, "heads": 2, "width": 12, **changes})
 
 
+def test_a_config_by_its_name_is_refused():
+    with pytest.raises(
+        TypeError, match=r"^config must be a GPTConfig, such as GPT_SIZES\['124m'\], got '8b'$"
+    ):
+        GPT("8b")
+
+
 @pytest.mark.parametrize("shape", [(7,), (2, 8), (1, 2, 3)])
 def test_tokens_of_another_shape_are_refused(shape):
     with pytest.raises(
