@@ -1,5 +1,7 @@
 """From a recipe to its network."""
 
+from typing import Any
+
 from torch import nn
 
 import sparsekern as sk
@@ -44,8 +46,7 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     """
     init_generator = generator(recipe.seed_of("init"), "init")
     _, construct = MODELS[recipe.network]
-    sizes = {"num_classes": recipe.num_classes} if recipe.network in IMAGE_MODELS else {}
-    model = construct(init_generator, **sizes)
+    model = construct(init_generator, **_sizes(recipe))
     if recipe.weights is not None:
         load_weights(model, recipe)
     if not recipe.is_sparse:
@@ -67,6 +68,16 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
         elif recipe.init == "per_neuron":
             sk.init.per_neuron_(layer, generator=init_generator, **options)
     return model, report
+
+
+def _sizes(recipe: Recipe) -> dict[str, Any]:
+    """What the constructor of the recipe's network takes besides a generator."""
+    sizes: dict[str, Any] = {}
+    if recipe.network in IMAGE_MODELS:
+        sizes["num_classes"] = recipe.classes
+    if recipe.network == "resnet20":
+        sizes["width_multiplier"] = recipe.width_multiplier
+    return sizes
 
 
 def _two_four(model: nn.Module, recipe: Recipe) -> SparsifyReport:

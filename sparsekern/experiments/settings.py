@@ -8,6 +8,7 @@ from sparsekern.experiments.keys import (
     choice,
     count,
     fraction,
+    moment,
     number,
     path,
     positive,
@@ -47,6 +48,7 @@ class Network:
     )
     image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
     num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
+    width_multiplier: float = positive("resnet20: its channels, in multiples of the usual ones", 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class Updates:
         ("cosine", "constant", "lr"),
         "lr",
     )
-    stop_at: int | None = count("no update from this step on (default: none)", None, optional=True)
+    stop_at: int | str | None = moment("no update from this step on (default: none)", None)
     update: str = choice(
         "an update comes after the optimizer's step or replaces it",
         ("after_step", "replaces_step"),
@@ -155,7 +157,7 @@ class Optimization:
         SCHEDULES,
         "cosine",
     )
-    warmup_steps: int = count("steps in which the learning rate rises from 0 at first", 0, least=0)
+    warmup_steps: int | str = moment("steps in which the learning rate rises from 0 at first", 0, least=0)
     milestones: str | None = rising("schedule step: the steps from which the learning rate is lower")
     step_factor: float = fraction("schedule step: what it is multiplied by at each of them", 0.1)
     label_smoothing: float = number("share of a training label that is spread over all classes", 0.0, below=1)

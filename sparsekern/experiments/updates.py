@@ -55,7 +55,7 @@ def attach_method(
         optimizer,
         update_every=recipe.update_every,
         drop_fraction=recipe.drop_fraction,
-        stop_at=recipe.stop_at,
+        stop_at=recipe.last_update,
         schedule=recipe.drop_schedule,
         update=recipe.update,
         regrow_dropped=recipe.regrow_dropped,

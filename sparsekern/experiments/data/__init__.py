@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sparsekern.experiments.data.batches import BatchOrder
+from sparsekern.experiments.data.cifar10 import CIFAR10, CIFAR10_CLASSES, load_cifar10
 from sparsekern.experiments.data.dataset import Batches, Dataset, Examples, InMemoryDataset, first_examples
 from sparsekern.experiments.data.digits import load_digits
 from sparsekern.experiments.data.image_folder import ImageFolder, load_image_folder
@@ -13,6 +14,7 @@ from sparsekern.experiments.errors import DataError
 DATASETS = {
     "digits": "scikit-learn's 8x8 digits as 28x28 images: 1,437 + 360 examples, no download",
     "mnist": "MNIST from its IDX files in --data-dir: 60,000 + 10,000 examples",
+    "cifar10": "CIFAR-10 from its binary files in --data-dir: 50,000 + 10,000 color images of 32x32",
     "image_folder": "the images of train/CLASS/ and val/CLASS/ in --data-dir, as ImageNet has them",
 }
 
@@ -52,6 +54,10 @@ def load_dataset(
         if data_dir is None:
             raise DataError("the data set 'mnist' needs --data-dir, the folder that holds its four IDX files")
         return load_mnist(data_dir)
+    if name == "cifar10":
+        if data_dir is None:
+            raise DataError("the data set 'cifar10' needs --data-dir, the folder that holds its binary files")
+        return load_cifar10(data_dir)
     if name == "image_folder":
         if data_dir is None:
             raise DataError(
@@ -62,6 +68,8 @@ def load_dataset(
 
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR10_CLASSES",
     "DATASETS",
     "BatchOrder",
     "Batches",
@@ -70,6 +78,7 @@ __all__ = [
     "ImageFolder",
     "InMemoryDataset",
     "first_examples",
+    "load_cifar10",
     "load_dataset",
     "load_digits",
     "load_image_folder",
