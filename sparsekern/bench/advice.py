@@ -100,9 +100,7 @@ def _verdict(findings: Findings) -> list[str]:
             f"{best}). Do not expect time from it on this machine."
         ]
     elif gain < 1 + MARGIN:
-        lines = [
-            f"Training: sparse is about as fast as dense, not faster ({times(gain)} at the best, {best})."
-        ]
+        lines = [f"Training: sparse is about as fast as dense here ({times(gain)} at the best, {best})."]
     else:
         lines = [f"Training: a step is {times(gain)} as fast as dense at {best}, the fastest of all."]
         slow = [variant for variant in variants if findings.gain(variant) < 1 - MARGIN]
@@ -159,7 +157,7 @@ def _keep_dense(
     gain = findings.dense.cost.step / expected(findings, best)
     if gain > max(1 + MARGIN, findings.gain(best) * (1 + MARGIN)):
         lines.append(
-            f"  so a step at {best} should be about {times(gain)} as fast; measure it with --exclude"
+            f"  so a step at {best} should be about {times(gain)} as fast: measure it with --exclude"
         )
     return lines
 
@@ -200,10 +198,8 @@ def _bound(findings: Findings) -> list[str]:
 def _memory(findings: Findings) -> list[str]:
     least = min(findings.variants, key=lambda variant: findings.sparse[variant].bytes.held)
     dense, sparse = findings.dense.bytes, findings.sparse[least].bytes
-    held = (
-        f"{mib(dense.held)} dense, {mib(sparse.held)} at {least} ({dense.held / sparse.held:.1f} times less)"
-    )
-    peak = f"{mib(dense.peak)} and {mib(sparse.peak)} ({dense.peak / sparse.peak:.1f} times less)"
+    held = f"{size(dense.held)} dense, {size(sparse.held)} at {least} ({_less(dense.held, sparse.held)})"
+    peak = f"{size(dense.peak)} and {size(sparse.peak)} ({_less(dense.peak, sparse.peak)})"
     lines = [f"Held to train: {held}; a step's peak, with activations: {peak}."]
     if max(map(findings.gain, findings.variants)) <= 1 + MARGIN and dense.held > 1.2 * sparse.held:
         lines.append("Memory is what sparsity gains here.")
@@ -226,6 +222,14 @@ def times(gain: float) -> str:
     return f"{gain:.2f} times"
 
 
-def mib(size: int) -> str:
+def size(number: int) -> str:
     """Bytes in the unit that fits them."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"
+    for exponent, unit in ((30, "GiB"), (20, "MiB")):
+        if number >= 2**exponent:
+            return f"{number / 2**exponent:.2f} {unit}"
+    return f"{number / 2**10:.1f} KiB"
+
+
+def _less(dense: int, sparse: int) -> str:
+    gain = dense / sparse
+    return f"{gain:.1f} times less" if gain >= 1.05 else "no less"

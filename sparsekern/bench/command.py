@@ -64,9 +64,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=_PROG,
         description=(
-            "Time sparse against dense on this machine, taking turns: one linear layer, OUTxIN such as "
-            "4096x4096; or a model, layer by layer and whole, with advice: a recipe of `sparsekern train`, or "
-            "MODULE:CALLABLE, which returns a torch.nn.Module or one and its inputs."
+            "Time sparse against dense on this machine, taking turns: a linear layer, OUTxIN such as "
+            "4096x4096; or a model, layer by layer and whole, with advice: a recipe of `sparsekern train`, "
+            "or MODULE:CALLABLE, which returns a torch.nn.Module or one and its inputs."
         ),
         allow_abbrev=False,
     )
@@ -115,10 +115,10 @@ def _add_model_options(group: Any) -> None:
         "--input-tokens",
         type=takes.input_tokens,
         metavar="VxL",
-        help="L integers below V, such as 50257x1024",
+        help="L integers below V, such as 256x128",
     )
     group.add_argument(
-        "--batch", type=takes.count, metavar="N", help="examples (default: 32, or the recipe's)"
+        "--batch", type=takes.count, metavar="N", help="examples (default: 32, or the recipe's, at most 256)"
     )
     group.add_argument(
         "--model-args",
@@ -135,7 +135,7 @@ def _add_model_options(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="layers to leave dense, or patterns of names",
+        help="layers to leave dense; * matches any text",
     )
     group.add_argument(
         "--plot", type=takes.picture_file, metavar="FILE.png", help="also draw it (matplotlib)"

@@ -65,8 +65,6 @@ class Trainee:
         self.model = model.train()
         self._subject, self._settings = subject, settings
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise BenchError(f"{subject.name} must have parameters that require a gradient, got none")
         if settings.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
                 parameters, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True
@@ -170,6 +168,8 @@ def _check_dense(model: nn.Module) -> None:
 def _dense(subject: Subject, settings: Settings) -> Trainee:
     """The dense model after one step, which also gives lazy layers their shapes."""
     subject.model.train()
+    if not any(parameter.requires_grad for parameter in subject.model.parameters()):
+        raise BenchError(f"{subject.name} must have parameters that require a gradient, got none")
     try:
         with settings.precision():
             output = subject.model(*subject.args, **subject.kwargs)

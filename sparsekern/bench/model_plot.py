@@ -70,7 +70,7 @@ def _speed(axis: Any, findings: Findings) -> None:
     axis.set(title="whole model", xlabel="sparsity (%)", ylabel="times as fast as dense")
     axis.set_ylim(bottom=0)
     axis.grid(color="0.9", linewidth=0.6)
-    axis.legend(fontsize=8, frameon=False)
+    _legend_below(axis)
 
 
 def _memory(axis: Any, findings: Findings) -> None:
@@ -86,7 +86,11 @@ def _memory(axis: Any, findings: Findings) -> None:
     axis.set(title="memory", xlabel="MiB")
     axis.grid(color="0.9", linewidth=0.6, axis="x")
     axis.set_axisbelow(True)
-    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+    _legend_below(axis)
+
+
+def _legend_below(axis: Any) -> None:
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
 
 def _layers(axis: Any, findings: Findings, layers: list[LayerFinding]) -> None:

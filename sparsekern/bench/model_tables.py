@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
-from sparsekern.bench.advice import Advice, mib, pays_from
+from sparsekern.bench.advice import Advice, pays_from, size
 from sparsekern.bench.findings import Findings, LayerFinding, WholeFinding
 
+WIDTH = 100
 WIDEST_NAME = 30
 NONE = "-"
 Row = Sequence[str]
@@ -27,13 +29,17 @@ def text(findings: Findings, advice: Advice) -> str:
     parts = [headline(findings)]
     for pattern in findings.patterns:
         for what, title in (
-            ("step", "training: forward and backward"),
-            ("evaluation", "evaluation: forward"),
+            ("step", "training"),
+            ("evaluation", "evaluation"),
         ):
-            parts.append(layer_table(findings, pattern, what, f"{pattern}, {title}, times as fast as dense"))
+            parts.append(layer_table(findings, pattern, what, f"{pattern}, {title}: times as fast as dense"))
     parts.append(_left(findings))
     parts.append(whole_table(findings))
-    parts.append("\n".join(["Advice", *advice.lines]))
+    wrapped = [
+        textwrap.fill(line, WIDTH, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False)
+        for line in advice.lines
+    ]
+    parts.append("\n".join(["Advice", *wrapped]))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -74,9 +80,9 @@ def whole_table(findings: Findings) -> str:
                 f"{1e3 * found.optimizer:.3f}",
                 f"{1e3 * found.cost.evaluation:.3f}",
                 _gain(dense.cost.evaluation / found.cost.evaluation),
-                mib(found.bytes.held),
+                size(found.bytes.held),
                 f"{dense.bytes.held / found.bytes.held:.1f}x",
-                mib(found.bytes.peak),
+                size(found.bytes.peak),
                 f"{dense.bytes.peak / found.bytes.peak:.1f}x",
             ]
         )

@@ -18,6 +18,8 @@ from sparsekern.bench.errors import BenchError, one_line
 DEFAULT_BATCH = 32
 # A recipe's batch may be one of many devices, or of accumulated steps.
 LARGEST_RECIPE_BATCH = 256
+# Of the data sets whose images have one size.
+IMAGES = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 Loss = Callable[[Any], Tensor]
 
 
@@ -90,7 +92,8 @@ def _from_callable(wanted: Wanted) -> Subject:
     model, example = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     if not isinstance(model, nn.Module):
         raise BenchError(
-            f"{wanted.name} must return a torch.nn.Module, or one and its inputs, got {type(returned).__name__}"
+            f"{wanted.name} must return a torch.nn.Module, or one and its inputs, "
+            f"got {type(returned).__name__}"
         )
     given = [
         option
@@ -135,9 +138,7 @@ def _callable(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise BenchError(f"{name} must be callable, got {type(found).__name__}")
     if isinstance(found, nn.Module):
-        raise BenchError(
-            f"{name} must be a callable that returns a model, got a {type(found).__name__} itself"
-        )
+        raise BenchError(f"{name} must return a model when it is called, got a {type(found).__name__} itself")
     return found
 
 
@@ -168,6 +169,7 @@ def _from_recipe(wanted: Wanted) -> Subject:
     try:
         from sparsekern.experiments.build import build_model
         from sparsekern.experiments.errors import ExperimentError
+        from sparsekern.experiments.models import GPT
         from sparsekern.experiments.recipe import load_recipe
     except ModuleNotFoundError as error:
         if error.name != "yaml":
@@ -186,12 +188,12 @@ def _from_recipe(wanted: Wanted) -> Subject:
     except ExperimentError as error:
         raise BenchError(f"{error}; a model of your own is MODULE:CALLABLE, a layer OUTxIN") from None
     batch = wanted.batch or min(recipe.batch_size, LARGEST_RECIPE_BATCH)
-    x = torch.randn(batch, *_image_shape(recipe.dataset, recipe.image_size))
+    if isinstance(model, GPT):
+        x = torch.randint(model.config.vocabulary, (batch, model.config.context))
+    else:
+        side = recipe.image_size
+        x = torch.randn(batch, *(IMAGES.get(recipe.dataset) or (3, side, side)))
     return Subject(wanted.name, model, (x,), {}, CrossEntropy(), recipe.optimizer)
-
-
-def _image_shape(dataset: str, image_size: int) -> tuple[int, ...]:
-    return (3, image_size, image_size) if dataset == "image_folder" else (1, 28, 28)
 
 
 class CrossEntropy:
