@@ -93,6 +93,11 @@ def _conflict_of_masks(recipe: Recipe) -> str:
         return (
             f"at_init must be left out with sparsity 0, which trains the dense network, got {recipe.at_init}"
         )
+    if recipe.dataset == "text" and recipe.at_init not in ("random", "magnitude"):
+        return (
+            f"at_init must be random or magnitude with dataset text, whose examples have no classes, "
+            f"got {recipe.at_init}"
+        )
     if recipe.at_init_scope == "global" and recipe.distribution != "uniform":
         return (
             f"distribution must be left at uniform with at_init_scope global, where layers have no share of "

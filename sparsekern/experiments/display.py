@@ -101,6 +101,9 @@ class Display:
             train = self._train
             text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
+        for field in record:
+            if field.startswith("bits_per_"):
+                text += f", {record[field]:.3f} {field.replace('_', ' ')}"
         if self._update:
             text += f"   explored {self._update['exploration_rate']:.1%}"
         if self._prune:

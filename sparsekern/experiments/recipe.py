@@ -77,9 +77,9 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Pruning, Updates, Masks, Net
         return self.method in PRUNING_METHODS
 
     @property
-    def image_options(self) -> dict[str, int]:
-        """How a data set of image files is read; others take no notice."""
-        return {"image_size": self.image_size, "num_classes": self.num_classes}
+    def data_options(self) -> dict[str, Any]:
+        """How image files and texts are read; other data sets take no notice."""
+        return {name: getattr(self, name) for name in ("image_size", "num_classes", "tokens", "context")}
 
     @property
     def last_update(self) -> int | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsekern.experiments.data import DATASETS
+from sparsekern.experiments.data import DATASETS, TOKENS
 from sparsekern.experiments.keys import (
     choice,
     count,
@@ -16,7 +16,7 @@ from sparsekern.experiments.keys import (
     switch,
     whole,
 )
-from sparsekern.experiments.models import MODELS
+from sparsekern.experiments.models import GPT_SIZES, MODELS
 from sparsekern.experiments.schedule import SCHEDULES
 
 #: Methods that train a dense network, whatever the sparsity.
@@ -49,6 +49,9 @@ class Network:
     image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
     num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
     width_multiplier: float = positive("resnet20: its channels, in multiples of the usual ones", 1.0)
+    gpt_size: str = choice("gpt: its layers, heads and width", GPT_SIZES, "tiny")
+    context: int = count("text: tokens that gpt looks at together", 128)
+    tokens: str = choice("text: what a token is", TOKENS, "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class Masks:
     weights: str | None = path("checkpoint.pt of a run to take the weights of, in place of init")
     storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
     init: str = choice(
-        "initial weights: dense (Glorot, then masked), per_layer (Liu et al.), per_neuron (Evci et al.)",
+        "initial weights: dense (as the dense network), per_layer (Liu et al.), per_neuron (Evci et al.)",
         ("dense", "per_layer", "per_neuron"),
         "per_neuron",
     )

@@ -12,8 +12,8 @@ from sparsekern.experiments.models.resnet20 import ResNet20
 from sparsekern.experiments.models.resnet50 import ResNet50
 from sparsekern.experiments.models.vgg16 import VGG16
 
-#: name -> (one line about it, constructor taking a generator; an image model's takes num_classes, too, and
-#: that of a network of any width its multiplier)
+#: name -> (one line about it, constructor taking a generator; an image model's takes num_classes, too, that
+#: of a network of any width its multiplier, and a language model's its config)
 MODELS: dict[str, tuple[str, Callable[..., torch.nn.Module]]] = {
     "lenet5": ("LeNet-5: 44,190 weights and 236 biases", lambda g: LeNet5(generator=g)),
     "mlp": ("MLP 784-300-100-10: 266,200 weights and 410 biases", lambda g: MLP(generator=g)),
@@ -37,6 +37,10 @@ MODELS: dict[str, tuple[str, Callable[..., torch.nn.Module]]] = {
         "ResNet-20 for CIFAR, shortcuts without parameters: 269,722 parameters",
         lambda g, num_classes=10, width_multiplier=1.0: ResNet20(num_classes, width_multiplier, g),
     ),
+    "gpt": (
+        "GPT, pre-LayerNorm, tied head: 842,496 parameters in its smallest size",
+        lambda g, config=GPT_SIZES["tiny"]: GPT(config, g),
+    ),
 }
 
 #: Models of color images of any size and number of classes.
@@ -44,7 +48,9 @@ IMAGE_MODELS = ("vgg16", "resnet50", "resnet20")
 
 #: model -> the data sets that it takes
 DATA_OF: dict[str, tuple[str, ...]] = {
-    name: ("image_folder", "cifar10") if name in IMAGE_MODELS else ("digits", "mnist") for name in MODELS
+    **dict.fromkeys(MODELS, ("digits", "mnist")),
+    **dict.fromkeys(IMAGE_MODELS, ("image_folder", "cifar10")),
+    "gpt": ("text",),
 }
 
 #: model -> the dense one with about as many parameters as it has when sparse
