@@ -155,7 +155,9 @@ def build(subject: Subject, settings: Settings) -> Contenders:
     left = {name: reason for name, reason in listed.items() if name not in taken}
     sparse = {v: _running(model, str(v), subject, settings) for v, model in models.items()}
     highest = max(variant.sparsity for variant in models)
-    masked = _running(_masked(_copied(subject), converted, highest), "masked-dense", subject, settings)
+    model = _copied(subject)
+    mask_dense_(model, converted, highest)
+    masked = _running(model, "masked-dense", subject, settings)
     return Contenders(dense, masked, sparse, converted, left, dropped)
 
 
@@ -223,7 +225,11 @@ def _sparsify(model: nn.Module, variant: Variant, exclude: Sequence[str]) -> sk.
 
 
 @torch.no_grad()
-def _masked(model: nn.Module, names: Sequence[str], sparsity: float) -> nn.Module:
+def mask_dense_(model: nn.Module, names: Sequence[str], sparsity: float) -> None:
+    """Simulates sparsity: random masks, multiplied to the dense weights of layers in every forward pass.
+
+    By `torch.nn.utils.prune`. Weights grow so that results keep their size.
+    """
     done = set()
     for name in names:
         layer = model.get_submodule(name)
@@ -231,4 +237,3 @@ def _masked(model: nn.Module, names: Sequence[str], sparsity: float) -> nn.Modul
         if id(layer.weight_orig) not in done:
             layer.weight_orig.div_(math.sqrt(1 - sparsity))
             done.add(id(layer.weight_orig))
-    return model

@@ -90,12 +90,20 @@ def _signature(layer: nn.Linear | nn.Conv2d) -> tuple[Any, ...]:
 
 
 class LayerRun:
-    """All calls of a layer in a step, on random tensors."""
+    """All calls of a layer in a step.
 
-    def __init__(self, layer: nn.Module, calls: Sequence[Call], settings: Settings) -> None:
+    Parameters
+    ----------
+    layer : torch.nn.Module
+    inputs : sequence of Tensor
+        For each call.
+    settings : Settings
+    """
+
+    def __init__(self, layer: nn.Module, inputs: Sequence[Tensor], settings: Settings) -> None:
         self.layer = layer
         self._settings = settings
-        self._inputs = [call.tensor(settings.device) for call in calls]
+        self._inputs = inputs
         with torch.no_grad():
             self._grads = [torch.randn_like(y) for y in self._outputs()]
         self._parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
@@ -103,7 +111,8 @@ class LayerRun:
     def _outputs(self) -> Iterator[Tensor]:
         for x in self._inputs:
             with self._settings.precision():
-                yield self.layer(x)
+                y = self.layer(x)
+            yield y
 
     def step(self) -> None:
         """Forward and backward, with the gradients of the parameters and of inputs that need one."""

@@ -112,7 +112,8 @@ def _layer(
     tell(f"{group.names[0]}, {'training' if what == 'step' else 'evaluation'}")
     layers: dict[Any, nn.Module | None] = {DENSE: contenders.dense.model.get_submodule(group.names[0])}
     layers |= {variant: contenders.layer(group.names[0], variant) for variant in contenders.sparse}
-    runs = {name: LayerRun(layer, group.calls, settings) for name, layer in layers.items() if layer}
+    inputs = [call.tensor(settings.device) for call in group.calls]
+    runs = {name: LayerRun(layer, inputs, settings) for name, layer in layers.items() if layer is not None}
     return stopwatch({name: getattr(run, what) for name, run in runs.items()})
 
 

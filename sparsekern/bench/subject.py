@@ -184,9 +184,12 @@ def _from_recipe(wanted: Wanted) -> Subject:
             raise BenchError(f"{option} must be left out for a recipe, which has its own")
     try:
         recipe = load_recipe(wanted.name)
-        model, _ = build_model(recipe.dense_twin())
     except ExperimentError as error:
         raise BenchError(f"{error}; a model of your own is MODULE:CALLABLE, a layer OUTxIN") from None
+    try:
+        model, _ = build_model(recipe.dense_twin())
+    except (ExperimentError, ValueError) as error:
+        raise BenchError(f"the network of {wanted.name} cannot be built without its data: {error}") from None
     batch = wanted.batch or min(recipe.batch_size, LARGEST_RECIPE_BATCH)
     if isinstance(model, GPT):
         x = torch.randint(model.config.vocabulary, (batch, model.config.context))
