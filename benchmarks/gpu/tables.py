@@ -103,17 +103,21 @@ def training_tables(records: list[Record]) -> list[Table]:
                 table.add(record["model"], sparsity, *[NONE] * 6)
                 table.note(f"{record['model']}, {sparsity}, could not be measured: {record['failed']}")
                 continue
-            row = [record["model"], sparsity, f"{record['step_ms']:.1f}", _less(dense, record, "step_ms")]
-            for part, total in (("held", memory.total), ("peak", lambda record: record["peak_bytes"])):
-                gain = NONE if dense is None else f"{total(dense) / total(record):.1f}x"
-                row += [_mib(total(record)), gain]
+            row = [record["model"], sparsity, f"{record['step_ms']:.1f}", _faster(dense, record)]
+            for size in (memory.total, _peak):
+                gain = NONE if dense is None else f"{size(dense) / size(record):.1f}x"
+                row += [_mib(size(record)), gain]
             table.add(*row)
         tables.append(table)
     return tables
 
 
-def _less(dense: Record | None, record: Record, name: str) -> str:
-    return NONE if dense is None else f"{dense[name] / record[name]:.2f}"
+def _peak(record: Record) -> int:
+    return record["peak_bytes"]
+
+
+def _faster(dense: Record | None, record: Record) -> str:
+    return NONE if dense is None else f"{dense['step_ms'] / record['step_ms']:.2f}"
 
 
 def _mib(size: int | None) -> str:
