@@ -10,6 +10,8 @@ from sparsekern.bench.findings import Findings, LayerFinding, Variant
 
 # Nearer than this to dense counts as equal: medians of one run do not tell such figures apart.
 MARGIN = 0.05
+# Where steps of one model vary more than this, something else is using the machine.
+BUSY = 0.2
 # Below so many seconds a layer's forward and backward pass is mostly the cost of calls.
 SMALL = 2e-4
 
@@ -43,6 +45,7 @@ def advise(findings: Findings) -> Advice:
         *_small(findings, slower),
         *_bound(findings),
         *_memory(findings),
+        *_noise(findings),
     ]
     return Advice(tuple(lines), exclude)
 
@@ -145,7 +148,7 @@ def _keep_dense(
         groups.setdefault(exclude[variant], []).append(variant)
     for names, variants in groups.items():
         at = listed_variants(variants)
-        converted = sum(len(layer.names) for layer in findings.layers if layer.gain(variants[0]) is not None)
+        converted = _converted(findings, variants[0])
         if not names:
             lines.append(f"  {at}: none")
         elif len(slower[variants[0]]) == converted:
@@ -153,13 +156,20 @@ def _keep_dense(
             lines.append(f"  {at}: {what}, so leave the model dense")
         else:
             lines.append(f"  {at}: exclude=[{', '.join(map(repr, names))}]".replace("'", '"'))
-    best = max(findings.variants, key=lambda variant: findings.dense.cost.step / expected(findings, variant))
+    some = [v for v in findings.variants if 0 < len(slower[v]) < _converted(findings, v)]
+    if not some:
+        return lines
+    best = min(some, key=lambda variant: expected(findings, variant))
     gain = findings.dense.cost.step / expected(findings, best)
     if gain > max(1 + MARGIN, findings.gain(best) * (1 + MARGIN)):
         lines.append(
             f"  so a step at {best} should be about {times(gain)} as fast: measure it with --exclude"
         )
     return lines
+
+
+def _converted(findings: Findings, variant: Variant) -> int:
+    return sum(len(layer.names) for layer in findings.layers if layer.gain(variant) is not None)
 
 
 def expected(findings: Findings, variant: Variant) -> float:
@@ -204,6 +214,15 @@ def _memory(findings: Findings) -> list[str]:
     if max(map(findings.gain, findings.variants)) <= 1 + MARGIN and dense.held > 1.2 * sparse.held:
         lines.append("Memory is what sparsity gains here.")
     return lines
+
+
+def _noise(findings: Findings) -> list[str]:
+    if findings.spread <= BUSY:
+        return []
+    return [
+        f"The machine is busy: a dense step varies by {findings.spread:.0%} between quartiles, so these "
+        "figures are rough."
+    ]
 
 
 def listed_variants(variants: Sequence[Variant]) -> str:

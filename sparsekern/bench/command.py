@@ -50,6 +50,9 @@ def bench_command(arguments: list[str]) -> int:
     except (BenchError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         print(f"{_PROG}: error: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"{_PROG}: error: not enough memory", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"{_PROG}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
@@ -144,8 +147,7 @@ def _add_model_options(group: Any) -> None:
 
 
 def _what(text: str) -> tuple[int, int] | str:
-    # A model's name may hold an x; a shape begins with a digit, which no module or recipe does.
-    return takes.layer_shape(text) if re.match(r"[0-9]", text) else text
+    return takes.layer_shape(text) if re.fullmatch(r"[0-9]+([xX].*)?", text) else text
 
 
 def _patterns(text: str) -> tuple[str, ...]:
@@ -181,4 +183,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"--device {name} cannot be used: {one_line(error)}") from error
+    if device.type == "cuda":
+        # Events are recorded on the current device.
+        torch.cuda.set_device(device)
     return device

@@ -165,6 +165,8 @@ class Findings:
     dense, masked : WholeFinding
         The model as it is, and with masks multiplied to the same layers' dense weights in every pass.
     sparse : mapping of Variant to WholeFinding
+    spread : float
+        Between the quartiles of the dense model's steps, as a fraction of their median.
     """
 
     about: About
@@ -173,6 +175,7 @@ class Findings:
     dense: WholeFinding
     masked: WholeFinding
     sparse: Mapping[Variant, WholeFinding]
+    spread: float
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -206,6 +209,7 @@ class Findings:
             layers.append({**fields, "dense": _milliseconds(layer.dense), "sparse": sparse})
         sparse = [{**asdict(variant), **_whole(found)} for variant, found in self.sparse.items()]
         whole = {"dense": _whole(self.dense), "masked_dense": _whole(self.masked), "sparse": sparse}
+        whole["spread"] = round(self.spread, 4)
         return {"about": asdict(self.about), "layers": layers, "left": dict(self.left), "whole": whole}
 
 

@@ -14,7 +14,7 @@ from sparsekern.bench.findings import About, Cost, Findings, LayerFinding, Varia
 from sparsekern.bench.layer_calls import Alike, LayerRun, alike, record_calls
 from sparsekern.bench.live_bytes import measure_bytes
 from sparsekern.bench.subject import Subject
-from sparsekern.timing import CudaClock, cpu_clock, interleave
+from sparsekern.timing import CudaClock, Timing, cpu_clock, interleave
 
 Tell = Callable[[str], None]
 DENSE = "dense"
@@ -44,7 +44,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Findings:
     groups = alike(contenders, calls)
     stopwatch = Stopwatch(settings)
     tell("the whole model, training")
-    steps, optimizers = _train(contenders, stopwatch)
+    steps, optimizers, spread = _train(contenders, stopwatch)
     held = {
         name: measure_bytes(each.model, each.optimizer, each.step, settings.device)
         for name, each in contenders.all.items()
@@ -70,6 +70,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Findings:
         dense=whole.pop(DENSE),
         masked=whole.pop("masked-dense"),
         sparse=whole,
+        spread=spread,
     )
 
 
@@ -81,13 +82,19 @@ class Stopwatch:
         self._seconds = settings.seconds
 
     def __call__(self, runs: Mapping[Any, Callable[[], Any]]) -> dict[Any, float]:
-        found = interleave(runs, seconds=self._seconds, clock=self._clock)
-        return {name: timing.median for name, timing in found.items()}
+        return {name: timing.median for name, timing in self.timings(runs).items()}
+
+    def timings(self, runs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Timing]:
+        """Medians with all else that is known."""
+        return interleave(runs, seconds=self._seconds, clock=self._clock)
 
 
-def _train(contenders: Contenders, stopwatch: Stopwatch) -> tuple[dict[Any, float], dict[Any, float]]:
-    steps = stopwatch({name: each.step for name, each in contenders.all.items()})
-    return steps, stopwatch({name: each.optimizer.step for name, each in contenders.all.items()})
+def _train(contenders: Contenders, stopwatch: Stopwatch) -> tuple[dict[Any, float], dict[Any, float], float]:
+    """Seconds of steps and of the optimizers' part, and how much the dense model's steps vary."""
+    timings = stopwatch.timings({name: each.step for name, each in contenders.all.items()})
+    steps = {name: timing.median for name, timing in timings.items()}
+    optimizers = stopwatch({name: each.optimizer.step for name, each in contenders.all.items()})
+    return steps, optimizers, timings[DENSE].spread / steps[DENSE]
 
 
 def _to_evaluation(contenders: Contenders) -> None:

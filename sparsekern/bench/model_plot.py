@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsekern.bench.errors import BenchError
 from sparsekern.bench.findings import Findings, LayerFinding, Variant, WholeFinding
+from sparsekern.bench.model_tables import label
 
 MOST_LAYERS = 24
 # Told apart by markers, so that they also are without colour.
@@ -38,9 +39,9 @@ def draw(findings: Findings, suffix: str) -> bytes:
     from matplotlib.figure import Figure
 
     layers = sorted(findings.layers, key=lambda layer: layer.total, reverse=True)[:MOST_LAYERS]
-    figure = Figure(figsize=(13.0, max(4.6, 1.9 + 0.27 * len(layers))), layout="constrained")
+    figure = Figure(figsize=(14.0, max(4.8, 1.9 + 0.27 * len(layers))), layout="constrained")
     FigureCanvasAgg(figure)
-    speed, memory, each = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.3))
+    speed, memory, each = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.25))
     _speed(speed, findings)
     _memory(memory, findings)
     _layers(each, findings, layers)
@@ -90,7 +91,7 @@ def _memory(axis: Any, findings: Findings) -> None:
 
 
 def _legend_below(axis: Any) -> None:
-    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _layers(axis: Any, findings: Findings, layers: list[LayerFinding]) -> None:
@@ -103,7 +104,8 @@ def _layers(axis: Any, findings: Findings, layers: list[LayerFinding]) -> None:
                 *zip(*known, strict=True), label=str(variant), s=26, zorder=3, **_shade(findings, variant)
             )
     step = findings.dense.cost.step
-    labels = [f"{_short(layer)}  {layer.total / step:.0%}" for layer in layers]
+    everything = [name for layer in findings.layers for name in layer.names]
+    labels = [f"{label(layer, everything)}  {layer.total / step:.0%}" for layer in layers]
     axis.set_yticks(list(places), labels, fontsize=8)
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=0.8)
@@ -120,9 +122,3 @@ def _shade(findings: Findings, variant: Variant) -> dict[str, Any]:
     style = STYLES[variant.pattern]
     alpha = 0.25 + 0.75 * (same.index(variant) + 1) / len(same)
     return {"color": style["color"], "marker": style["marker"], "alpha": alpha}
-
-
-def _short(layer: LayerFinding) -> str:
-    name = layer.names[0]
-    more = f" +{len(layer.names) - 1}" if len(layer.names) > 1 else ""
-    return (name if len(name) <= 26 else "..." + name[-23:]) + more

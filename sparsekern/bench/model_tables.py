@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from sparsekern.bench.advice import Advice, pays_from, size
+from sparsekern.bench.advice import Advice, pays_from, shortened, size
 from sparsekern.bench.findings import Findings, LayerFinding, WholeFinding
 
 WIDTH = 100
-WIDEST_NAME = 30
+WIDEST_NAME = 36
 NONE = "-"
 Row = Sequence[str]
 
@@ -49,21 +49,26 @@ def layer_table(findings: Findings, pattern: str, what: str, title: str) -> str:
     whole = getattr(findings.dense.cost, what)
     headers = [pattern if pattern == "2:4" else variant.percent for variant in variants]
     last = ["pays from"] if what == "step" and pattern != "2:4" else []
-    rows: list[Row] = [["layer", "weight", "dense ms", "share", *headers, *last]]
+    rows: list[Row] = [["layers", "", "weight", "dense ms", "share", *headers, *last]]
+    everything = [name for layer in findings.layers for name in layer.names]
     for layer in findings.layers:
         dense = getattr(layer.dense, what)
         share = len(layer.names) * dense / whole
         cells = [_gain(layer.gain(variant, what)) for variant in variants]
         start = pays_from(layer, pattern)
         end = [start.percent if start else "none"] if last else []
-        rows.append([_name(layer), _shape(layer), f"{1e3 * dense:.3f}", f"{share:.0%}", *cells, *end])
-    return f"{title}\n{_aligned(rows, left=2)}"
+        shape = "x".join(map(str, layer.weight_shape))
+        number = str(len(layer.names))
+        rows.append(
+            [label(layer, everything), number, shape, f"{1e3 * dense:.3f}", f"{share:.0%}", *cells, *end]
+        )
+    return f"{title}\n{_aligned(rows, left=1)}"
 
 
 def whole_table(findings: Findings) -> str:
     """One row for each contender: times of a step and an evaluation, and memory."""
     rows: list[Row] = [
-        ["whole model", "step ms", "", "optimizer", "eval ms", "", "held", "", "step's peak", ""]
+        ["whole model", "step ms", "", "opt. ms", "eval ms", "", "held", "", "step's peak", ""]
     ]
     everything: list[tuple[str, WholeFinding]] = [
         ("dense", findings.dense),
@@ -99,17 +104,15 @@ def _left(findings: Findings) -> str:
     return "\n".join(["left dense", *shown[:8], *more])
 
 
-def _name(layer: LayerFinding) -> str:
-    more = f" +{len(layer.names) - 1}" if len(layer.names) > 1 else ""
-    return _cut(layer.names[0], WIDEST_NAME - len(more)) + more
+def label(layer: LayerFinding, everything: Sequence[str]) -> str:
+    """Names of layers of a kind, short: as a pattern where one fits, of several the first."""
+    first, *others = shortened(layer.names, everything)
+    more = ", ..." if others else ""
+    return _cut(first, WIDEST_NAME - len(more)) + more
 
 
 def _cut(name: str, width: int) -> str:
     return name if len(name) <= width else "..." + name[3 - width :]
-
-
-def _shape(layer: LayerFinding) -> str:
-    return "x".join(map(str, layer.weight_shape))
 
 
 def _gain(gain: float | None) -> str:

@@ -29,9 +29,9 @@ def layer(names, dense, **gains):
     return LayerFinding(names, "Linear", (8, 8), ((4, 8),), True, Cost(dense * MS, dense * MS), sparse)
 
 
-def findings(layers, dense, sparse, left=(), share=1.0, masked=10.0):
+def findings(layers, dense, sparse, left=(), share=1.0, masked=10.0, spread=0.0):
     about = About("net", "Net", 1000, round(1000 * share), "4x8", 4, "AdamW", "float32", "CPU, 1 thread")
-    return Findings(about, tuple(layers), dict(left), dense, whole(masked), sparse)
+    return Findings(about, tuple(layers), dict(left), dense, whole(masked), sparse, spread)
 
 
 def advice_of(*arguments, **options):
@@ -71,6 +71,7 @@ def test_everything_slower_says_so_and_excludes_nothing_by_name():
     assert "50 and 90 % unstructured: all, so leave the model dense" in said
     assert "exclude=" not in said
     assert "Memory is what sparsity gains here." in said
+    assert "--exclude" not in said
 
 
 def test_mixed_layers_are_excluded_where_they_are_slower():
@@ -131,6 +132,12 @@ def test_the_optimizer_counts_by_the_share_of_weights():
 def test_simulated_sparsity_is_compared():
     said, _ = advice_of([layer("a", 5.0, half=2.0)], whole(10.0), {HALF: whole(5.0)}, masked=12.5)
     assert "Masks multiplied to dense weights train 0.80 times as fast as dense" in said
+
+
+def test_a_busy_machine_is_told_of():
+    found = [layer("a", 5.0, half=2.0)], whole(10.0), {HALF: whole(5.0)}
+    assert "a dense step varies by 40%" in advice_of(*found, spread=0.4)[0]
+    assert "busy" not in advice_of(*found, spread=0.1)[0]
 
 
 @pytest.mark.parametrize(

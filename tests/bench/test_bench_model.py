@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from sparsekern.bench import model_plot
+from sparsekern.bench import measure, model_plot
 from sparsekern.bench.contenders import PATTERNS
-from sparsekern.bench.measure import Stopwatch
 from sparsekern.cli import main
+from sparsekern.timing import Timing
 
 MODULE = "bench_models_of_a_test"
 SOURCE = """
@@ -218,7 +218,7 @@ def test_the_tables_fit_a_terminal_and_end_in_advice(measured):
     assert "inputs 3x7x5; AdamW; float32; CPU, 1 thread" in printed
     for pattern in ("unstructured", "block", "2:4"):
         assert f"{pattern}, training: times as fast as dense" in printed
-    assert re.search(r"^blocks.0.widen \+1 +24x12 ", printed, re.MULTILINE)
+    assert re.search(r"^blocks\.\*\.widen +2 +24x12 ", printed, re.MULTILINE)
     assert printed.index("whole model") < printed.index("Advice\n") < printed.index("Held to train")
     assert measured[1]["advice"]
     assert all(isinstance(each["exclude"], list) for each in measured[1]["exclude"])
@@ -233,12 +233,12 @@ def test_the_picture_is_one(measured, folder):
 def untimed(monkeypatch):
     """Everything runs once, and takes a second."""
 
-    def once(stopwatch, runs):
+    def once(runs, **options):
         for run in runs.values():
             run()
-        return dict.fromkeys(runs, 1.0)
+        return dict.fromkeys(runs, Timing(1.0, 1.0, 0.0, 1))
 
-    monkeypatch.setattr(Stopwatch, "__call__", once)
+    monkeypatch.setattr(measure, "interleave", once)
 
 
 def test_a_recipe_brings_batch_and_optimizer(untimed, capsys):
@@ -249,14 +249,17 @@ def test_a_recipe_brings_batch_and_optimizer(untimed, capsys):
     assert "conv1  excluded by 'conv*'" in printed
 
 
-@pytest.mark.parametrize("recipe", ["resnet20-cifar10", "mlp-mnist"])
-def test_inputs_of_recipes_fit_their_models(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [("resnet20-cifar10", (2, 10)), ("mlp-mnist", (2, 10)), ("gpt-text", (2, 128, 256))],
+)
+def test_inputs_of_recipes_fit_their_models(recipe, shape):
     from sparsekern.bench.subject import Wanted, find
 
     subject = find(Wanted(recipe, {}, None, None, 2))
     with torch.no_grad():
         output = subject.model(*subject.args)
-    assert output.shape == (2, 10)
+    assert output.shape == shape
     assert subject.loss(output).ndim == 0
 
 
