@@ -10,8 +10,8 @@ from sparsekern.bench.findings import Findings, LayerFinding, Variant
 
 # Nearer than this to dense counts as equal: medians of one run do not tell such figures apart.
 MARGIN = 0.05
-# Where steps of one model vary more than this, something else is using the machine.
-BUSY = 0.2
+# Where steps of one model vary more than this, or so many processes want each core, figures are rough.
+VARIES, CROWDED = 0.2, 1.2
 # Below so many seconds a layer's forward and backward pass is mostly the cost of calls.
 SMALL = 2e-4
 
@@ -201,6 +201,12 @@ def _bound(findings: Findings) -> list[str]:
     rest = 1 - min(findings.convertible_seconds / step, 1.0)
     if rest < 0.02:
         return ["Nearly all of a dense step is in layers that can be sparse."]
+    best = max(map(findings.gain, findings.variants))
+    if best > 1 / rest:
+        return [
+            f"Layers by themselves add up to {1 - rest:.0%} of a dense step, too little for a step that is "
+            f"{times(best)} as fast: no bound follows."
+        ]
     bound = f"however sparse, a step cannot be more than {1 / rest:.1f} times as fast"
     return [f"About {rest:.0%} of a dense step is not in layers that can be sparse: {bound}."]
 
@@ -217,12 +223,17 @@ def _memory(findings: Findings) -> list[str]:
 
 
 def _noise(findings: Findings) -> list[str]:
-    if findings.spread <= BUSY:
-        return []
-    return [
-        f"The machine is busy: a dense step varies by {findings.spread:.0%} between quartiles, so these "
-        "figures are rough."
-    ]
+    lines = []
+    if findings.load > CROWDED:
+        lines.append(
+            f"The machine was busy when this began, {findings.load:.1f} processes for each core: long calls "
+            "are interrupted more than short ones, which flatters what is faster. Measure again when idle."
+        )
+    if findings.spread > VARIES:
+        lines.append(
+            f"These figures are rough: a dense step varies by {findings.spread:.0%} between quartiles."
+        )
+    return lines
 
 
 def listed_variants(variants: Sequence[Variant]) -> str:

@@ -167,6 +167,8 @@ class Findings:
     sparse : mapping of Variant to WholeFinding
     spread : float
         Between the quartiles of the dense model's steps, as a fraction of their median.
+    load : float
+        Processes that wanted to run when this began, for each core that there is.
     """
 
     about: About
@@ -176,6 +178,7 @@ class Findings:
     masked: WholeFinding
     sparse: Mapping[Variant, WholeFinding]
     spread: float
+    load: float
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -209,7 +212,7 @@ class Findings:
             layers.append({**fields, "dense": _milliseconds(layer.dense), "sparse": sparse})
         sparse = [{**asdict(variant), **_whole(found)} for variant, found in self.sparse.items()]
         whole = {"dense": _whole(self.dense), "masked_dense": _whole(self.masked), "sparse": sparse}
-        whole["spread"] = round(self.spread, 4)
+        whole |= {"spread": round(self.spread, 4), "load": round(self.load, 2)}
         return {"about": asdict(self.about), "layers": layers, "left": dict(self.left), "whole": whole}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Findings:
     BenchError
         As `sparsekern.bench.contenders.build` does.
     """
+    load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     tell("building")
     contenders = build(subject, settings)
     for variant, why in contenders.dropped.items():
@@ -71,6 +73,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Findings:
         masked=whole.pop("masked-dense"),
         sparse=whole,
         spread=spread,
+        load=load,
     )
 
 

@@ -29,9 +29,9 @@ def layer(names, dense, **gains):
     return LayerFinding(names, "Linear", (8, 8), ((4, 8),), True, Cost(dense * MS, dense * MS), sparse)
 
 
-def findings(layers, dense, sparse, left=(), share=1.0, masked=10.0, spread=0.0):
+def findings(layers, dense, sparse, left=(), share=1.0, masked=10.0, spread=0.0, load=0.5):
     about = About("net", "Net", 1000, round(1000 * share), "4x8", 4, "AdamW", "float32", "CPU, 1 thread")
-    return Findings(about, tuple(layers), dict(left), dense, whole(masked), sparse, spread)
+    return Findings(about, tuple(layers), dict(left), dense, whole(masked), sparse, spread, load)
 
 
 def advice_of(*arguments, **options):
@@ -129,6 +129,12 @@ def test_the_optimizer_counts_by_the_share_of_weights():
     assert "Nearly all of a dense step" in said
 
 
+def test_no_bound_contradicts_what_was_measured():
+    said, _ = advice_of([layer("a", 4.0, half=2.0)], whole(10.0), {HALF: whole(5.0)})
+    assert "Layers by themselves add up to 40% of a dense step, too little for a step that is 2.00" in said
+    assert "cannot be more" not in said
+
+
 def test_simulated_sparsity_is_compared():
     said, _ = advice_of([layer("a", 5.0, half=2.0)], whole(10.0), {HALF: whole(5.0)}, masked=12.5)
     assert "Masks multiplied to dense weights train 0.80 times as fast as dense" in said
@@ -137,7 +143,10 @@ def test_simulated_sparsity_is_compared():
 def test_a_busy_machine_is_told_of():
     found = [layer("a", 5.0, half=2.0)], whole(10.0), {HALF: whole(5.0)}
     assert "a dense step varies by 40%" in advice_of(*found, spread=0.4)[0]
-    assert "busy" not in advice_of(*found, spread=0.1)[0]
+    assert "busy when this began, 6.2 processes for each core" in advice_of(*found, load=6.2)[0]
+    said, _ = advice_of(*found, spread=0.1, load=1.0)
+    assert "busy" not in said
+    assert "rough" not in said
 
 
 @pytest.mark.parametrize(

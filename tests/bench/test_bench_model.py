@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from sparsekern.bench import measure, model_plot
+from sparsekern.bench.command import build_parser
 from sparsekern.bench.contenders import PATTERNS
 from sparsekern.cli import main
 from sparsekern.timing import Timing
@@ -221,6 +224,7 @@ def test_the_tables_fit_a_terminal_and_end_in_advice(measured):
     assert re.search(r"^blocks\.\*\.widen +2 +24x12 ", printed, re.MULTILINE)
     assert printed.index("whole model") < printed.index("Advice\n") < printed.index("Held to train")
     assert measured[1]["advice"]
+    assert measured[1]["whole"]["load"] >= 0
     assert all(isinstance(each["exclude"], list) for each in measured[1]["exclude"])
 
 
@@ -356,3 +360,20 @@ def test_a_picture_needs_matplotlib_before_anything_is_measured(monkeypatch, cap
 
 def test_the_picture_has_a_style_for_every_pattern():
     assert set(model_plot.STYLES) == set(PATTERNS)
+
+
+def test_commands_of_the_guide_are_accepted():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^sparsekern bench .*$", text, re.MULTILINE)
+    commands += re.findall(r"`(sparsekern bench [^`]*--[^`]*)`", text)
+    assert len(commands) >= 6
+    for command in commands:
+        options = build_parser().parse_args(shlex.split(command)[2:])
+        assert options.what
+
+
+def test_help_names_both_kinds(capsys):
+    assert bench("--help") == 0
+    printed = capsys.readouterr().out
+    assert "a layer:" in printed
+    assert "a model:" in printed
