@@ -233,7 +233,7 @@ def mask_dense_(model: nn.Module, names: Sequence[str], sparsity: float) -> None
     done = set()
     for name in names:
         layer = model.get_submodule(name)
-        prune.random_unstructured(layer, "weight", amount=sparsity)
+        prune.custom_from_mask(layer, "weight", torch.rand_like(layer.weight) >= sparsity)
         if id(layer.weight_orig) not in done:
             layer.weight_orig.div_(math.sqrt(1 - sparsity))
             done.add(id(layer.weight_orig))

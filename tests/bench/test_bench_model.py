@@ -103,6 +103,13 @@ def sparse():
     return model
 
 
+def channels_last():
+    layers = [nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(32, 4)]
+    x = torch.randn(2, 4, 4, 4)
+    last = {"memory_format": torch.channels_last}
+    return nn.Sequential(*layers).to(**last), x.to(**last)
+
+
 def failing():
     raise RuntimeError("first line\\nsecond line")
 
@@ -273,12 +280,13 @@ def test_inputs_of_recipes_fit_their_models(recipe, shape):
         (("tokens", "--model-args", "vocabulary=9", "--input-tokens", "9x4"), "inputs 32x4 int64"),
         # Lazy layers, keywords, and a loss of the model's own.
         (("named",), "inputs 4x6"),
-        (("single", "--input-shape", "8", "--autocast", "bfloat16"), "float32, autocast to bfloat16"),
+        (("single", "--input-shape", "8"), "inputs 32x8; AdamW"),
+        (("channels_last", "--autocast", "bfloat16"), "float32, autocast to bfloat16"),
     ],
 )
 def test_kinds_of_models(untimed, arguments, expected, capsys):
     name, *others = arguments
-    assert bench(f"{MODULE}:{name}", *others, "--sparsities", "0.5") == 0
+    assert bench(f"{MODULE}:{name}", *others, "--sparsities", "0.5", "--pattern", "block,2:4") == 0
     assert expected in capsys.readouterr().out
 
 
