@@ -109,5 +109,6 @@ class Display:
         if self._prune:
             text += f"   sparsity {self._prune['sparsity']:.2%}"
         if self._train:
-            text += f"   lr {train['learning_rate']:<9.3g}{train['steps_per_second']:>4.0f} steps/s"
+            rate = train["steps_per_second"]
+            text += f"   lr {train['learning_rate']:<9.3g}{rate:>4.{0 if rate >= 9.95 else 1}f} steps/s"
         return text

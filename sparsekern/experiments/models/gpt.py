@@ -151,10 +151,15 @@ class GPT(nn.Module):
     config : GPTConfig
         For instance one of :data:`GPT_SIZES`.
     generator : torch.Generator, optional
-        Source of the initial values; PyTorch's own if None.
+        Source of the initial values, on the same device; PyTorch's own if None.
     device : torch.device or str, optional
         Where the parameters are; PyTorch's default device if None. On ``meta`` nothing is allocated, whatever
         the size.
+
+    Raises
+    ------
+    TypeError
+        If ``config`` is something else.
 
     Notes
     -----
@@ -171,6 +176,8 @@ class GPT(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(config, GPTConfig):
+            raise TypeError(f"config must be a GPTConfig, such as GPT_SIZES['124m'], got {config!r}")
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
         self.config = config
