@@ -89,7 +89,8 @@ def find(wanted: Wanted) -> Subject:
 
 def _from_callable(wanted: Wanted) -> Subject:
     returned = _call(_callable(wanted.name), wanted)
-    model, example = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+    is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
+    model, example = returned if is_pair else (returned, None)
     if not isinstance(model, nn.Module):
         raise BenchError(
             f"{wanted.name} must return a torch.nn.Module, or one and its inputs, "

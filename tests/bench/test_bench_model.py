@@ -182,7 +182,7 @@ def test_the_layers_of_a_kind_are_timed_once(measured):
     ]
     # A first layer's backward pass has one gradient less.
     assert [each["input_gradient"] for each in layers] == [False, True, True, True]
-    assert all(each["dense"]["step_ms"] > each["dense"]["evaluation_ms"] > 0 for each in layers)
+    assert all(each["dense"][f"{what}_ms"] > 0 for each in layers for what in ("step", "evaluation"))
 
 
 def test_every_variant_is_measured_where_it_fits(measured):
