@@ -15,9 +15,9 @@ STATE_DICT_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-# torch.nn.utils.parametrizations.weight_norm leaves this one behind when it is removed. It renames the keys
-# of the older weight_norm, which a layer without either has none of.
-LEFT_BEHIND = "weight_norm.<locals>._weight_norm_compat_hook"
+# Of hooks that load state dicts, those that PyTorch forgets when it removes a normalization. They rename keys
+# of older versions of it, which a layer without it has none of.
+LEFT_BEHIND = ("weight_norm.<locals>._weight_norm_compat_hook", "SpectralNormLoadStateDictPreHook")
 # The Parameters and buffers that torch's functions put in the place of a weight, and what removes them.
 COMPUTED = {
     ("weight_g", "weight_v"): ("weight_norm", "torch.nn.utils.remove_weight_norm(layer)"),
@@ -84,7 +84,8 @@ def own_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _state_dict_hooks(module: nn.Module) -> list[object]:
     hooks = [hook for name in STATE_DICT_HOOKS for hook in vars(module).get(name, {}).values()]
-    return [hook for hook in hooks if LEFT_BEHIND != getattr(getattr(hook, "hook", hook), "__qualname__", "")]
+    functions = [getattr(hook, "hook", hook) for hook in hooks]
+    return [f for f in functions if getattr(f, "__qualname__", type(f).__qualname__) not in LEFT_BEHIND]
 
 
 def _parametrized(module: nn.Module) -> str:

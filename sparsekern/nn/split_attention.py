@@ -263,8 +263,8 @@ class SplitAttention(nn.Module):
         if name in PACKED:
             raise AttributeError(
                 f"a SplitAttention has no {name!r}: its projections are the layers q_proj, k_proj, v_proj "
-                "and out_proj; where it is nn.TransformerEncoder that reads it, call split_attention_ on a model "
-                "that contains the encoder, which turns its fused inference off"
+                "and out_proj; where it is nn.TransformerEncoder that reads it, call split_attention_ on a "
+                "model that contains the encoder, which turns its fused inference off"
             )
         return super().__getattr__(name)
 
