@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sparsekern as sk
 from sparsekern.nn import is_depthwise, sparsify_
 from tests.clients.training import Client, assert_trains_and_resumes
 
@@ -99,3 +103,11 @@ def test_what_others_leave_is_named(name, reason):
     assert report.left
     assert all(row.reason == "filter_fn returned False" or reason in row.reason for row in report.left)
     assert any(reason in row.reason for row in report.left)
+
+
+def test_the_guide_runs():
+    """Its blocks in ```py need timm, those in ```python are run with the other guides."""
+    guide = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
+    (block,) = re.findall(r"^```py\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    with torch.device("meta"):
+        exec(compile(block, str(guide), "exec"), {"sk": sk})

@@ -53,35 +53,41 @@ def test_inside_a_transformer(batch_first, mode):
         torch.testing.assert_close(made(source, target, **keywords), model(source, target, **keywords))
 
 
+CAUSAL = {"mask": nn.Transformer.generate_square_subsequent_mask(7), "is_causal": True}
+PADDED = {"src_key_padding_mask": torch.arange(7) >= torch.tensor([7, 5, 2])[:, None]}
+
+
 @pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+@pytest.mark.parametrize(
+    "keywords", [{}, PADDED, CAUSAL, {**PADDED, **CAUSAL}], ids=["full", "padded", "causal", "both"]
+)
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_fused_and_nested_inference_bypass_nothing(norm_first, padded, storage):
+@pytest.mark.parametrize("whole", [True, False], ids=["split", "feed-forward alone"])
+def test_fused_and_nested_inference_bypass_nothing(whole, norm_first, keywords, storage):
     """In eval mode PyTorch would read all weights of a layer itself, and pack a padded batch."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 24, activation="gelu", batch_first=True, norm_first=norm_first)
     # Nested tensors are PyTorch's choice unless norm_first.
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
-    split_attention_(model)
+    assert len(split_attention_(model) if whole else []) == 2 * whole
     report = sparsify_(model, 0.5, storage=storage)
-    assert len(report.converted) == 2 * 6
-    assert not report.left
+    assert len(report.converted) == 2 * (6 if whole else 2)
+    assert bool(report.left) is not whole
     x = torch.randn(3, 7, 16)
-    padding = torch.arange(7) >= torch.tensor([7, 5, 2])[:, None] if padded else None
     dense = copy.deepcopy(model)
     densify_(dense)
-    assert len(merge_attention_(dense)) == 2
+    merge_attention_(dense)
     if storage == "masked":
         for module in model.modules():
             if isinstance(module, SparseLinear):
                 with torch.no_grad():
                     module.weight[~module.mask] = 1e6  # what a fused path would read
     with torch.no_grad():
-        got = model.eval()(x, src_key_padding_mask=padding)
+        got = model.eval()(x, **keywords)
         # Here the fused paths are on again.
         assert dense.use_nested_tensor is not norm_first
-        expected = dense.eval()(x, src_key_padding_mask=padding)
-    seen = torch.ones(3, 7, dtype=torch.bool) if padding is None else ~padding
+        expected = dense.eval()(x, **keywords)
+    seen = ~keywords.get("src_key_padding_mask", torch.zeros(3, 7, dtype=torch.bool))
     torch.testing.assert_close(got[seen], expected[seen])
 
 
