@@ -128,7 +128,9 @@ def _another_type(module: nn.Module) -> str | None:
 
 def _subclass(kind: type[nn.Module], base: type[nn.Module]) -> str:
     name = f"nn.{base.__name__}"
-    reason = f"{kind.__name__} is a subclass of {name}; only the exact type is converted"
+    # timm has a Linear of its own, say.
+    own = kind.__name__ if kind.__name__ != base.__name__ else f"{kind.__module__}.{kind.__name__}"
+    reason = f"{own} is a subclass of {name}; only the exact type is converted"
     same = all(
         getattr(kind, method) is getattr(base, method)
         for method in ("forward", "_conv_forward", "__call__")
@@ -136,4 +138,4 @@ def _subclass(kind: type[nn.Module], base: type[nn.Module]) -> str:
     )
     if same:
         return f"{reason}: put an {name} with its weight and bias in its place"
-    return f"{reason}, since it has a forward of its own"
+    return f"{reason}: where its own forward computes the same, put an {name} in its place"

@@ -89,11 +89,11 @@ def test_every_layer_of_a_real_one_converts(name, converted, left):
     [
         (
             "tf_efficientnet_b0",
-            "Conv2dSame is a subclass of nn.Conv2d; only the exact type is converted, since",
+            "Conv2dSame is a subclass of nn.Conv2d; only the exact type is converted: where",
         ),
         (
             "mobilenetv3_small_100",
-            "Linear is a subclass of nn.Linear; only the exact type is converted, since",
+            "timm.layers.linear.Linear is a subclass of nn.Linear; only the exact type is converted: where",
         ),
         ("swin_tiny_patch4_window7_224", "it holds relative_position_bias_table itself"),
     ],

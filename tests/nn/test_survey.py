@@ -126,7 +126,7 @@ ODD_REASONS = {
     "normed": "by a hook of weight_norm, not a Parameter; torch.nn.utils.remove_weight_norm(layer) first",
     "spectral": "a hook of spectral_norm, not a Parameter; torch.nn.utils.remove_spectral_norm(layer) first",
     "quiet": "Quiet is a subclass of nn.Linear; only the exact type is converted: put an nn.Linear with its",
-    "loud": "Loud is a subclass of nn.Conv2d; only the exact type is converted, since it has a forward",
+    "loud": "Loud is a subclass of nn.Conv2d; only the exact type is converted: where its own f",
     "experts": "Experts is not nn.Linear or nn.Conv2d: it holds up and down itself",
     "complex": "dtype torch.complex64 is not supported",
     "adapted": "parameters, buffers or modules of its own",
