@@ -1,6 +1,39 @@
 """What holds for all tests."""
 
 import gc
+import importlib.util
+import os
+from pathlib import Path
+
+# Nothing is downloaded: models are made from their configurations.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# torchvision's Python code registers fake implementations of these two operators of its extension.
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def pytest_configure() -> None:
+    """Makes torchvision importable beside a PyTorch for CPUs, for which PyPI's builds cannot load.
+
+    They are for CUDA. Nothing here calls an operator of torchvision, but timm, transformers and torchmetrics
+    import it as soon as it is installed, and that fails where the operators are not even declared.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None:
+        return
+    import torch
+
+    try:
+        for extension in Path(found.origin).parent.glob("_C*.so"):
+            torch.ops.load_library(extension)
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in OPERATORS:
+            library.define(operator)
+        # A library takes its operators with it when it goes.
+        pytest_configure.library = library
 
 
 def pytest_collection_finish() -> None:

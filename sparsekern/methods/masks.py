@@ -20,7 +20,7 @@ from sparsekern.formats.pattern import Pattern
 from sparsekern.formats.two_four import TwoFour
 from sparsekern.methods.straight_through import learned_mask
 from sparsekern.nn import SparseLayer, SparseModule, TwoFourLinearInt8
-from sparsekern.nn.survey import DENSE_TYPES
+from sparsekern.nn.reasons import DENSE_TYPES
 
 __all__ = ["load_masks", "masks_of", "save_masks"]
 

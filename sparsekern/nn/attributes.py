@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -29,12 +29,17 @@ DENSE_ATTRIBUTES = {
 
 def carry(old: nn.Module, new: nn.Module) -> None:
     """Hands over the hooks, and the attributes that `new` has no use of its own for."""
+    is_sparse = isinstance(old, (SparseModule, TwoFourLinearInt8))
+    dense, own = (old.dense_type, old.own_attributes) if is_sparse else (type(old), ())
+    carry_beside(old, new, {*DENSE_ATTRIBUTES[dense], *own})
+
+
+def carry_beside(old: nn.Module, new: nn.Module, own: Collection[str]) -> None:
+    """Hands over the hooks, and the attributes that are neither `own` ones of the old module nor on `new`."""
     for name in HOOKS:
         if name in vars(old):
             vars(new)[name] = vars(old)[name]
-    is_sparse = isinstance(old, (SparseModule, TwoFourLinearInt8))
-    dense, own = (old.dense_type, old.own_attributes) if is_sparse else (type(old), ())
-    known = {*DENSE_ATTRIBUTES[dense], *own, *vars(new)}
+    known = {*own, *vars(new)}
     for name, value in vars(old).items():
         if name not in known:
             vars(new)[name] = value

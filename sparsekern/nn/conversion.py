@@ -15,6 +15,7 @@ from sparsekern.init import INITIALIZERS
 from sparsekern.nn.base import SparseLayer
 from sparsekern.nn.checks import STORAGES, as_pattern
 from sparsekern.nn.conv import SparseConv2d
+from sparsekern.nn.depthwise import is_depthwise
 from sparsekern.nn.distributions import DISTRIBUTIONS, asked_sparsities, layer_sparsities
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.module import SparseModule
@@ -122,6 +123,8 @@ def pattern_figures(layer: SparseLayer, asked: float | None) -> dict[str, Any]:
         "numel": pattern.numel,
         "fan_in_min": int(fan_in.min()),
         "fan_in_mean": float(fan_in.double().mean()),
+        "empty_outputs": int((fan_in == 0).sum()),
+        "depthwise": is_depthwise(layer),
         "value_bytes": weight.numel() * weight.element_size(),
         "pattern_bytes": pattern.nbytes,
         "dense_bytes": pattern.numel * weight.element_size(),

@@ -69,7 +69,8 @@ class SparseModule(nn.Module):
         if form in self.__dict__ and name != self.weight_name:
             raise AttributeError(
                 f"a {type(self).__name__} with {form}={getattr(self, form)!r} has no {name!r}: its weight is"
-                f" the Parameter {self.weight_name!r}, and to_dense() gives it dense"
+                f" the Parameter {self.weight_name!r}, and to_dense() gives it dense; where the model's own"
+                " code reads it, leave the layer dense by exclude="
             )
 
     def _make_parameters(

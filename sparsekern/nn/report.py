@@ -31,6 +31,10 @@ class LayerReport:
         Active weights, and weights of the dense layer.
     fan_in_min, fan_in_mean : int, float
         Active inputs of an output neuron: the smallest, and the mean.
+    empty_outputs : int
+        Outputs without an active weight, which no input reaches.
+    depthwise : bool
+        Whether it is a convolution each of whose outputs reads one of several channels.
     value_bytes, pattern_bytes, dense_bytes : int
         Bytes of the stored weight, of its pattern, and of the dense weight. Gradients and optimizer states
         are as large as the stored weight; there is one pattern for all of them.
@@ -47,6 +51,8 @@ class LayerReport:
     numel: int = 0
     fan_in_min: int = 0
     fan_in_mean: float = 0.0
+    empty_outputs: int = 0
+    depthwise: bool = False
     value_bytes: int = 0
     pattern_bytes: int = 0
     dense_bytes: int = 0
@@ -100,7 +106,7 @@ class SparsifyReport:
             max(len(row[i]) for row in rows if i < 2 or len(row) == len(header)) for i in range(len(header))
         ]
         lines = [_line(row, widths) for row in rows]
-        return "\n".join([*lines, "", self._totals()])
+        return "\n".join([*lines, "", self._totals(), *self._notes()])
 
     def _totals(self) -> str:
         if not self.converted:
@@ -111,6 +117,24 @@ class SparsifyReport:
             f"converted {len(self.converted)} of {len(self.layers)} layers: sparsity {self.sparsity:.4f}, "
             f"{self.nnz:,} of {self.numel:,} weights, {stored:,} bytes with patterns, {dense:,} dense"
         )
+
+    def _notes(self) -> list[str]:
+        """What the table shows only to those who look for it."""
+        empty = [layer for layer in self._counted if layer.empty_outputs]
+        if not empty:
+            return []
+        outputs = sum(layer.empty_outputs for layer in empty)
+        worst = max(empty, key=lambda layer: layer.empty_outputs / layer.shape[0])
+        notes = [
+            f"outputs without an active weight: {outputs:,} in {len(empty)} of these layers; most in "
+            f"{worst.name}, {worst.empty_outputs:,} of {worst.shape[0]:,}"
+        ]
+        if depthwise := sum(layer.depthwise for layer in empty):
+            notes.append(
+                f"{depthwise} of the {len(empty)} are depthwise, with few weights an output; to "
+                "leave them dense: filter_fn=lambda module, name: not sparsekern.nn.is_depthwise(module)"
+            )
+        return notes
 
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:

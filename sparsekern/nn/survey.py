@@ -15,15 +15,14 @@ from torch.nn.utils import parametrize
 from sparsekern.formats.checks import describe
 from sparsekern.nn.checks import check_unwrapped, near_names
 from sparsekern.nn.module import SparseModule
-
-DENSE_TYPES = (nn.Linear, nn.Conv2d)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-STATE_DICT_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
+from sparsekern.nn.reasons import (
+    DENSE_TYPES,
+    READ_PAST_FORWARD,
+    is_read_past_forward,
+    own_matrices,
+    why_dense,
 )
+
 FilterFn = Callable[[nn.Module, str], bool]
 
 
@@ -52,7 +51,8 @@ class Found:
             return (module.out_features, module.in_features)
         if isinstance(module, nn.Conv2d):
             return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        return max((tuple(p.shape) for p in _matrices(module)), key=lambda shape: torch.Size(shape).numel())
+        matrices = own_matrices(module).values()
+        return max((tuple(p.shape) for p in matrices), key=lambda shape: torch.Size(shape).numel())
 
 
 def check_model(model: Any) -> None:
@@ -92,10 +92,17 @@ def survey(
     patterns = _check_exclude(
         exclude, [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     )
+    read = {
+        id(child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if is_read_past_forward(parent, name)
+    }
     for entry in found:
         entry.reason = (
             _already_sparse(entry.module)
             or _excluded(entry.names, patterns)
+            or (READ_PAST_FORWARD if id(entry.module) in read else None)
             or why_dense(entry.module)
             or unsuited(entry.module)
             or (
@@ -143,43 +150,6 @@ def excluded_names(model: nn.Module, exclude: Iterable[str]) -> set[str]:
     return {name for name in names if _excluded([name], patterns)}
 
 
-def why_dense(module: nn.Module) -> str | None:
-    """Why this module cannot become a sparse layer, None if it can."""
-    kind = type(module)
-    if parametrize.is_parametrized(module):
-        return f"parametrized: its {' and '.join(module.parametrizations)} is computed, not a Parameter"
-    if kind not in DENSE_TYPES:
-        for base in DENSE_TYPES:
-            if isinstance(module, base):
-                return (
-                    f"{kind.__name__} is a subclass of nn.{base.__name__}; only the exact type is converted"
-                )
-        return f"{kind.__name__} is not nn.Linear or nn.Conv2d"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed by a hook (weight_norm, pruning), not a Parameter"
-    if type(weight) is not nn.Parameter:
-        return f"its weight is a {type(weight).__name__}, not a plain Parameter"
-    if weight.dtype not in DTYPES:
-        return f"dtype {weight.dtype} is not supported"
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        return f"padding_mode={module.padding_mode!r} is not supported"
-    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
-        return "it holds parameters, buffers or modules of its own besides weight and bias"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
-    if any(vars(module).get(name) for name in STATE_DICT_HOOKS):
-        return "it has state-dict hooks, which would see values in place of a dense weight"
-    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
-        return "its weight has gradient hooks"
-    return None
-
-
-def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    parameters = module._parameters.values()
-    return [p for p in parameters if p is not None and not is_lazy(p) and p.dim() >= 2]
-
-
 def _weight_bearing(model: nn.Module) -> list[Found]:
     found: dict[int, Found] = {}
     inside = tuple(
@@ -188,7 +158,7 @@ def _weight_bearing(model: nn.Module) -> list[Found]:
         if parametrize.is_parametrized(module)
     )
     for name, module in model.named_modules(remove_duplicate=False):
-        bears = isinstance(module, (*DENSE_TYPES, SparseModule)) or _matrices(module)
+        bears = isinstance(module, (*DENSE_TYPES, SparseModule)) or own_matrices(module)
         bears = bears or any(is_lazy(parameter) for parameter in module._parameters.values())
         if bears and not name.startswith(inside):
             # The root's own parameters are listed under its class, it has no name.
@@ -254,12 +224,19 @@ def _settle_ties(model: nn.Module, found: list[Found], only: Collection[str] | N
         for module, name in owners[id(entry.module.weight)]:
             other = by_module.get(id(module))
             if other is None or type(module) is not type(entry.module) or other.reason is not None:
-                entry.reason = f"its weight is tied to {name}, which stays dense"
+                entry.reason = f"its weight is tied to {name}, which stays dense" + _untie(module)
                 if only is not None and any(n in only for n in entry.names):
                     raise ValueError(
                         f"masks must be for layers that convert, got {entry.name!r}: {entry.reason}"
                     )
                 break
+
+
+def _untie(owner: nn.Module) -> str:
+    """The way out where an embedding holds the weight: what else stays dense has a reason of its own."""
+    if not isinstance(owner, nn.Embedding):
+        return ""
+    return "; give it a Parameter of its own first (in transformers, tie_word_embeddings=False)"
 
 
 def _owners(model: nn.Module) -> Mapping[int, list[tuple[nn.Module, str]]]:

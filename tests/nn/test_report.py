@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.nn import sparsify_
+from sparsekern.nn import is_depthwise, sparsify_
 
 
 def small_model():
@@ -84,3 +84,34 @@ def test_nothing_converted():
     model = nn.Sequential(nn.Linear(4, 4))
     sparsify_(model, 0.5)
     assert str(sparsify_(model, 0.5)).endswith("converted nothing: 1 layers left as they were")
+
+
+def test_outputs_without_a_weight_are_counted():
+    mask = torch.ones(6, 10, dtype=torch.bool)
+    mask[1] = mask[4] = False
+    model = nn.Sequential(nn.Linear(10, 6), nn.Linear(10, 6), nn.Conv2d(2, 6, 3, groups=2))
+    masks = {"0": mask, "1": ~mask, "2": torch.ones(6, 1, 3, 3, dtype=torch.bool)}
+    report = sparsify_(model, masks=masks)
+    assert [layer.empty_outputs for layer in report.layers] == [2, 4, 0]
+    assert [layer.depthwise for layer in report.layers] == [False, False, True]
+    *_, note = str(report).splitlines()
+    assert note == "outputs without an active weight: 6 in 2 of these layers; most in 1, 4 of 6"
+    assert "without an active weight" not in str(sparsify_(small_model(), 0.0))
+
+
+def test_depthwise_layers_that_lose_outputs_are_pointed_out():
+    def make():
+        return nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 8, 1), nn.Conv2d(1, 8, 3))
+
+    model = make()
+    report = sparsify_(model, 0.9, generator=torch.Generator().manual_seed(0))
+    assert report.layers[0].empty_outputs > 10
+    assert [is_depthwise(module) for module in model] == [True, False, False]
+    *_, note = str(report).splitlines()
+    assert note.startswith("1 of the ")
+    assert "filter_fn=lambda module, name: not sparsekern.nn.is_depthwise(module)" in note
+    model = make()
+    report = sparsify_(model, 0.9, filter_fn=lambda module, name: not is_depthwise(module))
+    assert [layer.name for layer in report.left] == ["0"]
+    assert not is_depthwise(nn.Linear(4, 4))
+    assert not is_depthwise(nn.Conv2d(4, 4, 3, groups=2))

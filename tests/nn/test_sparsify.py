@@ -169,7 +169,8 @@ def test_ties_survive_and_go_back(storage, reasons, sparse_names, tied):
     assert report.nnz == 128
     assert reasons(report) == {
         "embedding": "Embedding is not nn.Linear or nn.Conv2d",
-        "head": "its weight is tied to embedding.weight, which stays dense",
+        "head": "its weight is tied to embedding.weight, which stays dense; give it a Parameter of its "
+        "own first (in transformers, tie_word_embeddings=False)",
     }
     assert model.head.weight is model.embedding.weight
     tokens = torch.randint(30, (4,))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparsekern.formats.pattern import Pattern
-from sparsekern.nn import SparseLinear, sparsify_
+from sparsekern.nn import SparseLinear, sparsify_, split_attention_
 
 
 def test_masks_by_name(masked_dense_twin, net, reasons, sparse_names):
@@ -64,6 +64,22 @@ def test_sparsity_counts_converted_layers_only(net):
     assert report.nnz == round(0.1 * (16 * 4 * 9 + 10 * 144))
 
 
+class Quiet(nn.Linear):
+    """A subclass that computes what its base does."""
+
+
+class Loud(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x.relu())
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(2, 3, 4))
+        self.down = nn.Parameter(torch.zeros(2, 4, 3))
+
+
 class Odd(nn.Module):
     """Every kind of layer that has to stay as it is, each with its own reason."""
 
@@ -71,12 +87,19 @@ class Odd(nn.Module):
         super().__init__()
         self.plain = nn.Linear(4, 4)
         self.embedding = nn.Embedding(5, 4)
+        self.sequence = nn.Conv1d(4, 4, 3)
         self.transposed = nn.ConvTranspose2d(2, 2, 3)
         self.attention = nn.MultiheadAttention(4, 2)
         self.lazy = nn.LazyLinear(3)
         self.reflect = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")
         self.parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
         self.pruned = prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
+        self.normed = nn.utils.weight_norm(nn.Linear(4, 4))
+        self.spectral = nn.utils.spectral_norm(nn.Conv2d(2, 2, 3))
+        self.quiet = Quiet(4, 4)
+        self.loud = Loud(2, 2, 3)
+        self.experts = Experts()
         self.complex = nn.Linear(4, 4, dtype=torch.complex64)
         self.adapted = nn.Linear(4, 4)
         self.adapted.lora = nn.Parameter(torch.zeros(4, 1))
@@ -91,12 +114,20 @@ class Odd(nn.Module):
 ODD_REASONS = {
     "embedding": "Embedding is not nn.Linear or nn.Conv2d",
     "transposed": "ConvTranspose2d is not nn.Linear or nn.Conv2d",
-    "attention": "MultiheadAttention is not nn.Linear or nn.Conv2d",
-    "attention.out_proj": "NonDynamicallyQuantizableLinear is a subclass of nn.Linear",
-    "lazy": "LazyLinear is a subclass of nn.Linear",
-    "reflect": "padding_mode='reflect' is not supported",
-    "parametrized": "parametrized: its weight is computed",
-    "pruned": "its weight is computed by a hook",
+    "sequence": "Conv1d is not nn.Linear or nn.Conv2d; an nn.Conv2d with a kernel of (1, k) computes",
+    "attention": "nn.Linear or nn.Conv2d; sparsekern.nn.split_attention_(model) gives it projections",
+    "attention.out_proj": "nn.MultiheadAttention reads its weight, past its forward: sparsekern.nn.split_att",
+    "lazy": "LazyLinear is not initialized yet; run the model once before",
+    "reflect": "padding_mode='reflect' is not supported: pad in a layer before it",
+    "parametrized": "its weight is computed by WeightNorm, not a Parameter; torch.nn.utils.parametrize."
+    "remove_parametrizations(layer, 'weight') first",
+    "orthogonal": "its weight is computed by Orthogonal, not",
+    "pruned": "by a hook of pruning, not a Parameter; torch.nn.utils.prune.remove(layer, 'weight') first",
+    "normed": "by a hook of weight_norm, not a Parameter; torch.nn.utils.remove_weight_norm(layer) first",
+    "spectral": "a hook of spectral_norm, not a Parameter; torch.nn.utils.remove_spectral_norm(layer) first",
+    "quiet": "Quiet is a subclass of nn.Linear; only the exact type is converted: put an nn.Linear with its",
+    "loud": "Loud is a subclass of nn.Conv2d; only the exact type is converted: where its own f",
+    "experts": "Experts is not nn.Linear or nn.Conv2d: it holds up and down itself",
     "complex": "dtype torch.complex64 is not supported",
     "adapted": "parameters, buffers or modules of its own",
     "patched": "its forward was replaced",
@@ -105,6 +136,7 @@ ODD_REASONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_stays_dense_is_named_with_the_reason(reasons, sparse_names):
     model = Odd()
     before = {name: module for name, module in model.named_modules() if name != "plain"}
@@ -116,6 +148,41 @@ def test_what_stays_dense_is_named_with_the_reason(reasons, sparse_names):
         assert name in str(report)
     assert sparse_names(model) == ["plain"]
     assert all(model.get_submodule(name) is module for name, module in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_the_ways_out_lead_out(sparse_names):
+    """After what the reasons say to do, the layers convert, and compute what they did before."""
+    torch.manual_seed(0)
+    model = Odd()
+    x = torch.randn(3, 4)
+    layers = {name: getattr(model, name) for name in ("parametrized", "orthogonal", "pruned", "normed")}
+    expected = {name: layer(x) for name, layer in layers.items()}
+    model.lazy(x)
+    for layer in (model.parametrized, model.orthogonal):
+        nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    prune.remove(model.pruned, "weight")
+    nn.utils.remove_weight_norm(model.normed)
+    nn.utils.remove_spectral_norm(model.spectral)
+    names = split_attention_(model)
+    assert names == ["attention"]
+    sparsify_(model, 0.0)
+    assert sparse_names(model) == [
+        "plain",
+        *(f"attention.{which}_proj" for which in ("q", "k", "v", "out")),
+        *("lazy", "parametrized", "orthogonal", "pruned", "normed", "spectral"),
+    ]
+    for name, y in expected.items():
+        torch.testing.assert_close(getattr(model, name)(x), y)
+
+
+def test_a_layer_that_attention_reads_itself_stays_dense(reasons):
+    """Even of the exact type: nn.MultiheadAttention would take the weight past the sparse layer's forward."""
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "plain": nn.Linear(4, 4)})
+    model["attention"].out_proj = nn.Linear(8, 8)
+    report = sparsify_(model, 0.5, storage="masked")
+    assert "reads its weight, past its forward" in reasons(report)["attention.out_proj"]
+    model["attention"](*[torch.randn(3, 2, 8)] * 3)
 
 
 def test_a_second_call_changes_nothing(net, reasons):
