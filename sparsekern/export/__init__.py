@@ -1,0 +1,14 @@
+"""Sparse weights in the formats that other code reads: dense state dicts, torch's sparse tensors, files."""
+
+from sparsekern.export.dense import dense_from_packed, dense_state_dict
+from sparsekern.export.safetensors_file import load_safetensors, save_safetensors
+from sparsekern.export.torch_sparse import to_semi_structured, to_torch_sparse
+
+__all__ = [
+    "dense_from_packed",
+    "dense_state_dict",
+    "load_safetensors",
+    "save_safetensors",
+    "to_semi_structured",
+    "to_torch_sparse",
+]
