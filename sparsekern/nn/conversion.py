@@ -177,7 +177,8 @@ def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Patte
     given = [name for entry in group for name in entry.names if name in masks]
     patterns = [as_pattern(masks[name], shape, f"masks[{name!r}]") for name in given]
     for name, other in zip(given[1:], patterns[1:], strict=True):
-        if not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
+        # Equal patterns need no masks, which are dense.
+        if other != patterns[0] and not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
             raise ValueError(
                 f"masks must be the same for {given[0]!r} and {name!r}, which share a weight, got two"
             )

@@ -92,8 +92,8 @@ class Materialization:
             some = ", ".join(f"{self._named(m)} with {' and '.join(tensors_on_meta(m))}" for m in without[:5])
             more = f", and {len(without) - 5} more" if len(without) > 5 else ""
             raise ValueError(
-                "model must have a method reset_parameters on every module with tensors on the meta device, got"
-                f" none on {some}{more}: define it, pass reset_fn, or build these modules on a real device"
+                "model must have a method reset_parameters on every module with tensors on meta, got none on"
+                f" {some}{more}: define it, pass reset_fn, or build these modules on a real device"
             )
 
     def _named(self, module: nn.Module) -> str:
