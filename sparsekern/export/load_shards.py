@@ -153,8 +153,8 @@ def _check_patterns(shards: Shards, named: dict[str, Named]) -> None:
         expected = (pattern.nnz,) if layer.storage == "compact" else layer.weight_shape
         if pattern.shape != layer.weight_shape or found != expected:
             raise ValueError(
-                f"{shards.path}: expected a pattern of shape {layer.weight_shape} for {key!r} and a weight that "
-                f"fits it, found {pattern.shape} with {pattern.nnz} active and a weight of shape {found}"
+                f"{shards.path}: expected a pattern of shape {layer.weight_shape} for {key!r} and a weight to"
+                f" fit it, found {pattern.shape} with {pattern.nnz} active, and a weight of shape {found}"
             )
 
 
