@@ -95,16 +95,17 @@ def document(found: dict[str, Any]) -> str:
     run, where = found["run"], found["machine"]
     return f"""# A GPT of {found["positions"]:,} sparse positions on one CPU
 
-{machine.title(where)}, {where["memory_gib"]} GiB, PyTorch {run["versions"]["PyTorch"]}, commit {run["commit"]},
-{run["date"][:10]}, `{run["command"]}`. The load was {run["load_at_start"]} at the start: where other work ran
-beside it, the seconds are upper bounds; bytes do not depend on it.
+{machine.title(where)}, {where["memory_gib"]} GiB, PyTorch {run["versions"]["PyTorch"]},
+commit {run["commit"]}, {run["date"][:10]}, `{run["command"]}`.
+The load was {run["load_at_start"]} at the start: where other work ran beside it, the seconds are upper
+bounds; bytes do not depend on it.
 
-`GPT_SIZES["{found["size"]}"]` was built on the meta device, {found["sparsity"]:.0%} of the weights of its linear
-layers zero: {found["nnz"]:,} are left, beside {found["dense_parameters"]:,} dense parameters, mostly embeddings.
-One step of AdamW on {found["tokens"]} tokens, float32: loss {found["loss"]:.4f} before it, {found["loss_after"]:.4f}
-after it, and the same bits from the loaded model. Dense, weights, gradients and AdamW's state alone are
-{dense / 1e9:.0f} GB; no process here held more than **{peak / 1e9:.2f} GB**, {found["process_bytes"] / 1e9:.2f}
-of them Python and PyTorch.
+`GPT_SIZES["{found["size"]}"]` was built on the meta device, {found["sparsity"]:.0%} of its linear layers
+zero: {found["nnz"]:,} weights are left, beside {found["dense_parameters"]:,} dense parameters, mostly
+embeddings. One step of AdamW on {found["tokens"]} tokens, float32: loss {found["loss"]:.4f} before it,
+{found["loss_after"]:.4f} after it, and the same bits from the loaded model. Dense, weights, gradients and
+AdamW's state alone are {dense / 1e9:.0f} GB; no process here held more than **{peak / 1e9:.2f} GB**,
+{found["process_bytes"] / 1e9:.2f} of them Python and PyTorch.
 
 {kinds.markdown()}
 {phases.markdown()}

@@ -87,9 +87,7 @@ def _check_hooks(prefix: str, module: nn.Module) -> None:
 
 def _check_tensor(key: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"model must have tensors alone in its state dict, got {describe(tensor)} for {key!r}"
-        )
+        raise TypeError(f"model must have a state dict of tensors, got {describe(tensor)} for {key!r}")
     if is_lazy(tensor):
         raise ValueError(f"model must have initialized modules, got a lazy one that has not run for {key!r}")
     if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
