@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,9 @@ def _run(action: str, size: str, sparsity: float, tokens: int, folder: str) -> d
     print(f"{action} {size} ...", file=sys.stderr, flush=True)
     numbers = [size, sparsity, tokens, torch.get_num_threads(), folder]
     command = [sys.executable, "-m", "benchmarks.huge_process", action, *map(str, numbers)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # A mapping of its own for every large block: else glibc keeps the holes that temporaries leave.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise RuntimeError(f"{action} of {size} failed:\n{result.stderr.strip() or result.returncode}")
     return json.loads(result.stdout)
@@ -105,7 +108,8 @@ zero: {found["nnz"]:,} weights are left, beside {found["dense_parameters"]:,} de
 embeddings. One step of AdamW on {found["tokens"]} tokens, float32: loss {found["loss"]:.4f} before it,
 {found["loss_after"]:.4f} after it, and the same bits from the loaded model. Dense, weights, gradients and
 AdamW's state alone are {dense / 1e9:.0f} GB; no process here held more than **{peak / 1e9:.2f} GB**,
-{found["process_bytes"] / 1e9:.2f} of them Python and PyTorch.
+{found["process_bytes"] / 1e9:.2f} of them Python and PyTorch (`MALLOC_MMAP_THRESHOLD_=1048576`, so that glibc
+gives back what is freed).
 
 {kinds.markdown()}
 {phases.markdown()}

@@ -105,7 +105,7 @@ class Materialization:
     def tensor(self, old: Tensor) -> Tensor:
         """The new tensor for one on meta: its shape, dtype, flags and attributes; uninitialized."""
         if id(old) not in self._new:
-            new = torch.empty_like(old, device=self._device)
+            new = _empty(old, self._device)
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
             new.__dict__.update(old.__dict__)
@@ -211,8 +211,13 @@ def _inner_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return walk("", model)
 
 
+def _empty(tensor: Tensor, device: torch.device) -> Tensor:
+    # `torch.empty_like` of what is on meta imports hundreds of modules first.
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+
+
 def _twin_on_meta(tensor: Tensor) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta")
+    twin = _empty(tensor, torch.device("meta"))
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(twin, requires_grad=tensor.requires_grad) if is_parameter else twin
 
