@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 from sparsekern.formats.checks import describe
 from sparsekern.nn.module import SparseModule
 
-Slots = dict[str, Tensor | None]
 ResetFn = Callable[[nn.Module], Any]
 # What modules call the method that writes their first contents; the second is `nn.MultiheadAttention`'s.
 RESETS = ("reset_parameters", "_reset_parameters")
@@ -77,7 +76,7 @@ class Materialization:
         self._new: dict[int, Tensor] = {}
         self._old: list[Tensor] = []
         self._written: set[int] = set()
-        self._undo: list[tuple[Slots, str, Tensor]] = []
+        self._undo: list[tuple[nn.Module, str, Tensor]] = []
 
     def check(self, resets: Collection[str]) -> None:
         """Raise ValueError for lazy modules, and for those of the names that nothing gives contents."""
@@ -142,16 +141,13 @@ class Materialization:
                     self._reset(self.modules[name])
         except BaseException:
             while self._undo:
-                slots, name, old = self._undo.pop()
-                slots[name] = old
+                setattr(*self._undo.pop())
             raise
 
     def _allocate(self, module: nn.Module) -> None:
-        for slots in (module._parameters, module._buffers):
-            for name, old in list(slots.items()):
-                if old is not None and old.is_meta:
-                    self._undo.append((slots, name, old))
-                    slots[name] = self.tensor(old)
+        for name, old in tensors_on_meta(module).items():
+            self._undo.append((module, name, old))
+            setattr(module, name, self.tensor(old))  # which recurrent layers follow
         if isinstance(module, SparseModule):
             module.to(self._device)  # for its mask: the weight is there
 

@@ -24,3 +24,26 @@ def dense_network():
 
 
 X = torch.randn(4, 3, 4, 4, generator=torch.manual_seed(5))
+
+# The files that `network` is saved in by the tests.
+SHARDS = 5
+
+
+def shard(folder, number):
+    return folder / f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return make()
+
+
+def snapshot(model):
+    """Modules, tensors and what they hold."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return (
+        [id(module) for module in model.modules()],
+        [id(tensor) for tensor in tensors],
+        [(tensor.is_meta, None if tensor.is_meta else tensor.tolist()) for tensor in tensors],
+        [module.pattern for module in model.modules() if isinstance(module, sk.nn.SparseLinear)],
+    )

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 
@@ -15,31 +11,8 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern import export
-from sparsekern.export import safetensors_stream
-from sparsekern.export.shards import INDEX
 from sparsekern.export.tensors import named_tensors
-from tests.export.networks import X, dense_network, network
-
-SHARDS = 5
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A model, and the folder that it is saved in."""
-    model, folder = network(), tmp_path_factory.mktemp("saved")
-    assert len(export.save_sharded(model, folder, shard_bytes=500)) == SHARDS
-    return model, folder
-
-
-@pytest.fixture
-def copy(saved, tmp_path):
-    """The folder to damage."""
-    shutil.copytree(saved[1], tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def shard(folder, number):
-    return folder / f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+from tests.export.networks import X, dense_network, network, on_meta, shard, snapshot
 
 
 def assert_equal(model, other):
@@ -47,22 +20,6 @@ def assert_equal(model, other):
     assert list(state) == list(found)
     for key, value in state.items():
         assert torch.equal(value, found[key]), key
-
-
-def on_meta(make):
-    with torch.device("meta"):
-        return make()
-
-
-def snapshot(model):
-    """Modules, tensors and what they hold."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return (
-        [id(module) for module in model.modules()],
-        [id(tensor) for tensor in tensors],
-        [(tensor.is_meta, None if tensor.is_meta else tensor.tolist()) for tensor in tensors],
-        [module.pattern for module in model.modules() if isinstance(module, sk.nn.SparseLinear)],
-    )
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
@@ -193,126 +150,6 @@ def test_buffers_that_are_in_no_state_dict(tmp_path):
     assert torch.equal(other.steps, torch.arange(6))
 
 
-def edited(change):
-    """The index with something else in it."""
-
-    def damage(folder):
-        index = json.loads((folder / INDEX).read_text())
-        change(index)
-        (folder / INDEX).write_text(json.dumps(index))
-
-    return damage
-
-
-def header(**parts):
-    return edited(lambda index: index["metadata"]["sparsekern"].update(parts))
-
-
-def flip(folder):
-    content = bytearray(shard(folder, 3).read_bytes())
-    content[-5] ^= 1
-    shard(folder, 3).write_bytes(content)
-
-
-def swap(folder):
-    shard(folder, 1).rename(folder / "other")
-    shard(folder, 4).rename(shard(folder, 1))
-    (folder / "other").rename(shard(folder, 4))
-
-
-def forge(folder):
-    """A pattern with other bits, in a file that matches the index again."""
-    index = json.loads((folder / INDEX).read_text())
-    name = index["weight_map"]["3.pattern"]
-    path = folder / name
-    with open(path, "rb") as file:
-        begin = safetensors_stream.read_header(path, file)[0]["3.pattern"].begin
-    content = bytearray(path.read_bytes())
-    content[begin : begin + 4] = b"none"
-    path.write_bytes(content)
-    with open(path, "rb") as file:
-        index["metadata"]["sparsekern"]["shards"][name]["sha256"] = safetensors_stream.digest_of(file)
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-def without(*parts):
-    def change(index):
-        for part in parts[:-1]:
-            index = index[part]
-        del index[parts[-1]]
-
-    return edited(change)
-
-
-SECOND = f"model-00002-of-{SHARDS:05d}.safetensors"
-DAMAGES = {
-    "a byte": (flip, ValueError, r"model-00003-of.*: expected SHA-256 \w+, found \w+: it is damaged"),
-    "truncated": (
-        lambda folder: os.truncate(shard(folder, 2), 700),
-        ValueError,
-        r"00002-.*: expected \d+ bytes, found 700",
-    ),
-    "removed": (
-        lambda folder: shard(folder, 4).unlink(),
-        ValueError,
-        rf"model-00004.*: expected the file that {INDEX} names, found none",
-    ),
-    "swapped": (swap, ValueError, r"model-00001-of.*: expected (\d+ bytes|SHA-256)"),
-    "no index": (lambda folder: (folder / INDEX).unlink(), FileNotFoundError, re.escape(INDEX)),
-    "no json": (
-        lambda folder: (folder / INDEX).write_text("{"),
-        ValueError,
-        r"index\.json: expected JSON, found",
-    ),
-    "a list": (
-        lambda folder: (folder / INDEX).write_text("[]"),
-        ValueError,
-        "expected an index of save_sharded, found one without",
-    ),
-    "of another tool": (
-        without("metadata", "sparsekern"),
-        ValueError,
-        "expected an index of save_sharded, found one without",
-    ),
-    "of another version": (header(version=2), ValueError, "expected version 1, found 2"),
-    "no shards": (
-        without("metadata", "sparsekern", "shards"),
-        ValueError,
-        "found one whose parts do not fit",
-    ),
-    "no weight map": (without("weight_map"), ValueError, "found one whose parts do not fit"),
-    "a file elsewhere": (
-        header(shards={"../x.safetensors": {"bytes": 1, "sha256": ""}}),
-        ValueError,
-        "parts do not fit",
-    ),
-    "an alias of nothing": (header(aliases={"a": "b"}), ValueError, "parts do not fit"),
-    "a tensor less": (
-        without("weight_map", "0.bias"),
-        ValueError,
-        r"expected the tensors that .* names, found another '0\.bias'",
-    ),
-    "a layer less": (
-        without("metadata", "sparsekern", "layers", "3"),
-        ValueError,
-        r"expected .* for (layer '3'|'3\.weight'), found",
-    ),
-    "a forged pattern": (forge, ValueError, r"expected a valid pattern for '3\.pattern': .*magic"),
-}
-
-
-@pytest.mark.parametrize("meta", [False, True], ids=["memory", "meta"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damages_are_named_before_anything_is_loaded(damage, meta, copy):
-    act, error, message = DAMAGES[damage]
-    act(copy)
-    model = on_meta(dense_network) if meta else network(seed=1)
-    before = snapshot(model)
-    with pytest.raises(error, match=message):
-        export.load_sharded(model, copy)
-    assert snapshot(model) == before
-
-
 def other_network(change):
     model = network(seed=1)
     change(model)
@@ -381,38 +218,6 @@ def test_bad_arguments(arguments, error, message, saved):
 def test_files_of_shards_are_no_files_of_whole_models(saved):
     with pytest.raises(ValueError, match="expected the header of save_safetensors, found"):
         export.load_safetensors(network(), shard(saved[1], 1))
-
-
-HEADERS = {
-    "short": (b"abc", "expected a safetensors file, found one of 3 bytes"),
-    "long": (b"\xff" * 16, r"expected a header within the file's 16 bytes, found one of \d+ bytes"),
-    "no json": (b"\x08" + bytes(7) + b"nonsense", "expected a header of safetensors, found a damaged one"),
-    "a gap": ({"a": ("F32", [1], [4, 8])}, r"expected 4 bytes from \d+ on for 'a', found \d+ to \d+"),
-    "an overlap": (
-        {"a": ("U8", [4], [0, 4]), "b": ("U8", [4], [2, 6])},
-        r"expected 4 bytes from \d+ on for 'b'",
-    ),
-    "another size": ({"a": ("F32", [2], [0, 4])}, r"expected 8 bytes from \d+ on for 'a'"),
-    "too much": ({"a": ("F32", [1], [0, 4])}, r"expected \d+ bytes, found \d+"),
-    "another dtype": ({"a": ("F4", [8], [0, 8])}, r"found a damaged one \('F4'\)"),
-    "less than nothing": ({"a": ("U8", [-8], [0, 8])}, r"found a damaged one \(shape and data_offsets"),
-}
-
-
-@pytest.mark.parametrize("name", HEADERS)
-def test_damaged_headers(name, tmp_path):
-    content, message = HEADERS[name]
-    if isinstance(content, dict):
-        entries = {
-            key: {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-            for key, (dtype, shape, offsets) in content.items()
-        }
-        text = json.dumps(entries).encode()
-        content = len(text).to_bytes(8, "little") + text + bytes(8)
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(content)
-    with open(path, "rb") as file, pytest.raises(ValueError, match=message):
-        safetensors_stream.read_header(path, file)
 
 
 def test_nothing_is_copied_to_name_the_tensors():

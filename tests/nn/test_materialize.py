@@ -155,6 +155,30 @@ def test_layers_that_are_sparse_already_and_parts_that_have_memory():
     assert model(torch.randn(3, 16)).isfinite().all()
 
 
+def test_recurrent_layers_compute_with_what_they_were_given():
+    model = on_meta(lambda: nn.ModuleList([nn.Linear(4, 4), nn.LSTM(4, 3)]))
+    sk.sparsify_(model, 0.5, init="dense", device="cpu")
+    assert model[1](torch.randn(2, 4))[0].isfinite().all()
+
+
+@pytest.mark.slow
+def test_models_of_transformers_have_a_reset_fn():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+    )
+    model = on_meta(lambda: transformers.LlamaForCausalLM(config))
+    with pytest.raises(ValueError, match=r"got none on 'model\.layers\.0\.input_layernorm' \(LlamaRMSNorm\)"):
+        sk.sparsify_(model, 0.9, init="per_neuron", device="cpu")
+    sk.sparsify_(model, 0.9, init="per_neuron", device="cpu", reset_fn=model._init_weights)
+    assert model(torch.arange(7)[None]).logits.isfinite().all()
+
+
 class Scale(nn.Module):
     """Half of it on a real device; the other half is written through ``.data``, which nobody counts."""
 
