@@ -22,7 +22,7 @@ from sparsekern.nn.base import SparseLayer
 from sparsekern.nn.fused import restore_fused_paths
 from sparsekern.nn.materialize import Materialization, ResetFn, check_device, tensors_on_meta
 
-STORAGE_OF = {"pattern values": "compact", "pattern weight": "masked"}
+STORED = {"compact": "pattern values", "masked": "pattern weight"}
 
 
 def load_sharded(
@@ -85,7 +85,7 @@ def _sparse_on_meta(model: nn.Module, shards: Shards) -> Iterator[None]:
     dense: dict[str, dict[str, Pattern]] = {}
     patterns: dict[str, Pattern] = {}
     for name, layer in shards.layers.items():
-        storage = STORAGE_OF.get(layer.get("stored") if isinstance(layer, dict) else None)
+        storage = _storage_of(layer)
         module, key = modules.get(name), shards.kept(f"{name}.pattern")
         if storage is None or type(module) not in (nn.Linear, nn.Conv2d) or not module.weight.is_meta:
             continue
@@ -103,6 +103,12 @@ def _sparse_on_meta(model: nn.Module, shards: Shards) -> Iterator[None]:
         swap(model, {id(now[name]): modules[name] for masks in dense.values() for name in masks})
         restore_fused_paths(model)
         raise
+
+
+def _storage_of(layer: Any) -> str | None:
+    """How a layer on a pattern is stored by what the index says, None for all else."""
+    stored = layer.get("stored") if isinstance(layer, dict) else None
+    return next((storage for storage, words in STORED.items() if words == stored), None)
 
 
 def _read_pattern(shards: Shards, key: str) -> Pattern:

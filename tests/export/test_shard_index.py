@@ -12,7 +12,7 @@ import pytest
 from sparsekern import export
 from sparsekern.export import safetensors_stream
 from sparsekern.export.shards import INDEX
-from tests.export.networks import SHARDS, dense_network, network, on_meta, shard, snapshot
+from tests.export.networks import dense_network, network, on_meta, shard, snapshot
 
 
 @pytest.fixture
@@ -122,6 +122,11 @@ DAMAGES = {
     ),
     "a layer less": (
         without("metadata", "sparsekern", "layers", "3"),
+        ValueError,
+        r"expected .* for (layer '3'|'3\.weight'), found",
+    ),
+    "a layer of nonsense": (
+        edited(lambda index: index["metadata"]["sparsekern"]["layers"]["3"].update(stored=["?"])),
         ValueError,
         r"expected .* for (layer '3'|'3\.weight'), found",
     ),
