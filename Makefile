@@ -45,10 +45,10 @@ clean:
 $(VENV)/tools: requirements-dev.txt
 	@echo "Making $(VENV): PyTorch and tools, some minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-compile -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/tools setup.py pyproject.toml $(NATIVE)
 	@echo "Building sparsekern, about half a minute"
-	$(PIP) install --no-build-isolation -e '.[dev,train]'
+	$(PIP) install --no-compile --no-build-isolation -e '.[dev,train]'
 	@touch $@

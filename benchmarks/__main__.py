@@ -36,6 +36,7 @@ SECTIONS: Sections = {
 }
 CUDA_SECTIONS: Sections = {
     "gpu-memory": ("memory of training a transformer (with --device cuda)", gpu.training),
+    "gpu-training": ("training steps of whole networks (with --device cuda)", gpu.steps),
     "gpu": ("ops on a GPU (with --device cuda)", gpu.ops),
 }
 QUICK_SECONDS = 0.005

@@ -85,7 +85,7 @@ if [ "$device" = cuda ]; then
         --output "$out"
     "$python" -m benchmarks bars --device cuda --output "$out" | tee -a "$log"
 else
-    step "measuring" 200 "$python" -m benchmarks gpu-memory gpu --quick --output "$out"
+    step "measuring" 200 "$python" -m benchmarks gpu-memory gpu-training gpu --quick --output "$out"
     "$python" -m benchmarks bars --quick --output "$out" | tee -a "$log"
 fi
 say "$(($(date +%s) - start)) s in all; everything is in $log"

@@ -24,6 +24,7 @@ HEADINGS = {
     "dynamic": "Training with updates",
     "overhead": "Cost of a call",
     "gpu-memory": "Memory of a training step",
+    "gpu-training": "Training steps of whole networks",
     "gpu": "Ops",
 }
 METHOD = """\
@@ -55,7 +56,7 @@ first compared with float64 dense PyTorch, and only right ones are timed.
   RigL takes the step's own gradient, **RigL holdout** that of 1,000 examples more.
 - **bar**: what sparsekern is meant to reach (`benchmarks/bars.py`), set for two cores with AVX-512.
 """
-GPU_SECTIONS = {"gpu", "gpu-memory"}
+GPU_SECTIONS = {"gpu", "gpu-memory", "gpu-training"}
 GPU_METHOD = """\
 Random patterns and numbers. All contenders of a row run in one process and take turns in random order; a
 figure is the median of times between CUDA events around one call, each after a buffer of 1 GiB was written:
@@ -70,6 +71,8 @@ for all. Speed-ups are of the faster memory format, dense and sparse.
 - **torch CSR**, **torch BSR**: `torch.sparse`; BSR has the pattern's own blocks.
 - **update_topology**: 30 % of the positions; **topk** is two `torch.topk`; **copy** moves the scores once.
 - **grow_candidates**: as many; **dense gradient** is that alone, **dense + topk** selects from it.
+- **Whole networks**: autocast to bfloat16, each alone in a process; the median of wall-clock times of steps
+  with the optimizer's (SGD for ResNet-50, AdamW for GPT). **masked-dense** is `torch.nn.utils.prune`.
 - **Memory**: blocks of GPT-2 without embeddings, one sequence; what the allocator counts.
 - **bar**: what sparsekern is meant to reach on an H200 (`benchmarks/gpu/bars.py`).
 """

@@ -10,7 +10,7 @@ from benchmarks.cases import DIRECTIONS
 from benchmarks.contenders import DENSE, SPARSE
 from benchmarks.dynamic import STATIC, UPDATE_EVERY
 from benchmarks.gpu.tables import memory_table as memory_of_training
-from benchmarks.gpu.tables import op_tables
+from benchmarks.gpu.tables import op_tables, training_tables
 from benchmarks.overhead import MODES
 from benchmarks.speed import break_even, speedup
 from benchmarks.store import Results
@@ -226,6 +226,7 @@ TABLES: dict[str, Callable[[list[Record]], list[Table]]] = {
     "dynamic": lambda records: [dynamic_table(records)],
     "overhead": lambda records: [overhead_table(records)],
     "gpu-memory": lambda records: [memory_of_training(records)],
+    "gpu-training": training_tables,
     "gpu": op_tables,
 }
 

@@ -18,6 +18,7 @@ KEYS = {
     "dynamic": ("case",),
     "overhead": ("call",),
     "gpu-memory": ("model", "autocast"),
+    "gpu-training": ("network", "model", "sparsity"),
     "gpu": ("op", "case", "pattern", "sparsity", "dtype"),
 }
 Results = dict[str, Any]

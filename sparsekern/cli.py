@@ -84,6 +84,6 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train one of the recipes, sparse or dense", _train),
     "sweep": ("train one with many methods, initializations and seeds, and tabulate", _sweep),
     "reproduce": ("make the tables and figures of the paper again", _reproduce),
-    "bench": ("time a sparse layer of your shape against the dense one", _bench),
+    "bench": ("time a layer or a model of yours, sparse against dense, with advice", _bench),
     "env": ("describe this machine and installation", _env),
 }

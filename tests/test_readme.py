@@ -28,7 +28,7 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 OPS = ROOT / "docs" / "ops.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", *GUIDES]
-FOLDERS = ("csrc", "kernels", "sparsekern", "benchmarks", "docs", "tests")
+FOLDERS = ("csrc", "kernels", "sparsekern", "benchmarks", "docs", "examples", "tests")
 SOURCE_SUFFIXES = {".py", ".h", ".cpp", ".inl", ".cu", ".cuh", ".toml"}
 # The op that CONTRIBUTING adds as its example.
 EXAMPLE = "scale_rows"

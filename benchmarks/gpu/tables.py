@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contenders import SPARSE
+from benchmarks.contenders import DENSE, SPARSE
 from benchmarks.gpu import memory
 from benchmarks.gpu.jobs import DENSE_NAMES, SPARSE_NAMES, fastest
 from benchmarks.table import Table
@@ -85,6 +85,39 @@ def memory_table(records: list[Record]) -> Table:
         table.add(record["model"], autocast, *cells, f"{record['step_ms']:.1f}")
     table.note("peak: all tensors in a step, activations included, which are the same size in all models.")
     return table
+
+
+def training_tables(records: list[Record]) -> list[Table]:
+    """For each network, the time of a step and memory, beside the dense one."""
+    tables = []
+    for network in dict.fromkeys(record["network"] for record in records):
+        chosen = [record for record in records if record["network"] == network]
+        batch = next((record["batch"] for record in chosen if "batch" in record), NONE)
+        title = f"{network}, a training step of {batch} examples, autocast to bfloat16; MiB"
+        header = ["model", "sparsity", "step ms", "speed-up", "held", "less", "peak", "less"]
+        table = Table(title, header, left=1)
+        dense = next((r for r in chosen if r["model"] == DENSE and "step_ms" in r), None)
+        for record in chosen:
+            sparsity = f"{record['sparsity']:.0%}"
+            if "failed" in record:
+                table.add(record["model"], sparsity, *[NONE] * 6)
+                table.note(f"{record['model']}, {sparsity}, could not be measured: {record['failed']}")
+                continue
+            row = [record["model"], sparsity, f"{record['step_ms']:.1f}", _faster(dense, record)]
+            for size in (memory.total, _peak):
+                gain = NONE if dense is None else f"{size(dense) / size(record):.1f}x"
+                row += [_mib(size(record)), gain]
+            table.add(*row)
+        tables.append(table)
+    return tables
+
+
+def _peak(record: Record) -> int:
+    return record["peak_bytes"]
+
+
+def _faster(dense: Record | None, record: Record) -> str:
+    return NONE if dense is None else f"{dense['step_ms'] / record['step_ms']:.2f}"
 
 
 def _mib(size: int | None) -> str:

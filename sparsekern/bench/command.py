@@ -1,174 +1,189 @@
-"""``sparsekern bench``: a layer of your shape, sparse and dense, at several numbers of tokens."""
+"""``sparsekern bench``: a layer of your shape or a model of yours, sparse and dense, on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from sparsekern.bench.layers import PATTERNS, Answer, Question, answer
+from sparsekern.bench import options as takes
+from sparsekern.bench.contenders import OPTIMIZERS
+from sparsekern.bench.contenders import PATTERNS as MODEL_PATTERNS
+from sparsekern.bench.errors import BenchError, one_line
+from sparsekern.bench.layer_command import DTYPES, bench_layer
+from sparsekern.bench.layers import PATTERNS
+from sparsekern.bench.model_command import AUTOCAST, SPARSITIES, bench_model
 from sparsekern.experiments.parser import Parser
-from sparsekern.formats.checks import check_sparsity
 
 _PROG = "sparsekern bench"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MOST = 1 << 20
+# Options of one of the two alone; None is what they have when they are not given.
+LAYER_OPTIONS = ("sparsity", "tokens", "dtype")
+MODEL_OPTIONS = (
+    "sparsities",
+    "input_shape",
+    "input_tokens",
+    "model_args",
+    "batch",
+    "optimizer",
+    "autocast",
+    "exclude",
+    "plot",
+    "json",
+)
 
 
 def bench_command(arguments: list[str]) -> int:
     """Run ``sparsekern bench`` with ``arguments`` and return the exit code."""
     options = build_parser().parse_args(arguments)
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    out_features, in_features = options.shape
+    is_layer = isinstance(options.what, tuple)
     try:
-        question = Question(
-            out_features=out_features,
-            in_features=in_features,
-            pattern=options.pattern,
-            sparsity=_sparsity(options),
-            dtype=DTYPES[options.dtype],
-            device=torch.device(options.device),
-        )
-        if question.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"--device must be cpu or cuda, got {options.device}")
-        check_sparsity(question.sparsity)
-        print(_headline(question))
-        answers = []
-        for tokens in options.tokens:
-            answers.append(answer(question, tokens, options.seconds))
-            if len(answers) == 1:
-                print(_row(_header(question)))
-            print(_row(_cells(answers[-1])), flush=True)
-        print(f"\n{verdict(question, answers)}")
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        print(f"{_PROG}: error: {error}", file=sys.stderr)
+        _check_given(options, is_layer)
+        device = _device(options.device)
+        torch.set_num_threads(options.threads or torch.get_num_threads())
+        if is_layer:
+            bench_layer(options, device)
+        else:
+            bench_model(options, device)
+    except (BenchError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        print(f"{_PROG}: error: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"{_PROG}: error: not enough memory", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{_PROG}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{_PROG}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
 def build_parser() -> Parser:
-    """The parser."""
+    """The parser of both: what is measured decides which options have a meaning."""
     parser = Parser(
         prog=_PROG,
-        description="Time a sparse linear layer against torch.nn.Linear on this machine, taking turns.",
+        description=(
+            "Time sparse against dense on this machine, taking turns: a linear layer, OUTxIN such as "
+            "4096x4096; or a model, layer by layer and whole, with advice: a recipe of `sparsekern train`, "
+            "or MODULE:CALLABLE, which returns a torch.nn.Module or one and its inputs."
+        ),
         allow_abbrev=False,
     )
-    parser.add_argument("shape", type=_shape, metavar="OUTxIN", help="the weight's shape, such as 4096x4096")
-    parser.add_argument("--pattern", choices=PATTERNS, default="unstructured")
+    parser.add_argument("what", type=_what, metavar="WHAT", help="OUTxIN, RECIPE or MODULE:CALLABLE")
     parser.add_argument(
-        "--sparsity", type=float, metavar="X", help="fraction of zeros (default: 0.9; 2:4 has 0.5)"
+        "--pattern",
+        type=_patterns,
+        metavar="P",
+        help=f"{', '.join(PATTERNS)} (default: unstructured); of a model several, as in unstructured,2:4",
     )
-    parser.add_argument(
-        "--tokens", type=_counts, default=[1, 8, 64, 512], metavar="N,N,...", help="rows of the input"
-    )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=takes.count, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--seconds", type=_seconds, default=0.5, metavar="S", help="meant for each thing timed (default: 0.5)"
+        "--seconds",
+        type=takes.seconds,
+        default=0.5,
+        metavar="S",
+        help="meant for each thing timed (default: 0.5)",
     )
+    _add_layer_options(parser.add_argument_group("a layer"))
+    _add_model_options(parser.add_argument_group("a model"))
     return parser
 
 
-def verdict(question: Question, answers: Sequence[Answer]) -> str:
-    """From how many tokens on, or up to how many, the sparse layer is the faster one."""
-    lines = [_verdict("forward", [(each.tokens, each.speedup) for each in answers])]
-    if question.trains:
-        both = [(each.tokens, each.speedup_both) for each in answers if each.speedup_both is not None]
-        lines.append(_verdict("forward and backward", both))
-    slower = [each.tokens for each in answers if each.speedup < 1]
-    faster = [each.tokens for each in answers if each.speedup >= 1]
-    if question.pattern == "2:4" and slower and faster and max(slower) < min(faster):
-        lines.append(f"TwoFourLinear(dense_below={min(faster)}) multiplies smaller batches densely")
-    return "\n".join(lines)
-
-
-def _verdict(what: str, speedups: Sequence[tuple[int, float]]) -> str:
-    slower = [tokens for tokens, speedup in speedups if speedup < 1]
-    faster = [tokens for tokens, speedup in speedups if speedup >= 1]
-    if not slower:
-        return f"{what}: sparse is faster at all of these"
-    if not faster:
-        return f"{what}: sparse is slower at all of these"
-    if max(slower) < min(faster):
-        return f"{what}: sparse is faster from {min(faster):,} tokens on, slower at {max(slower):,} and below"
-    if max(faster) < min(slower):
-        return f"{what}: sparse is faster up to {max(faster):,} tokens, slower at {min(slower):,} and above"
-    return f"{what}: sparse is faster at {', '.join(map(str, faster))} tokens, slower at the others"
-
-
-def _headline(question: Question) -> str:
-    kind = question.pattern
-    if not kind.startswith("2:4"):
-        kind += f", {100 * question.sparsity:.4g} % zeros"
-    where = f"{torch.get_num_threads()} threads" if question.device.type == "cpu" else str(question.device)
-    dtype = str(question.dtype).removeprefix("torch.")
-    return (
-        f"{question.out_features} x {question.in_features}, {kind}, {dtype}, {where}; medians, milliseconds"
+def _add_layer_options(group: Any) -> None:
+    group.add_argument(
+        "--sparsity", type=float, metavar="X", help="fraction of zeros (default: 0.9; 2:4 has 0.5)"
     )
+    group.add_argument(
+        "--tokens", type=takes.counts, metavar="N,N,...", help="rows of the input (default: 1,8,64,512)"
+    )
+    group.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32")
 
 
-def _header(question: Question) -> tuple[str, ...]:
-    both = ("dense f+b", "sparse f+b", "ratio") if question.trains else ()
-    return ("tokens", "dense", "sparse", "ratio", *both)
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--sparsities",
+        type=takes.sparsities,
+        metavar="X,X,...",
+        help=f"fractions of zeros (default: {','.join(map(str, SPARSITIES))}; 2:4 has 0.5)",
+    )
+    group.add_argument(
+        "--input-shape", type=takes.input_shape, metavar="NxN...", help="of one example, such as 3x224x224"
+    )
+    group.add_argument(
+        "--input-tokens",
+        type=takes.input_tokens,
+        metavar="VxL",
+        help="L integers below V, such as 256x128",
+    )
+    group.add_argument(
+        "--batch", type=takes.count, metavar="N", help="examples (default: 32, or the recipe's, at most 256)"
+    )
+    group.add_argument(
+        "--model-args",
+        type=takes.assignment,
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="arguments of the callable, Python literals or else text",
+    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="default: adamw, or the recipe's")
+    group.add_argument("--autocast", choices=tuple(AUTOCAST), help="mixed precision (default: none)")
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="layers to leave dense; * matches any text",
+    )
+    group.add_argument(
+        "--plot", type=takes.picture_file, metavar="FILE.png", help="also draw it (matplotlib)"
+    )
+    group.add_argument("--json", type=takes.json_file, metavar="FILE", help="also write all figures")
 
 
-def _cells(found: Answer) -> tuple[str, ...]:
-    cells = [
-        f"{found.tokens:,}",
-        f"{1e3 * found.dense:.3f}",
-        f"{1e3 * found.sparse:.3f}",
-        f"{found.speedup:.2f}x",
-    ]
-    if found.speedup_both is not None:
-        cells += [
-            f"{1e3 * found.dense_both:.3f}",
-            f"{1e3 * found.sparse_both:.3f}",
-            f"{found.speedup_both:.2f}x",
-        ]
-    return tuple(cells)
+def _what(text: str) -> tuple[int, int] | str:
+    return takes.layer_shape(text) if re.fullmatch(r"[0-9]+([xX].*)?", text) else text
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "".join(cell.rjust(11) for cell in cells)
+def _patterns(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for pattern in found:
+        if pattern not in PATTERNS:
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {pattern!r} (choose from {', '.join(PATTERNS)})"
+            )
+    return found
 
 
-def _sparsity(options: argparse.Namespace) -> float:
-    if not options.pattern.startswith("2:4"):
-        return 0.9 if options.sparsity is None else options.sparsity
-    if options.sparsity not in (None, 0.5):
-        raise ValueError(
-            f"--sparsity must be left out for --pattern {options.pattern}, got {options.sparsity:g}"
-        )
-    return 0.5
+def _check_given(options: argparse.Namespace, is_layer: bool) -> None:
+    for name in MODEL_OPTIONS if is_layer else LAYER_OPTIONS:
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            kind, other = ("model", "layer") if is_layer else ("layer", "model")
+            near = f"; a model takes {'--sparsities' if name == 'sparsity' else '--autocast'}"
+            hint = near if name in ("sparsity", "dtype") else ""
+            raise BenchError(f"{option} is for a {kind}, got it for a {other}{hint}")
+    for pattern in options.pattern or ():
+        if not is_layer and pattern not in MODEL_PATTERNS:
+            raise BenchError(
+                f"--pattern must be among {', '.join(MODEL_PATTERNS)} for a model, got {pattern}"
+            )
 
 
-def _shape(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([0-9]{1,7})[xX]([0-9]{1,7})", text)
-    sizes = tuple(map(int, found.groups())) if found else (0, 0)
-    if not all(1 <= size <= MOST for size in sizes):
-        raise argparse.ArgumentTypeError(f"must be OUTxIN, such as 4096x4096, got {text!r}")
-    return sizes
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 7 or not 1 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST}, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise BenchError(f"--device must be cpu or cuda, got {name}")
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most 3600, got {text!r}")
-    return seconds
-
-
-def _counts(text: str) -> list[int]:
-    return sorted({_count(part.strip()) for part in text.split(",")})
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(f"--device {name} cannot be used: {one_line(error)}") from error
+    if device.type == "cuda":
+        # Events are recorded on the current device.
+        torch.cuda.set_device(device)
+    return device

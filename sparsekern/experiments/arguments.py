@@ -36,7 +36,9 @@ def recipe_parser(prog: str, usage: str, description: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or a .yaml file")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder of the data set's files")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="the folder of the data set's files, or a text"
+    )
     return parser
 
 

@@ -1,12 +1,15 @@
 """From a recipe to its network."""
 
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 
 import sparsekern as sk
 from sparsekern.experiments.at_init import masks_at_init
-from sparsekern.experiments.data import Dataset
+from sparsekern.experiments.data import Dataset, Text
 from sparsekern.experiments.errors import ExperimentError
-from sparsekern.experiments.models import IMAGE_MODELS, MODELS, SPARSE_INIT
+from sparsekern.experiments.models import GPT_SIZES, IMAGE_MODELS, MODELS, SPARSE_INIT
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.weights import load_weights
 from sparsekern.methods.masks import load_masks
@@ -20,7 +23,7 @@ _TOLERANCE = 0.005
 def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Module, SparsifyReport | None]:
     """The recipe's network on the CPU, and the report of what was made sparse (None for a dense one).
 
-    Dense Glorot weights first, then masks (random with exact counts, those of the file ``recipe.masks``, or
+    Dense weights first, then masks (random with exact counts, those of the file ``recipe.masks``, or
     by the Glorot weights with ``recipe.at_init``), then the sparse initialization (``"dense"`` keeps the
     Glorot weights, masked). Every linear and convolutional weight is masked, first and last included, as in
     the paper; biases are dense and start at zero. Initial weights come from ``recipe.seed_of("init")`` and
@@ -34,7 +37,7 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     ----------
     recipe : Recipe
     dataset : Dataset, optional
-        On the CPU. Needed with ``recipe.at_init`` only.
+        On the CPU. Needed with ``recipe.at_init``, and where the characters of a text are tokens.
 
     Raises
     ------
@@ -44,8 +47,7 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
     """
     init_generator = generator(recipe.seed_of("init"), "init")
     _, construct = MODELS[recipe.network]
-    sizes = {"num_classes": recipe.num_classes} if recipe.network in IMAGE_MODELS else {}
-    model = construct(init_generator, **sizes)
+    model = construct(init_generator, **_sizes(recipe, dataset))
     if recipe.weights is not None:
         load_weights(model, recipe)
     if not recipe.is_sparse:
@@ -67,6 +69,27 @@ def build_model(recipe: Recipe, dataset: Dataset | None = None) -> tuple[nn.Modu
         elif recipe.init == "per_neuron":
             sk.init.per_neuron_(layer, generator=init_generator, **options)
     return model, report
+
+
+def _sizes(recipe: Recipe, dataset: Dataset | None) -> dict[str, Any]:
+    """What the constructor of the recipe's network takes besides a generator."""
+    sizes: dict[str, Any] = {}
+    if recipe.network in IMAGE_MODELS:
+        sizes["num_classes"] = recipe.classes
+    if recipe.network == "resnet20":
+        sizes["width_multiplier"] = recipe.width_multiplier
+    if recipe.network == "gpt":
+        shape = GPT_SIZES[recipe.gpt_size]
+        sizes["config"] = replace(shape, vocabulary=_vocabulary(recipe, dataset), context=recipe.context)
+    return sizes
+
+
+def _vocabulary(recipe: Recipe, dataset: Dataset | None) -> int:
+    if recipe.tokens == "bytes":
+        return 256
+    if not isinstance(dataset, Text):
+        raise ValueError(f"dataset must be given for a recipe with tokens {recipe.tokens}, got {dataset}")
+    return dataset.vocabulary
 
 
 def _two_four(model: nn.Module, recipe: Recipe) -> SparsifyReport:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsekern.experiments.models import IMAGE_MODELS, SMALL_DENSE
+from sparsekern.experiments.keys import step_of
+from sparsekern.experiments.models import DATA_OF, SMALL_DENSE
 from sparsekern.experiments.settings import DENSE_METHODS, TWO_FOUR_METHODS
 
 if TYPE_CHECKING:
@@ -32,21 +33,19 @@ def find_conflict(recipe: Recipe) -> str:
 
 
 def _conflict_of_data(recipe: Recipe) -> str:
-    if (recipe.dataset == "image_folder") == (recipe.model in IMAGE_MODELS):
+    known = DATA_OF[recipe.model]
+    if recipe.dataset in known:
         return ""
-    return (
-        f"dataset must be image_folder with the models {' and '.join(IMAGE_MODELS)} and with no other, "
-        f"got model {recipe.model} and dataset {recipe.dataset}"
-    )
+    return f"dataset must be {' or '.join(known)} with model {recipe.model}, got {recipe.dataset}"
 
 
 def _conflict_of_optimizer(recipe: Recipe) -> str:
     if recipe.schedule == "step" and recipe.milestones is None:
         return "milestones must be given with schedule step, which falls there, got none"
-    if recipe.warmup_steps >= recipe.steps:
+    if step_of(recipe.warmup_steps, recipe.steps) >= recipe.steps:
         return (
             f"warmup_steps must be below steps, {recipe.steps:,}, for the learning rate to be reached, "
-            f"got {recipe.warmup_steps:,}"
+            f"got {_shown(recipe.warmup_steps)}"
         )
     if recipe.optimizer == "sgd" and recipe.nesterov and not recipe.momentum:
         return "nesterov needs a momentum above 0, got 0"
@@ -94,6 +93,11 @@ def _conflict_of_masks(recipe: Recipe) -> str:
         return (
             f"at_init must be left out with sparsity 0, which trains the dense network, got {recipe.at_init}"
         )
+    if recipe.dataset == "text" and recipe.at_init not in ("random", "magnitude"):
+        return (
+            f"at_init must be random or magnitude with dataset text, whose examples have no classes, "
+            f"got {recipe.at_init}"
+        )
     if recipe.at_init_scope == "global" and recipe.distribution != "uniform":
         return (
             f"distribution must be left at uniform with at_init_scope global, where layers have no share of "
@@ -119,14 +123,18 @@ def _conflict_of_updates(recipe: Recipe) -> str:
         if recipe.drop_schedule == "cosine":
             return "stop_at must be given with drop_schedule cosine, which falls to 0 there, got none"
         return ""
-    if recipe.stop_at <= recipe.update_every:
+    if recipe.last_update <= recipe.update_every:
         return (
             f"stop_at must be above update_every, {recipe.update_every:,}, for method {recipe.method} to "
-            f"update its masks, got {recipe.stop_at:,}"
+            f"update its masks, got {_shown(recipe.stop_at)}"
         )
-    if recipe.drop_schedule == "cosine" and recipe.stop_at > recipe.steps:
+    if recipe.drop_schedule == "cosine" and recipe.last_update > recipe.steps:
         return (
             f"stop_at must be at most steps, {recipe.steps:,}, with drop_schedule cosine, "
-            f"got {recipe.stop_at:,}"
+            f"got {_shown(recipe.stop_at)}"
         )
     return ""
+
+
+def _shown(value: int | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}"

@@ -101,10 +101,14 @@ class Display:
             train = self._train
             text += f"   train loss {train['loss']:.4f}, accuracy {train['accuracy']:.2%}"
         text += f"   test loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}"
+        for field in record:
+            if field.startswith("bits_per_"):
+                text += f", {record[field]:.3f} {field.replace('_', ' ')}"
         if self._update:
             text += f"   explored {self._update['exploration_rate']:.1%}"
         if self._prune:
             text += f"   sparsity {self._prune['sparsity']:.2%}"
         if self._train:
-            text += f"   lr {train['learning_rate']:<9.3g}{train['steps_per_second']:>4.0f} steps/s"
+            rate = train["steps_per_second"]
+            text += f"   lr {train['learning_rate']:<9.3g}{rate:>4.{0 if rate >= 9.95 else 1}f} steps/s"
         return text

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.experiments.data import Examples
+from sparsekern.experiments.loss import cross_entropy
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy (nats) and the fraction of examples classified correctly."""
+    """Mean cross-entropy (nats) and the fraction of examples, or of tokens, classified correctly."""
 
     loss: float
     accuracy: float
@@ -37,8 +37,8 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Examples]) -> Evaluatio
     loss, correct, examples = 0.0, 0, 0
     for x, y in batches:
         logits = model(x)
-        loss += F.cross_entropy(logits, y, reduction="sum").double()
-        correct += (logits.argmax(1) == y).sum()
-        examples += len(y)
+        loss += cross_entropy(logits, y, reduction="sum").double()
+        correct += (logits.argmax(-1) == y).sum()
+        examples += y.numel()
     model.train(was_training)
     return Evaluation(float(loss) / examples, int(correct) / examples)

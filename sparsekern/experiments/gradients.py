@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.analysis import MaskUpdateRecorder, gradient_flow
 from sparsekern.experiments.data import Dataset, first_examples
+from sparsekern.experiments.loss import cross_entropy
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.methods import DynamicMethod
 
@@ -41,7 +41,7 @@ class Gradients:
 
     def loss(self, model: nn.Module) -> Tensor:
         """Of any network on the fixed examples."""
-        return F.cross_entropy(model(self._images), self._labels)
+        return cross_entropy(model(self._images), self._labels)
 
     def follow(self, method: Any) -> None:
         """Measure around the updates of ``method``, unless it removes weights only, or is none."""

@@ -17,7 +17,7 @@ class Key:
     """What a recipe key means and which values it takes; kept in the dataclass field's metadata."""
 
     about: str
-    kind: type
+    kind: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
     expected: str = ""
     accepts: Callable[[Any], bool] = lambda value: True
@@ -29,10 +29,10 @@ class Key:
         """What stands for a value in the command's help."""
         if self.choices or self.shown:
             return self.shown or "|".join(self.choices)
-        return {int: "N", float: "X", bool: "true|false", str: "PATH"}[self.kind]
+        return {int: "N", float: "X", bool: "true|false", str: "PATH", step_or_share: "N|P%"}[self.kind]
 
 
-def key(about: str, kind: type, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+def key(about: str, kind: Callable[[Any], Any], default: Any = dataclasses.MISSING, **more: Any) -> Any:
     """A dataclass field that is a recipe key; without a default the recipe must give it."""
     return dataclasses.field(default=default, metadata={"key": Key(about, kind, **more)})
 
@@ -96,17 +96,53 @@ def path(about: str) -> Any:
     return key(about, str, None, expected="the path of a file", accepts=bool, optional=True)
 
 
+def moment(about: str, default: Any, least: int = 1) -> Any:
+    """A key that takes whole numbers of steps from ``least`` on, or a percentage of all steps, as text such
+    as ``75%``; or nothing, where that is the default. :func:`step_of` tells the step.
+    """
+    return key(
+        about,
+        step_or_share,
+        default,
+        expected=f"at least {least}, or a percentage of steps from 1% to 100%",
+        accepts=lambda value: 1 <= _percent(value) <= 100 if isinstance(value, str) else value >= least,
+        optional=default is None,
+    )
+
+
 def rising(about: str) -> Any:
-    """A key that takes whole numbers, each above the one before, as text with commas; or nothing."""
+    """A key that takes whole numbers, each above the one before, as text with commas, or percentages; or
+    nothing. :func:`steps_of` tells the steps.
+    """
     return key(
         about,
         str,
         None,
-        expected="rising whole numbers with commas and no spaces, such as 100,200",
+        expected="rising whole numbers with commas and no spaces, such as 100,200, or percentages of steps, "
+        "such as 50%,75%",
         accepts=_is_rising,
         optional=True,
-        shown="N,N",
+        shown="N,N|P%,P%",
     )
+
+
+def step_or_share(value: Any) -> int | str:
+    """``value`` as a whole number, or as text such as ``75%`` if it is a percentage; else a ValueError."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}%", value):
+        return f"{_percent(value)}%"
+    if isinstance(value, float):
+        raise ValueError
+    return int(value)
+
+
+def step_of(value: int | str, steps: int) -> int:
+    """The step that the value of a :func:`moment` means in a run of ``steps``, percentages rounded down."""
+    return steps * _percent(value) // 100 if isinstance(value, str) else value
+
+
+def steps_of(value: str, steps: int) -> list[int]:
+    """The steps that the value of a :func:`rising` key means in a run of ``steps``."""
+    return [step_of(step_or_share(part), steps) for part in value.split(",")]
 
 
 def whole(about: str, default: int | None = None) -> Any:
@@ -149,10 +185,14 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _is_rising(text: str) -> bool:
-    if not re.fullmatch(r"[0-9]{1,12}(,[0-9]{1,12})*", text):
+    if not re.fullmatch(r"[0-9]{1,12}(,[0-9]{1,12})*|[0-9]{1,2}%(,[0-9]{1,2}%)*", text):
         return False
-    numbers = [int(part) for part in text.split(",")]
+    numbers = [int(part.rstrip("%")) for part in text.split(",")]
     return all(first < second for first, second in itertools.pairwise(numbers))
+
+
+def _percent(text: str) -> int:
+    return int(text.rstrip("%"))
 
 
 def _boolean(name: str, value: Any) -> bool:
@@ -166,6 +206,10 @@ def _boolean(name: str, value: Any) -> bool:
 def _kind(key: Key) -> str:
     if key.choices:
         return f"one of {', '.join(key.choices)}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "the path of a file"}[
-        key.kind
-    ]
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "the path of a file",
+        step_or_share: "a whole number or a percentage of steps, such as 75%",
+    }[key.kind]

@@ -12,7 +12,7 @@ from sparsekern.experiments.errors import CheckpointError, ExperimentError
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.files import write_atomically
 
-#: kind of record -> its numbers, besides the step, and their types
+#: kind of record -> its numbers, besides the step, and their types; see :func:`bits_of` for text
 FIELDS: dict[str, dict[str, type]] = {
     "update": {
         "drop_fraction": float,
@@ -31,6 +31,20 @@ FIELDS: dict[str, dict[str, type]] = {
 }
 #: Fields that depend on the clock; all others of a resumed run equal those of a run that was never stopped.
 TIME_FIELDS = ("seconds", "steps_per_second")
+
+
+def bits_of(recipe: Recipe, loss: float) -> dict[str, float]:
+    """Of text also ``loss / ln(2)``, as ``bits_per_byte`` or ``bits_per_character``."""
+    return {field: loss / math.log(2) for field in _bits_fields(recipe)}
+
+
+def _bits_fields(recipe: Recipe) -> list[str]:
+    return [f"bits_per_{recipe.tokens.removesuffix('s')}"] if recipe.dataset == "text" else []
+
+
+def _fields(recipe: Recipe, kind: str) -> dict[str, type]:
+    bits = _bits_fields(recipe) if kind in ("train", "test") else []
+    return {**FIELDS[kind], **dict.fromkeys(bits, float)}
 
 
 def kinds_at(recipe: Recipe, step: int) -> list[str]:
@@ -119,7 +133,7 @@ def lines_through(path: Path, recipe: Recipe, last_step: int, update_steps: Sequ
     ]
     for index, (kind, step) in enumerate(due):
         line = lines[index] if index < len(lines) else ""
-        if not _is_record(line, kind, step):
+        if not _is_record(line, kind, step, _fields(recipe, kind)):
             found = repr(_shortened(line.rstrip("\n"))) if line else "the end of the file"
             raise CheckpointError(
                 f"{path}: line {index + 1}: expected the {kind} metrics of step {step:,}, found {found}"
@@ -127,7 +141,7 @@ def lines_through(path: Path, recipe: Recipe, last_step: int, update_steps: Sequ
     return "".join(lines[: len(due)])
 
 
-def _is_record(line: str, kind: str, step: int) -> bool:
+def _is_record(line: str, kind: str, step: int, fields: dict[str, type]) -> bool:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -135,10 +149,10 @@ def _is_record(line: str, kind: str, step: int) -> bool:
     return (
         line.endswith("\n")
         and isinstance(record, dict)
-        and record.keys() == {"kind", "step", *FIELDS[kind]}
+        and record.keys() == {"kind", "step", *fields}
         and (record["kind"], record["step"]) == (kind, step)
-        and all(type(record[field]) is form for field, form in FIELDS[kind].items())
-        and all(math.isfinite(record[field]) for field in FIELDS[kind])
+        and all(type(record[field]) is form for field, form in fields.items())
+        and all(math.isfinite(record[field]) for field in fields)
     )
 
 

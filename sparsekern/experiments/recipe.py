@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from sparsekern.experiments.conflicts import find_conflict
+from sparsekern.experiments.data import CIFAR10_CLASSES
 from sparsekern.experiments.errors import RecipeError
-from sparsekern.experiments.keys import Key, convert, near
+from sparsekern.experiments.keys import Key, convert, near, step_of, steps_of
 from sparsekern.experiments.models import SMALL_DENSE
 from sparsekern.experiments.schedule import learning_rate
 from sparsekern.experiments.settings import (
@@ -76,9 +77,19 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Pruning, Updates, Masks, Net
         return self.method in PRUNING_METHODS
 
     @property
-    def image_options(self) -> dict[str, int]:
-        """How a data set of image files is read; others take no notice."""
-        return {"image_size": self.image_size, "num_classes": self.num_classes}
+    def data_options(self) -> dict[str, Any]:
+        """How image files and texts are read; other data sets take no notice."""
+        return {name: getattr(self, name) for name in ("image_size", "num_classes", "tokens", "context")}
+
+    @property
+    def last_update(self) -> int | None:
+        """The step from which masks stay as they are, where there is one: ``stop_at``."""
+        return None if self.stop_at is None else step_of(self.stop_at, self.steps)
+
+    @property
+    def classes(self) -> int:
+        """Outputs of an image model."""
+        return CIFAR10_CLASSES if self.dataset == "cifar10" else self.num_classes
 
     @property
     def network(self) -> str:
@@ -92,8 +103,8 @@ class Recipe(Seeds, Records, Optimization, TwoFour, Pruning, Updates, Masks, Net
             self.learning_rate,
             step,
             self.steps,
-            warmup_steps=self.warmup_steps,
-            milestones=[int(part) for part in self.milestones.split(",")] if self.milestones else [],
+            warmup_steps=step_of(self.warmup_steps, self.steps),
+            milestones=steps_of(self.milestones, self.steps) if self.milestones else [],
             factor=self.step_factor,
         )
 

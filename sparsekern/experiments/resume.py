@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sparsekern.experiments.checkpoint import read_checkpoint
+from sparsekern.experiments.data import Text
 from sparsekern.experiments.errors import CheckpointError, RecipeError
 from sparsekern.experiments.folder import RunFolder
 from sparsekern.experiments.layout import misfit
@@ -14,6 +15,7 @@ from sparsekern.experiments.recipe import Recipe, recipe_from
 from sparsekern.experiments.trainer import Trainer
 
 _KEYS = {"recipe", "data", "threads", "trainer"}
+_TEXT_KEYS = {*_KEYS, "characters"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,13 @@ class Resumed:
 
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
-    """The content of a run's checkpoint."""
+    """The content of a run's checkpoint; of text in characters, these too."""
+    dataset = trainer.dataset
+    characters = dataset.characters if isinstance(dataset, Text) else None
     return {
+        **({} if characters is None else {"characters": characters}),
         "recipe": asdict(trainer.recipe),
-        "data": trainer.dataset.fingerprint,
+        "data": dataset.fingerprint,
         "threads": torch.get_num_threads(),
         "trainer": trainer.state_dict(),
     }
@@ -43,7 +48,7 @@ def read_state(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         If the file is damaged or holds something else, or the run is of another recipe.
     """
     state = read_checkpoint(folder.checkpoint)
-    if state.keys() != _KEYS:
+    if state.keys() not in (_KEYS, _TEXT_KEYS):
         raise CheckpointError(
             f"{folder.checkpoint}: expected the state of a run ({', '.join(sorted(_KEYS))}), "
             f"found {', '.join(sorted(map(str, state))) or 'nothing'}"
@@ -69,6 +74,12 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: RunFolder) -> Resume
     wrong = misfit(state, {**expected, "recipe": state["recipe"], "trainer": state["trainer"]}, "the run")
     if wrong:
         raise CheckpointError(f"{path}: {wrong}")
+    if unknown := sorted(set(expected.get("characters", "")) - set(state.get("characters", ""))):
+        more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
+        raise CheckpointError(
+            f"{path}: expected a run that knows the characters of this text, found one without "
+            f"{unknown[0]!r}{more}"
+        )
     if state["data"] != expected["data"]:
         raise CheckpointError(
             f"{path}: expected a run on this {trainer.dataset.name} data set (fingerprint "

@@ -71,7 +71,7 @@ def run(
     device = usable_device(options.device)
     if options.tensorboard:
         summary_writer()
-    dataset = load_dataset(recipe.dataset, options.data_dir, workers=options.workers, **recipe.image_options)
+    dataset = load_dataset(recipe.dataset, options.data_dir, workers=options.workers, **recipe.data_options)
     model, report = build_model(recipe if state is None else with_masks_of(folder, recipe), dataset)
     with closing(Trainer(model.to(device), dataset, recipe)) as trainer:
         resumed = None if state is None else resume(trainer, state, folder)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsekern.experiments.data import DATASETS
+from sparsekern.experiments.data import DATASETS, TOKENS
 from sparsekern.experiments.keys import (
     choice,
     count,
     fraction,
+    moment,
     number,
     path,
     positive,
@@ -15,7 +16,7 @@ from sparsekern.experiments.keys import (
     switch,
     whole,
 )
-from sparsekern.experiments.models import MODELS
+from sparsekern.experiments.models import GPT_SIZES, MODELS
 from sparsekern.experiments.schedule import SCHEDULES
 
 #: Methods that train a dense network, whatever the sparsity.
@@ -47,6 +48,10 @@ class Network:
     )
     image_size: int = count("image_folder: pixels of an image's side", 224, least=16)
     num_classes: int = count("image_folder: its classes, and outputs of the network", 1000)
+    width_multiplier: float = positive("resnet20: its channels, in multiples of the usual ones", 1.0)
+    gpt_size: str = choice("gpt: its layers, heads and width", GPT_SIZES, "tiny")
+    context: int = count("text: tokens that gpt looks at together", 128)
+    tokens: str = choice("text: what a token is", TOKENS, "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ class Masks:
     weights: str | None = path("checkpoint.pt of a run to take the weights of, in place of init")
     storage: str = choice("compact keeps nnz values, masked a dense weight", ("compact", "masked"), "compact")
     init: str = choice(
-        "initial weights: dense (Glorot, then masked), per_layer (Liu et al.), per_neuron (Evci et al.)",
+        "initial weights: dense (as the dense network), per_layer (Liu et al.), per_neuron (Evci et al.)",
         ("dense", "per_layer", "per_neuron"),
         "per_neuron",
     )
@@ -96,7 +101,7 @@ class Updates:
         ("cosine", "constant", "lr"),
         "lr",
     )
-    stop_at: int | None = count("no update from this step on (default: none)", None, optional=True)
+    stop_at: int | str | None = moment("no update from this step on (default: none)", None)
     update: str = choice(
         "an update comes after the optimizer's step or replaces it",
         ("after_step", "replaces_step"),
@@ -155,7 +160,7 @@ class Optimization:
         SCHEDULES,
         "cosine",
     )
-    warmup_steps: int = count("steps in which the learning rate rises from 0 at first", 0, least=0)
+    warmup_steps: int | str = moment("steps in which the learning rate rises from 0 at first", 0, least=0)
     milestones: str | None = rising("schedule step: the steps from which the learning rate is lower")
     step_factor: float = fraction("schedule step: what it is multiplied by at each of them", 0.1)
     label_smoothing: float = number("share of a training label that is spread over all classes", 0.0, below=1)

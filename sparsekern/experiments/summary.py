@@ -82,7 +82,7 @@ def compare_with_dense(recipe: Recipe, dataset: Dataset, device: torch.device) -
     Both are built anew, so a trained network is left alone. One step each goes before, untimed.
     """
     sparse = Trainer(build_model(recipe, dataset)[0].to(device), dataset, recipe)
-    dense = Trainer(build_model(recipe.dense_twin())[0].to(device), dataset, recipe.dense_twin())
+    dense = Trainer(build_model(recipe.dense_twin(), dataset)[0].to(device), dataset, recipe.dense_twin())
     seconds: dict[Trainer, list[float]] = {sparse: [], dense: []}
     for step in range(recipe.benchmark_steps + 1):
         for trainer, times in seconds.items():

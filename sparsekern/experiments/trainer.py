@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sparsekern.experiments.data import BatchOrder, Dataset
@@ -13,6 +12,8 @@ from sparsekern.experiments.errors import CheckpointError, DivergedError
 from sparsekern.experiments.evaluate import evaluate_batches
 from sparsekern.experiments.gradients import Gradients
 from sparsekern.experiments.layout import misfit
+from sparsekern.experiments.loss import cross_entropy
+from sparsekern.experiments.metrics import bits_of
 from sparsekern.experiments.optimizer import build_optimizer
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.updates import attach_method, prune_record, update_record
@@ -59,7 +60,7 @@ class Trainer:
         self.method = attach_method(model, self.optimizer, self.dataset, recipe, self._note_update)
         self.gradients.follow(self.method)
         self.order = BatchOrder(len(dataset.train_labels), recipe.batch_size, recipe.seed_of("data"))
-        #: Images and labels of a training step.
+        #: Images or tokens, and labels, of a training step.
         self.batch = self.dataset.train_batches(self.order)
         self.step = recipe.first_step
         self.seconds = 0.0
@@ -77,7 +78,7 @@ class Trainer:
         images, labels = self.batch(self.step)
         self.optimizer.zero_grad()
         logits = self.model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         loss.backward()
         try:
             self.optimizer.step()
@@ -122,6 +123,7 @@ class Trainer:
             "epoch": self.order.epochs(self.step),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **means,
+            **bits_of(self.recipe, means["loss"]),
             "seconds": self.seconds,
             "steps_per_second": window.steps / max(self.seconds - window.started, 1e-9),
         }
@@ -135,6 +137,7 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "accuracy": accuracy,
+            **bits_of(self.recipe, loss),
             "seconds": self.seconds,
         }
 
@@ -256,9 +259,9 @@ class _Window:
         self.started = 0.0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.loss += loss.double() * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.examples += len(labels)
+        self.loss += loss.double() * labels.numel()
+        self.correct += (logits.argmax(-1) == labels).sum()
+        self.examples += labels.numel()
         self.steps += 1
 
     def means(self) -> dict[str, float]:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern.experiments.data import Dataset, first_examples
+from sparsekern.experiments.loss import cross_entropy
 from sparsekern.experiments.recipe import Recipe
 from sparsekern.experiments.settings import GRADIENT_METHODS
 from sparsekern.methods import DynamicMethod, GradualPruning, PruningUpdate, UpdateStatistics
@@ -55,7 +55,7 @@ def attach_method(
         optimizer,
         update_every=recipe.update_every,
         drop_fraction=recipe.drop_fraction,
-        stop_at=recipe.stop_at,
+        stop_at=recipe.last_update,
         schedule=recipe.drop_schedule,
         update=recipe.update,
         regrow_dropped=recipe.regrow_dropped,
@@ -86,7 +86,7 @@ class HoldoutLoss:
 
     def __call__(self) -> Tensor:
         """The loss, with its graph."""
-        loss = F.cross_entropy(self._model(self._images), self._labels, label_smoothing=self._smoothing)
+        loss = cross_entropy(self._model(self._images), self._labels, label_smoothing=self._smoothing)
         if not self._decay:
             return loss
         layers = [layer for layer in self._model.modules() if isinstance(layer, SparseLayer)]

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from sparsekern.bench.command import verdict
+from sparsekern.bench.layer_command import verdict
 from sparsekern.bench.layers import PATTERNS, Answer, Question, layers_of
 from sparsekern.cli import main
 

@@ -36,6 +36,20 @@ def image_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def cifar10_folder(tmp_path, monkeypatch):
+    """Six files in CIFAR-10's format, of 20 images each."""
+    monkeypatch.setattr("sparsekern.experiments.data.cifar10._RECORDS", 20)
+    source = numpy.random.default_rng(0)
+    folder = tmp_path / "cifar"
+    folder.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = source.integers(0, 256, (20, 3073), dtype=numpy.uint8)
+        records[:, 0] = source.permutation(20) % 10
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.fixture
 def short_recipe():
     """The demo's recipe, cut to a few steps."""
     return load_recipe("lenet5-digits").override(

@@ -54,10 +54,17 @@ CONFLICTS = [
     ({"nesterov": True, "momentum": 0}, "nesterov needs a momentum above 0, got 0"),
     (
         {"model": "vgg16"},
-        "dataset must be image_folder with the models vgg16 and resnet50 and with no other, got model vgg16 "
-        "and dataset digits",
+        "dataset must be image_folder or cifar10 with model vgg16, got digits",
     ),
-    ({"dataset": "image_folder"}, "dataset must be image_folder .*, got model lenet5 and dataset image_f"),
+    ({"dataset": "image_folder"}, "dataset must be digits or mnist with model lenet5, got image_folder"),
+    ({"dataset": "cifar10"}, "dataset must be digits or mnist with model lenet5, got cifar10"),
+    ({"model": "gpt", "dataset": "mnist"}, "dataset must be text with model gpt, got mnist"),
+    (
+        {"model": "gpt", "dataset": "text", "at_init": "snip"},
+        "at_init must be random or magnitude with dataset text, whose examples have no classes, got snip",
+    ),
+    ({"warmup_steps": "100%"}, "warmup_steps must be below steps, 3,000, .*, got 100%"),
+    ({"method": "rigl", "stop_at": "3%"}, "stop_at must be above update_every, 100, .*, got 3%"),
     (
         {"method": "small_dense", "model": "small-mlp"},
         r"method small_dense needs a model with a Small-Dense twin \(lenet5, mlp\), got model small-mlp",
@@ -79,6 +86,9 @@ def test_keys_that_do_not_go_together_are_one_line(changes, message):
         {"method": "dense", "sparsity": 0, "masks": "a.pt", "drop_schedule": "cosine"},
         {"method": "rigl", "drop_schedule": "cosine", "stop_at": 3000},
         {"method": "rigl", "stop_at": 9000},
+        {"method": "rigl", "drop_schedule": "cosine", "stop_at": "100%"},
+        {"model": "resnet20", "dataset": "image_folder"},
+        {"model": "gpt", "dataset": "text", "at_init": "magnitude", "tokens": "characters"},
         {"milestones": "9000", "step_factor": 1},
         {"optimizer": "adamw", "nesterov": True, "momentum": 0},
         {"image_size": 32, "num_classes": 3},

@@ -1,3 +1,5 @@
+import pytest
+
 from sparsekern.experiments.display import Display
 
 TRAIN = {
@@ -28,6 +30,24 @@ def test_without_training_metrics_the_line_is_shorter(capsys):
     display = Display("lenet5", 0, 2500)
     display.record(TEST)
     assert capsys.readouterr().out == "step   500/2,500   test loss 0.2000, accuracy 95.28%\n"
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(0.284, " 0.3"), (9.94, " 9.9"), (9.96, "  10"), (999.6, "1000")]
+)
+def test_slow_steps_have_a_decimal(capsys, rate, shown):
+    display = Display("gpt", 0, 2500)
+    display.record({**TRAIN, "steps_per_second": rate})
+    display.record(TEST)
+    assert capsys.readouterr().out.endswith(f"lr 0.045    {shown} steps/s\n")
+
+
+def test_of_text_bits_are_shown_too(capsys):
+    display = Display("gpt", 0, 2500)
+    display.record({**TEST, "bits_per_byte": 0.28854})
+    assert capsys.readouterr().out == (
+        "step   500/2,500   test loss 0.2000, accuracy 95.28%, 0.289 bits per byte\n"
+    )
 
 
 def test_the_bar_starts_where_the_run_resumes(capsys):

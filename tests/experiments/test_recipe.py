@@ -61,6 +61,27 @@ def test_imagenet_recipes_have_the_hyperparameters_of_rigl(model):
     assert rates == pytest.approx([0, 0.8, 1.6, 1.6, 0.16, 0.16, 0.016, 0.016, 0.0016], rel=1e-3)
 
 
+def test_the_cifar_recipe_has_the_schedule_of_resnets_paper_at_any_length():
+    recipe = load_recipe("resnet20-cifar10")
+    expected = {"model": "resnet20", "dataset": "cifar10", "method": "rigl", "sparsity": 0.8}
+    expected |= {"distribution": "erk", "steps": 64_000, "batch_size": 128, "weight_decay": 1e-4}
+    assert {key: recipe.settings()[key] for key in expected} == expected
+    assert (recipe.last_update, recipe.classes, recipe.num_classes) == (48_000, 10, 1000)
+    for changed in (recipe, recipe.override({"steps": 2_000})):
+        half, last = changed.steps // 2, changed.steps * 3 // 4
+        rates = [changed.learning_rate_at(step) for step in (0, half - 1, half, last - 1, last)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+        assert changed.last_update == last
+    assert recipe.override({"stop_at": "1000"}).last_update == 1000
+
+
+def test_a_warm_up_may_be_a_percentage():
+    recipe = load_recipe("gpt-text").override({"steps": 1010, "warmup_steps": "10%", "stop_at": "070%"})
+    assert recipe.learning_rate_at(50) == pytest.approx(0.5e-3 * 100 / 101)
+    assert recipe.learning_rate_at(101) == 1e-3
+    assert (recipe.stop_at, recipe.last_update) == ("70%", 707)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_name_and_one_line_about_it(name):
     recipe = load_recipe(name)
@@ -216,14 +237,23 @@ BAD_VALUES = [
     ("prune_end", "late", "must be a whole number, got 'late'"),
     ("gradient_flow_every", -1, "must be at least 0, got -1"),
     ("gradient_flow_examples", 0, "must be at least 1, got 0"),
-    ("stop_at", "late", "must be a whole number, got 'late'"),
+    ("stop_at", "late", "must be a whole number or a percentage of steps, such as 75%, got 'late'"),
+    ("stop_at", 7.5, r"must be a whole number or a percentage of steps, such as 75%, got 7\.5"),
+    ("stop_at", "0%", "must be at least 1, or a percentage of steps from 1% to 100%, got 0%"),
+    ("stop_at", "101%", "must be at least 1, or a percentage of steps from 1% to 100%, got 101%"),
+    ("stop_at", "7.5%", "must be a whole number or a percentage of steps, such as 75%, got '7.5%'"),
+    ("warmup_steps", "-1", "must be at least 0, or a percentage of steps from 1% to 100%, got -1"),
+    ("milestones", "50%,100", "must be rising whole numbers .*, or percentages of steps, .*, got 50%,100"),
+    ("milestones", "75%,50%", "must be rising whole numbers .*, or percentages of steps, .*, got 75%,50%"),
+    ("width_multiplier", 0, "must be a number above 0, got 0"),
+    ("gpt_size", "125m", "must be one of tiny, 124m, .*, got '125m'; did you mean 124m"),
     ("regrow_dropped", 1, "must be true or false, got 1"),
     ("regrow_dropped", "yes", "must be true or false, got 'yes'"),
     ("regrow_dropped", [True], r"must be true or false, got \[True\]"),
     ("regrow_dropped", None, "must be true or false, got nothing"),
     ("masks", "", "must be the path of a file, got "),
     ("milestones", "3,2", "must be rising whole numbers with commas and no spaces, .*, got 3,2"),
-    ("milestones", [1, 2], r"must be rising whole numbers with .*, such as 100,200, got \[1, 2\]"),
+    ("milestones", [1, 2], r"must be rising whole numbers with .*, such as 100,200, .*, got \[1, 2\]"),
     ("milestones", "2,2", "must be rising whole numbers .*, got 2,2"),
     ("milestones", "late", "must be rising whole numbers .*, got late"),
     ("label_smoothing", 1, "must be a number of at least 0 and below 1, got 1"),

@@ -55,7 +55,9 @@ def assert_same_state(ours, theirs):
             assert torch.equal(value, theirs["optimizer"]["state"][index][name]), (index, name)
 
 
-@pytest.mark.parametrize("sparsity", ["0", "0.95"], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    "sparsity", [pytest.param("0", marks=pytest.mark.slow), "0.95"], ids=["dense", "sparse"]
+)
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, sparsity):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_after(53, killed, "--sparsity", sparsity)

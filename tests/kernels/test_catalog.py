@@ -24,11 +24,15 @@ MULTIPLY = (*PRODUCTS, *TWO_FOUR_PRODUCTS, "conv2d_nchw", "conv2d_grad_input_nch
 
 
 def best_guesses(entries):
-    """The first config of each kernel in each form; most types have compact values alone, as loads differ."""
+    """The first config of each kernel in each form on Hopper; most types have compact values alone, as loads
+    differ. On the others, what multiplies in half precision, and on Blackwell float32, whose registers are
+    scarcest there."""
     first = {}
     for entry in entries:
         on_blackwell = (entry.capability, entry.arithmetic) == (100, "ieee")
-        if entry.arithmetic == "bf16" or on_blackwell or _is_its_own(entry):
+        on_hopper = entry.capability == 90 and entry.arithmetic == "bf16"
+        half = entry.arithmetic in ("bf16", "fp16") and not entry.config.narrow
+        if on_hopper or ((on_blackwell or half or entry.capability == 90) and _is_its_own(entry)):
             key = (entry.capability, entry.arithmetic, entry.name, entry.storage, entry.config.narrow)
             first.setdefault(key, entry)
     return list(first.values())

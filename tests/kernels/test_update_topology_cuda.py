@@ -161,7 +161,7 @@ def test_numbers(on_host, dtype, kind, by):
         check(on_host, [listed(*one)], by)
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("kind", NUMBERS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("shape", [(700, 901), (130, 67, 3, 3)], ids=str)

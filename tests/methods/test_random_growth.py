@@ -59,7 +59,11 @@ def test_distinct_inactive_positions_in_descending_order(shape, density, complet
 # listed, and with all.
 @pytest.mark.parametrize(("active", "drop"), [(2, 1), (2, 2), (4, 2), (6, 1), (6, 3)])
 @pytest.mark.parametrize("extra", [0, 2], ids=["as_few_as_possible", "two_more"])
-@pytest.mark.parametrize("shape", [(2, 4), (2, 2, 1, 2)], ids=["linear", "conv"])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 4), pytest.param((2, 2, 1, 2), marks=pytest.mark.slow)],
+    ids=["linear", "conv"],
+)
 def test_every_outcome_of_an_update_is_equally_likely(active, drop, extra, shape):
     mask = torch.zeros(8, dtype=torch.bool)
     mask[torch.randperm(8, generator=generator(3))[:active]] = True

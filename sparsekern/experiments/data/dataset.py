@@ -12,7 +12,8 @@ from torch import Tensor
 from sparsekern.experiments.data.batches import BatchOrder
 from sparsekern.experiments.errors import RecipeError
 
-#: Images (examples, channels, height, width) float32 and labels (examples,) int64.
+#: Images (examples, channels, height, width) float32 and labels (examples,) int64; or tokens (examples,
+#: context) int64 and, as labels, the tokens that follow, of the same shape.
 Examples = tuple[Tensor, Tensor]
 
 _TEST_BATCH = 1000
@@ -37,13 +38,17 @@ class Dataset(Protocol):
     fingerprint : str
         The digest of the source, the same on every machine.
     train_labels, test_labels : Tensor
-        (examples,) int64.
+        (examples,) int64; of text (examples, context), of a type that may be smaller.
     """
 
     name: str
     fingerprint: str
-    train_labels: Tensor
-    test_labels: Tensor
+
+    @property
+    def train_labels(self) -> Tensor: ...
+
+    @property
+    def test_labels(self) -> Tensor: ...
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set, which gives its examples on ``device``."""

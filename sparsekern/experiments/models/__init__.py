@@ -1,4 +1,4 @@
-"""The paper's networks, dense; :func:`sparsekern.sparsify_` makes them sparse."""
+"""The paper's networks and a few more, dense; :func:`sparsekern.sparsify_` makes them sparse."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,12 @@ import torch
 from sparsekern.experiments.models.gpt import GPT, GPT_SIZES, GPTConfig
 from sparsekern.experiments.models.lenet5 import LeNet5
 from sparsekern.experiments.models.mlp import MLP
+from sparsekern.experiments.models.resnet20 import ResNet20
 from sparsekern.experiments.models.resnet50 import ResNet50
 from sparsekern.experiments.models.vgg16 import VGG16
 
-#: name -> (one line about it, constructor taking a generator; an image model's takes num_classes, too)
+#: name -> (one line about it, constructor taking a generator; an image model's takes num_classes, too, that
+#: of a network of any width its multiplier, and a language model's its config)
 MODELS: dict[str, tuple[str, Callable[..., torch.nn.Module]]] = {
     "lenet5": ("LeNet-5: 44,190 weights and 236 biases", lambda g: LeNet5(generator=g)),
     "mlp": ("MLP 784-300-100-10: 266,200 weights and 410 biases", lambda g: MLP(generator=g)),
@@ -31,10 +33,25 @@ MODELS: dict[str, tuple[str, Callable[..., torch.nn.Module]]] = {
         "ResNet-50 v1.5: 25,557,032 parameters",
         lambda g, num_classes=1000: ResNet50(num_classes, generator=g),
     ),
+    "resnet20": (
+        "ResNet-20 for CIFAR, shortcuts without parameters: 269,722 parameters",
+        lambda g, num_classes=10, width_multiplier=1.0: ResNet20(num_classes, width_multiplier, g),
+    ),
+    "gpt": (
+        "GPT, pre-LayerNorm, tied head: 842,496 parameters in its smallest size",
+        lambda g, config=GPT_SIZES["tiny"]: GPT(config, g),
+    ),
 }
 
-#: Models of color images of any size and number of classes; the others are for 28x28 pixels and ten classes.
-IMAGE_MODELS = ("vgg16", "resnet50")
+#: Models of color images of any size and number of classes.
+IMAGE_MODELS = ("vgg16", "resnet50", "resnet20")
+
+#: model -> the data sets that it takes
+DATA_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(MODELS, ("digits", "mnist")),
+    **dict.fromkeys(IMAGE_MODELS, ("image_folder", "cifar10")),
+    "gpt": ("text",),
+}
 
 #: model -> the dense one with about as many parameters as it has when sparse
 SMALL_DENSE = {"lenet5": "small-lenet5", "mlp": "small-mlp"}
@@ -44,9 +61,11 @@ SMALL_DENSE = {"lenet5": "small-lenet5", "mlp": "small-mlp"}
 SPARSE_INIT: dict[str, dict[str, Any]] = {
     "vgg16": {"gain": 2.0, "mode": "fan_in", "distribution": "normal"},
     "resnet50": {"gain": 1.0, "mode": "fan_in", "distribution": "normal"},
+    "resnet20": {"gain": 2.0, "mode": "fan_in", "distribution": "normal"},
 }
 
 __all__ = [
+    "DATA_OF",
     "GPT",
     "GPT_SIZES",
     "IMAGE_MODELS",
@@ -57,5 +76,6 @@ __all__ = [
     "VGG16",
     "GPTConfig",
     "LeNet5",
+    "ResNet20",
     "ResNet50",
 ]

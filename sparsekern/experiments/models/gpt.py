@@ -77,9 +77,9 @@ class GPTConfig:
 
 _GPT2_VOCABULARY = 50_257
 
-#: Named shapes. ``tiny`` is for a CPU and bytes; ``124m`` and ``350m`` are GPT-2's two smaller ones, ``1b`` is
-#: GPT-3's of 1.3 billion parameters with 16 heads in place of 24, which do not divide its width. ``8b`` has
-#: 8,053,063,680 linear weights.
+#: Named shapes. ``tiny`` is for a CPU and bytes; ``124m`` and ``350m`` are GPT-2's two smaller ones, ``1b``
+#: is GPT-3's of 1.3 billion parameters with 16 heads in place of 24, which do not divide its width. ``8b``
+#: has 8,053,063,680 linear weights.
 GPT_SIZES: dict[str, GPTConfig] = {
     "tiny": GPTConfig(vocabulary=256, context=128, layers=4, heads=4, width=128),
     "124m": GPTConfig(vocabulary=_GPT2_VOCABULARY, context=1024, layers=12, heads=12, width=768),
@@ -151,10 +151,15 @@ class GPT(nn.Module):
     config : GPTConfig
         For instance one of :data:`GPT_SIZES`.
     generator : torch.Generator, optional
-        Source of the initial values; PyTorch's own if None.
+        Source of the initial values, on the same device; PyTorch's own if None.
     device : torch.device or str, optional
         Where the parameters are; PyTorch's default device if None. On ``meta`` nothing is allocated, whatever
         the size.
+
+    Raises
+    ------
+    TypeError
+        If ``config`` is something else.
 
     Notes
     -----
@@ -171,6 +176,8 @@ class GPT(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(config, GPTConfig):
+            raise TypeError(f"config must be a GPTConfig, such as GPT_SIZES['124m'], got {config!r}")
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
         self.config = config

@@ -51,7 +51,7 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, say: Say = print) -> l
     _refuse_another(pipeline, folder, options)
     device = usable_device(options.device)
     recipe = pipeline.sparse
-    dataset = load_dataset(recipe.dataset, options.data_dir, workers=options.workers, **recipe.image_options)
+    dataset = load_dataset(recipe.dataset, options.data_dir, workers=options.workers, **recipe.data_options)
     say(f"{pipeline.name}: {pipeline.sparse.description}\n")
     dense = _trained("dense", pipeline.sparse.dense_twin(), options, dataset, say).to(device).eval()
     on_device = dataset.to(device)

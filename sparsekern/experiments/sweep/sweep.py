@@ -101,7 +101,7 @@ class _Listener(RunListener):
 def _check(jobs: Sequence[Job], data_dir: Path | None) -> None:
     """Find now what would fail in all runs: data that is not there, masks for another network."""
     recipe = jobs[0].recipe
-    dataset = load_dataset(recipe.dataset, data_dir, **recipe.image_options)
+    dataset = load_dataset(recipe.dataset, data_dir, **recipe.data_options)
     sparse = [job.recipe for job in jobs if job.recipe.is_sparse]
     if sparse:
         build_model(sparse[0], dataset)

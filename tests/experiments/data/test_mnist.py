@@ -106,6 +106,6 @@ def test_the_real_files():
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(
-        DataError, match="the data set must be one of digits, mnist, image_folder, got 'mnits'"
+        DataError, match="the data set must be one of digits, mnist, cifar10, image_folder, text, got 'mnits'"
     ):
         load_dataset("mnits")

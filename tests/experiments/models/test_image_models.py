@@ -1,4 +1,4 @@
-"""VGG-16 and ResNet-50."""
+"""VGG-16, ResNet-50 and ResNet-20."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparsekern.experiments.models import IMAGE_MODELS, MODELS, VGG16, ResNet50
+from sparsekern.experiments.models import IMAGE_MODELS, MODELS, VGG16, ResNet20, ResNet50
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def models():
 
 def test_parameter_counts(models):
     counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    assert counts == {"vgg16": 15_222_464, "resnet50": 25_557_032}
+    assert counts == {"vgg16": 15_222_464, "resnet50": 25_557_032, "resnet20": 269_722}
 
 
 def test_shapes_of_vgg16(models):
@@ -69,10 +69,30 @@ def resnet50_as_written(model, x):
     return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
 
+def resnet20_as_written(model, x):
+    state = model.state_dict()
+
+    def conv_bn(x, name, number, stride=1):
+        statistics = ("running_mean", "running_var", "weight", "bias")
+        x = F.conv2d(x, state[f"{name}conv{number}.weight"], stride=stride, padding=1)
+        return F.batch_norm(x, *(state[f"{name}bn{number}.{part}"] for part in statistics), eps=1e-5)
+
+    x = F.relu(conv_bn(x, "", 1))
+    for layer in (1, 2, 3):
+        for block in range(3):
+            name = f"layer{layer}.{block}."
+            stride = 2 if layer > 1 and block == 0 else 1
+            y = conv_bn(F.relu(conv_bn(x, name, 1, stride)), name, 2)
+            shortcut = torch.zeros_like(y)
+            shortcut[:, : x.shape[1]] = F.avg_pool2d(x, 1, stride)
+            x = F.relu(y + shortcut)
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
 @pytest.mark.parametrize(
     ("cls", "written"),
-    [(VGG16, vgg16_as_written), (ResNet50, resnet50_as_written)],
-    ids=["vgg16", "resnet50"],
+    [(VGG16, vgg16_as_written), (ResNet50, resnet50_as_written), (ResNet20, resnet20_as_written)],
+    ids=["vgg16", "resnet50", "resnet20"],
 )
 def test_logits_are_those_of_the_network_written_out(cls, written):
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +108,7 @@ def test_logits_are_those_of_the_network_written_out(cls, written):
         torch.testing.assert_close(logits, written(model, images), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "gain"), [("vgg16", 2), ("resnet50", 1)])
+@pytest.mark.parametrize(("name", "gain"), [("vgg16", 2), ("resnet50", 1), ("resnet20", 2)])
 def test_initial_convolutions_have_the_variance_of_their_fan_in(models, name, gain):
     for layer_name, layer in models[name].named_modules():
         if not isinstance(layer, nn.Conv2d):
@@ -107,6 +127,22 @@ def test_a_block_of_resnet50_starts_as_its_shortcut(models):
     assert torch.equal(block(x), x)
     assert models["resnet50"].fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert models["resnet50"].fc.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("multiplier", [1, 0.5, 1.3, 0.001])
+def test_the_width_of_resnet20(multiplier):
+    model = ResNet20(7, multiplier, torch.Generator().manual_seed(0))
+    a, b, c = (max(1, round(multiplier * channels)) for channels in (16, 32, 64))
+    weights = 9 * (3 * a + 6 * a**2 + (a * b + 5 * b**2) + (b * c + 5 * c**2)) + 7 * c
+    others = 2 * (7 * a + 6 * b + 6 * c) + 7
+    assert sum(p.numel() for p in model.parameters()) == weights + others
+    assert model(torch.zeros(2, 3, 9, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("multiplier", [0, -1, float("nan")])
+def test_a_width_of_nothing_is_refused(multiplier):
+    with pytest.raises(ValueError, match=f"^width_multiplier must be a number above 0, got {multiplier}$"):
+        ResNet20(10, multiplier)
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsekern.experiments.models import IMAGE_MODELS, MLP, MODELS, LeNet5
+from sparsekern.experiments.models import DATA_OF, MLP, MODELS, LeNet5
 
-MNIST_MODELS = [name for name in MODELS if name not in IMAGE_MODELS]
+MNIST_MODELS = [name for name in MODELS if "mnist" in DATA_OF[name]]
 
 
 def build(name, seed=0):

@@ -107,7 +107,14 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stage", ["dense", "sparse", "two-four"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("dense", marks=pytest.mark.slow),
+        "sparse",
+        pytest.param("two-four", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_pipeline_carries_on(finished, tmp_path, monkeypatch, stage):
     """In any of its runs; the end is that of a pipeline that was not."""
     folder, save = tmp_path / "run", run_module._save

@@ -88,7 +88,13 @@ def kill_after(process, step):
 
 
 @pytest.mark.parametrize(
-    ("autocast", "parts"), [(True, 1), (False, 3), (True, 2)], ids=["autocast", "accumulated", "both"]
+    ("autocast", "parts"),
+    [
+        pytest.param(True, 1, marks=pytest.mark.slow),
+        pytest.param(False, 3, marks=pytest.mark.slow),
+        (True, 2),
+    ],
+    ids=["autocast", "accumulated", "both"],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(autocast, parts, tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]

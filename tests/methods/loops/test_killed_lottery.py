@@ -69,7 +69,10 @@ def finish(process):
 
 @pytest.mark.parametrize(
     ("mode", "rewind_to", "halt_in", "halt_at", "goes_on"),
-    [("weights", 2, 1, 5, "1 1"), ("learning_rate", 3, 3, 6, "3 4")],
+    [
+        ("weights", 2, 1, 5, "1 1"),
+        pytest.param("learning_rate", 3, 3, 6, "3 4", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_search_ends_with_the_same_bits(tmp_path, mode, rewind_to, halt_in, halt_at, goes_on):
     whole = finish(start(tmp_path / "whole", mode, rewind_to, 1))
