@@ -1,0 +1,121 @@
+"""A model in one safetensors file, packed as it is in memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsekern.export.header import (
+    FORMAT,
+    VERSION,
+    check_layers,
+    describe_layers,
+    read_header,
+    safetensors_package,
+)
+from sparsekern.files import write_atomically
+from sparsekern.formats.checks import describe
+
+
+def save_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model's state dict, packed as it is, to a safetensors file that says how to read it.
+
+    The header's ``sparsekern`` is JSON with, for each sparse layer, its class, the dense weight's shape and
+    what its tensors are; [the formats](docs/formats.md) are few lines to decode in any language.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    path : path
+        Ends in ``.safetensors``. Written whole or not at all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is none of the above.
+    ImportError
+        Without the package safetensors.
+    OSError
+        When the file cannot be written; one that was there is still there.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    path = _checked_path(path)
+    package = safetensors_package()
+    # Tied weights are stored once; safetensors refuses two names for one memory.
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        kept = first.setdefault(id(value), key)
+        if kept == key:
+            tensors[key] = value.detach().cpu().contiguous().clone()
+        else:
+            aliases[key] = kept
+    header = {"version": VERSION, "layers": describe_layers(model), "aliases": aliases}
+    # One key: the package writes several in any order, and equal models are to make equal files.
+    content = package.torch.save(tensors, {FORMAT: json.dumps(header)})
+    write_atomically(path, content)
+
+
+def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load what `save_safetensors` wrote into a model with the same layers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With the same sparse layers; their patterns may be others. Where one has another number of active
+        positions, all Parameters become new ones: load before the optimizer is made.
+    path : path
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is none of the above, the file is damaged or of another kind or version, or its
+        layers are not the model's: names the first that differs. Nothing is changed then.
+    ImportError
+        Without the package safetensors.
+    OSError
+        When the file cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    path = _checked_path(path)
+    package = safetensors_package()
+    with open(path, "rb"):  # an unreadable file is an OSError, whatever the package makes of it
+        pass
+    try:
+        with package.safe_open(path, framework="pt") as file:
+            header = read_header(path, file.metadata())
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except package.SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file, found a damaged one ({error})") from None
+    check_layers(path, describe_layers(model), header["layers"])
+    state = {**tensors, **{key: tensors[kept] for key, kept in header["aliases"].items() if kept in tensors}}
+    own = model.state_dict()
+    resized = any(
+        key.endswith("values") and key in state and state[key].shape != tensor.shape
+        for key, tensor in own.items()
+    )
+    for key, tensor in own.items():
+        if key in state and tensor.is_floating_point() and state[key].is_floating_point():
+            state[key] = state[key].to(tensor.dtype)
+    try:  # on a copy, since PyTorch stops half way at what does not fit
+        copy.deepcopy(model).load_state_dict(state, assign=resized)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: expected the tensors of this model: {error}") from error
+    model.load_state_dict(state, assign=resized)
+
+
+def _checked_path(path: Any) -> Path:
+    rule = "path must be the path of a .safetensors file"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{rule}, got {describe(path)}")
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{rule}, got {os.fspath(path)!r}")
+    return Path(path)
