@@ -1,6 +1,7 @@
 """Sparse weights in the formats that other code reads: dense state dicts, torch's sparse tensors, files."""
 
 from sparsekern.export.dense import dense_from_packed, dense_state_dict
+from sparsekern.export.onnx_file import to_onnx
 from sparsekern.export.safetensors_file import load_safetensors, save_safetensors
 from sparsekern.export.torch_sparse import to_semi_structured, to_torch_sparse
 
@@ -9,6 +10,7 @@ __all__ = [
     "dense_state_dict",
     "load_safetensors",
     "save_safetensors",
+    "to_onnx",
     "to_semi_structured",
     "to_torch_sparse",
 ]
