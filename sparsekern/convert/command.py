@@ -223,6 +223,11 @@ def _notes(source: Source, result: Result, knows_shapes: bool) -> list[str]:
     shapeless = [row for row in result.rows if row.before in ("2:4", "int8 2:4")]
     if shapeless and not source.layers and not knows_shapes:
         notes.append("a state dict has no shape of packed 2:4 weights: --model tells those of convolutions")
+    known = {row.name for row in result.rows}
+    for key in result.state:
+        name, _, own = key.rpartition(".")
+        if own in ("values", "pattern", "metadata") and name not in known:
+            notes.append(f"{key} is as it was, for want of what else a sparse layer stores")
     if source.left_out:
         notes.append(f"left out, being no tensors: {', '.join(source.left_out)}")
     return notes

@@ -187,8 +187,10 @@ def _export(
                 model, arguments, kwargs=keywords, dynamo=True, dynamic_shapes=shapes, verbose=False
             )
     except Exception as error:  # the exporter wraps what PyTorch's compilers raise, which is anything
+        cause = error.__cause__ or error  # the exporter's own text is advice on how to report a bug
         raise ValueError(
-            f"model must be one that torch.onnx.export can export, got {type(model).__name__}: {error}"
+            f"model must be one that torch.onnx.export can export, got {type(model).__name__}, and "
+            f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         ) from error
     return program.model_proto.SerializeToString()
 
