@@ -34,7 +34,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -50,13 +50,19 @@ def exclusive(path: Path) -> Iterator[None]:
         When it cannot be made. File systems without locks hold nothing.
     """
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # no locks here, as on some network file systems
+        _lock(file.fileno())
         yield
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """As :func:`exclusive`, for a folder that is there: nothing is put into it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -67,7 +73,16 @@ def remove_unfinished(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # no locks here, as on some network file systems
+
+
+def sync_folder(folder: Path) -> None:
     """Make the new name itself survive a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

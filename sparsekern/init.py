@@ -173,7 +173,7 @@ def _input_channels(pattern: Pattern, groups: int) -> Tensor:
     """The input channel, counted over all groups, that every value reads: int64 (nnz,)."""
     channels_per_group = pattern.shape[1]
     # Columns are in (kh, kw, cin) order, so the channel runs fastest.
-    channel = pattern.value_cols() % channels_per_group
+    channel = pattern.value_cols().remainder_(channels_per_group)
     if groups == 1:
         return channel
     rows_per_group = pattern.shape[0] // groups

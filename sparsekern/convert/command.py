@@ -75,7 +75,7 @@ def build_parser() -> Parser:
         "source",
         type=Path,
         metavar="IN",
-        help="a .safetensors file, a file of torch.save with a state dict, or the folder of a run",
+        help="a .safetensors file, a file of torch.save with a state dict, or a folder of a run or of shards",
     )
     parser.add_argument(
         "output", type=Path, metavar="OUT", help=f".safetensors, .onnx or {', '.join(TORCH_ENDINGS)}"
@@ -197,7 +197,7 @@ def _write_onnx(options: argparse.Namespace, model: nn.Module, result: Result, s
 
 
 def _report(options: argparse.Namespace, source: Source, result: Result, knows_shapes: bool) -> None:
-    print(f"{source.path}: {source.what}, {source.path.stat().st_size:,} bytes")
+    print(f"{source.path}: {source.what}, {source.nbytes:,} bytes")
     print(table(result.rows, result.others, result.other_bytes))
     print(f"{options.output}: {options.to}, {options.output.stat().st_size:,} bytes")
     for note in _notes(source, result, knows_shapes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from sparsekern.convert.errors import ConvertError
 from sparsekern.experiments.checkpoint import MAGIC, read_checkpoint
 from sparsekern.experiments.errors import CheckpointError
 from sparsekern.export.header import FORMAT, read_header, safetensors_package
+from sparsekern.export.shard_index import open_shards
+from sparsekern.export.shards import INDEX
 from sparsekern.state_files import PLACES, at_place, outline, read_torch, reason
 
 EXPECTED = (
     "a .safetensors file, a state dict of torch.save, a checkpoint with one, or the folder of a run of "
-    "sparsekern train"
+    "sparsekern train or of save_sharded"
 )
 
 
@@ -29,7 +32,7 @@ class Source:
     Attributes
     ----------
     path : Path
-        Of the file.
+        Of the file, or of the folder with several.
     what : str
         What it is, for people.
     state : dict of str to Tensor
@@ -39,8 +42,10 @@ class Source:
         and storage.
     recipe : mapping, optional
         Of the run whose checkpoint this is.
-    left_out : list of str
+    left_out : tuple of str
         Keys of what is no tensor, which no converted file has.
+    size : int, optional
+        Bytes of the files, where there are several.
     """
 
     path: Path
@@ -49,6 +54,12 @@ class Source:
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
+    size: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files."""
+        return self.path.stat().st_size if self.size is None else self.size
 
 
 def read_source(path: Path) -> Source:
@@ -59,9 +70,11 @@ def read_source(path: Path) -> Source:
     ConvertError
         When it cannot be read or is none that has weights: names the file, what was expected and found.
     """
-    if path.is_dir():
-        path = _file_of_folder(path)
     try:
+        if (path / INDEX).is_file():
+            return _read_shards(path)
+        if path.is_dir():
+            path = _file_of_folder(path)
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -74,6 +87,21 @@ def _file_of_folder(folder: Path) -> Path:
     if not checkpoint.is_file():
         raise ConvertError(f"{folder}: expected {EXPECTED}, found a folder without checkpoint.pt")
     return checkpoint
+
+
+def _read_shards(folder: Path) -> Source:
+    with ExitStack() as files:
+        try:
+            shards = open_shards(folder, files)
+            state = {key: shards.read(key) for key in shards.tensors}
+            layers = _layers(shards.layers)
+        except ValueError as error:
+            raise ConvertError(str(error)) from None
+        except (KeyError, TypeError) as error:
+            raise ConvertError(f"{shards.path}: expected that of save_sharded, found {error!r}") from None
+    state |= {key: state[kept] for key, kept in shards.aliases.items()}
+    size = sum(path.stat().st_size for path in {entry[0] for entry in shards.tensors.values()})
+    return Source(folder, "a folder of save_sharded", state, layers, size=size)
 
 
 def _read_safetensors(path: Path) -> Source:
@@ -96,15 +124,19 @@ def _read_safetensors(path: Path) -> Source:
     try:
         header = read_header(path, metadata)
         state |= {key: state[kept] for key, kept in header["aliases"].items()}
-        layers = {
-            name: {"stored": str(layer["stored"]), "shape": tuple(map(int, layer["shape"]))}
-            for name, layer in header["layers"].items()
-        }
+        layers = _layers(header["layers"])
     except ValueError as error:
         raise ConvertError(str(error)) from None
     except (KeyError, TypeError) as error:
         raise ConvertError(f"{path}: expected the header of save_safetensors, found {error!r}") from None
     return Source(path, "a file of save_safetensors", state, layers)
+
+
+def _layers(described: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"stored": str(layer["stored"]), "shape": tuple(map(int, layer["shape"]))}
+        for name, layer in described.items()
+    }
 
 
 def _read_torch(path: Path) -> Source:

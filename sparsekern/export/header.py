@@ -18,10 +18,15 @@ FORMAT, VERSION = "sparsekern", 1
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
-        name: {"class": type(layer).__name__, "shape": list(layer.mask.shape), "stored": _stored(layer)}
+        name: {"class": type(layer).__name__, "shape": _shape(layer), "stored": _stored(layer)}
         for name, layer in model.named_modules(remove_duplicate=False)
         if isinstance(layer, PACKED)
     }
+
+
+def _shape(layer: SparseModule | TwoFourLinearInt8) -> list[int]:
+    is_int8 = isinstance(layer, TwoFourLinearInt8)
+    return [layer.out_features, layer.in_features] if is_int8 else list(layer.weight_shape)
 
 
 def _stored(layer: SparseModule | TwoFourLinearInt8) -> str:

@@ -219,7 +219,9 @@ class SparseLayer(SparseModule):
         return layer._take_bias(module)
 
     @classmethod
-    def like(cls, module: nn.Module, pattern: Pattern, *, storage: str) -> SparseLayer:
+    def like(
+        cls, module: nn.Module, pattern: Pattern, *, storage: str, device: torch.device | None = None
+    ) -> SparseLayer:
         """A layer with the module's arguments, dtype, device and flags; its weights are uninitialized.
 
         Parameters
@@ -230,6 +232,8 @@ class SparseLayer(SparseModule):
             Of the weight's shape.
         storage : str
             ``"compact"`` or ``"masked"``.
+        device : torch.device, optional
+            In place of the module's, which may be meta.
 
         Returns
         -------
@@ -241,7 +245,7 @@ class SparseLayer(SparseModule):
         TypeError, ValueError
             For a padding mode or dtype that is not supported, or a pattern of another shape.
         """
-        return cls._like(module, pattern=pattern, storage=storage)
+        return cls._like(module, device=device, pattern=pattern, storage=storage)
 
     @torch.no_grad()
     def write_dense(self, dense: Tensor) -> None:

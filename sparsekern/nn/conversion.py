@@ -32,10 +32,17 @@ class Conversion:
         The sparse layer for each dense one.
     only : list of str or None
         Names of the layers that are meant, where not all are.
+    inits : tuple of str
+        The initializations that need no dense weight, of which `init` may be one.
+    device : torch.device or None
+        Where layers go whose dense weight is on meta; there too if None.
     """
 
     types: ClassVar[Mapping[type[nn.Module], type[SparseModule]]]
+    inits: ClassVar[tuple[str, ...]]
+    init: str
     only: list[str] | None = None
+    device: torch.device | None = None
 
     def unsuited(self, module: nn.Module) -> str | None:
         """Why a layer that could be sparse cannot be of this kind, None where it can."""
@@ -48,6 +55,11 @@ class Conversion:
     def make(self, module: nn.Module, choice: Any) -> SparseModule:
         """The layer that takes a dense one's place, its weight uninitialized."""
         raise NotImplementedError
+
+    def device_for(self, module: nn.Module) -> torch.device:
+        """Where the layer in a dense one's place is."""
+        device = module.weight.device
+        return self.device if self.device is not None and device.type == "meta" else device
 
     def fill(self, layer: SparseModule, module: nn.Module, choice: Any) -> None:
         """Give a layer that was made its weight."""
@@ -62,6 +74,7 @@ class PatternConversion(Conversion):
     """To `SparseLinear` and `SparseConv2d`. A choice is a pattern, and the sparsity it was asked for."""
 
     types = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}  # noqa: RUF012
+    inits = tuple(INITIALIZERS)
 
     def __init__(
         self,
@@ -80,7 +93,7 @@ class PatternConversion(Conversion):
         self._block_size = _check_block(pattern, block_size)
         _check_random(masks, distribution=(distribution, "uniform"), pattern=(pattern, "unstructured"))
         self._storage = check_choice(storage, STORAGES, "storage")
-        self._init = check_choice(init, ("keep", *INITIALIZERS), "init")
+        self.init = check_choice(init, ("keep", *self.inits), "init")
         self._sparsity, self._masks, self._distribution = sparsity, masks, distribution
         self._generator = generator
         self.only = None if masks is None else list(masks)
@@ -98,13 +111,15 @@ class PatternConversion(Conversion):
                 yield random, quota
 
     def make(self, module: nn.Module, choice: tuple[Pattern, float | None]) -> SparseLayer:
-        return self.types[type(module)].like(module, choice[0], storage=self._storage)
+        return self.types[type(module)].like(
+            module, choice[0], storage=self._storage, device=self.device_for(module)
+        )
 
     def fill(self, layer: SparseLayer, module: nn.Module, choice: tuple[Pattern, float | None]) -> None:
-        if self._init == "keep":
+        if self.init == "keep":
             layer.write_dense(module.weight)
         else:
-            INITIALIZERS[self._init](layer, generator=self._generator)
+            INITIALIZERS[self.init](layer, generator=self._generator)
 
     def figures(self, layer: SparseLayer, choice: tuple[Pattern, float | None]) -> dict[str, Any]:
         return pattern_figures(layer, choice[1])
@@ -162,7 +177,8 @@ def _mask_of(group: list[Found], masks: Mapping[str, Tensor | Pattern]) -> Patte
     given = [name for entry in group for name in entry.names if name in masks]
     patterns = [as_pattern(masks[name], shape, f"masks[{name!r}]") for name in given]
     for name, other in zip(given[1:], patterns[1:], strict=True):
-        if not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
+        # Equal patterns need no masks, which are dense.
+        if other != patterns[0] and not torch.equal(other.to_mask().cpu(), patterns[0].to_mask().cpu()):
             raise ValueError(
                 f"masks must be the same for {given[0]!r} and {name!r}, which share a weight, got two"
             )

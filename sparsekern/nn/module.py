@@ -121,12 +121,11 @@ class SparseModule(nn.Module):
             raise ValueError("module must have initialized weights, got a lazy module that has not run yet")
 
     @classmethod
-    def _like(cls, module: nn.Module, **options: Any) -> SparseModule:
+    def _like(cls, module: nn.Module, *, device: torch.device | None = None, **options: Any) -> SparseModule:
         """A layer with the module's arguments, dtype, device and flags, and uninitialized weights."""
         weight = module.weight
-        layer = cls(
-            **cls.dense_arguments(module), **options, init=None, device=weight.device, dtype=weight.dtype
-        )
+        device = weight.device if device is None else device
+        layer = cls(**cls.dense_arguments(module), **options, init=None, device=device, dtype=weight.dtype)
         layer.stored_weight.requires_grad_(weight.requires_grad)
         return layer.train(module.training)
 

@@ -15,6 +15,7 @@ from sparsekern.nn.conversion import Conversion, PatternConversion
 from sparsekern.nn.distributions import Distribution
 from sparsekern.nn.fused import leave_fused_paths, restore_fused_paths
 from sparsekern.nn.int8 import TwoFourLinearInt8
+from sparsekern.nn.materialize import Materialization, ResetFn, check_device, tensors_on_meta
 from sparsekern.nn.module import SparseModule
 from sparsekern.nn.report import LayerReport, SparsifyReport
 from sparsekern.nn.survey import (
@@ -46,6 +47,8 @@ def sparsify_(
     exclude: Iterable[str] = (),
     filter_fn: FilterFn | None = None,
     generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    reset_fn: ResetFn | None = None,
     method: str = "sr_ste",
     transposable: bool = False,
     refresh_every: int = 1,
@@ -94,6 +97,13 @@ def sparsify_(
         Called for every layer that would convert; False leaves it dense.
     generator : torch.Generator, optional
         Source of patterns and initial weights, drawn from in module order.
+    device : torch.device or str, optional
+        For a model on the meta device, which is given its memory there: sparse layers at the size of their
+        nonzeros, without a dense weight at any time, their biases 0; all else by its modules' own
+        ``reset_parameters()``. What is not on meta stays where it is. Without it a model on meta stays there.
+    reset_fn : callable (module), optional
+        Called in place of ``reset_parameters()`` for every module that stays dense and has tensors on meta,
+        inner ones first; writes all of them. For `device` only.
     method, transposable, refresh_every, decay, dense_below :
         As in `TwoFourLinear`, for ``pattern="2:4"`` only.
 
@@ -106,8 +116,9 @@ def sparsify_(
     ------
     TypeError, ValueError
         For arguments out of range, names that match nothing, masks that do not fit, a model with nothing to
-        convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves.
-        Nothing has been changed then.
+        convert or one wrapped in DDP, and a layer with an attribute that sparse layers use themselves; with
+        `device`, for ``init="keep"``, which a model on meta has nothing for, and modules that nothing gives
+        contents. Nothing has been changed then.
     """
     check_model(model)
     two_four = {
@@ -142,23 +153,47 @@ def sparsify_(
             generator=generator,
         )
     check_replaceable(model, conversion.types)
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(f"filter_fn must be callable, got {describe(filter_fn)}")
+    _check_callables(filter_fn=filter_fn, reset_fn=reset_fn)
     check_generator(generator)
     found = survey(model, exclude, filter_fn, conversion.only, conversion.unsuited)
     check_any(model, found)
     _check_attributes(found, conversion)
-    return _convert(model, found, conversion)
+    return _convert(model, found, conversion, _memory(model, found, conversion, device, reset_fn))
 
 
-def _convert(model: nn.Module, found: list[Found], conversion: Conversion) -> SparsifyReport:
+def _memory(
+    model: nn.Module, found: list[Found], conversion: Conversion, device: Any, reset_fn: Any
+) -> Materialization | None:
+    """Checks what giving a model its memory asks for; None where nobody asks for it."""
+    if device is None:
+        _check_left_out("unless device is given", reset_fn=(reset_fn, None))
+        return None
+    conversion.device = check_device(device)
+    if not any(tensors_on_meta(module) for module in model.modules()):
+        raise ValueError(
+            f"device must be left out for a model that is not on the meta device, got {str(device)!r}; to "
+            "move one, call model.to()"
+        )
+    swapped = [entry.module for entry in found if entry.reason is None]
+    if conversion.init == "keep" and any(module.weight.is_meta for module in swapped):
+        ways = " or ".join(repr(init) for init in conversion.inits)
+        raise ValueError(f"init must be {ways} for a model on meta, which has no weights to keep, got 'keep'")
+    memory = Materialization(model, conversion.device, reset_fn, leave=swapped)
+    memory.check(memory.modules)
+    return memory
+
+
+def _convert(
+    model: nn.Module, found: list[Found], conversion: Conversion, memory: Materialization | None
+) -> SparsifyReport:
     swaps: dict[int, SparseModule] = {}
     reports: dict[int, LayerReport] = {}
     groups = tied_groups(found)
     for group, choice in zip(groups, conversion.choices(groups), strict=True):
         for entry in group:
             layer = conversion.make(entry.module, choice)
-            layer.register_parameter("bias", entry.module.bias)
+            bias = entry.module.bias
+            layer.register_parameter("bias", bias if memory is None else memory.zeros(bias))
             carry(entry.module, layer)
             if entry is group[0]:
                 first = layer
@@ -177,6 +212,8 @@ def _convert(model: nn.Module, found: list[Found], conversion: Conversion) -> Sp
                 tied_to=None if entry is group[0] else group[0].name,
                 **conversion.figures(layer, choice),
             )
+    if memory is not None:
+        memory.fill(memory.modules)
     swap(model, swaps)
     leave_fused_paths(model)
     return SparsifyReport(tuple(reports.get(id(entry.module)) or _left(entry) for entry in found))
@@ -226,6 +263,12 @@ def _check_left_out(rule: str, **options: tuple[Any, Any]) -> None:
     for name, (value, default) in options.items():
         if value is not default and (default is None or value != default):
             raise ValueError(f"{name} must be left out {rule}, got {describe(value)}")
+
+
+def _check_callables(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, got {describe(function)}")
 
 
 def _check_attributes(found: list[Found], conversion: Conversion) -> None:

@@ -22,9 +22,10 @@ class TwoFourConversion(Conversion):
     """To `TwoFourLinear` and `TwoFourConv2d`."""
 
     types = {nn.Linear: TwoFourLinear, nn.Conv2d: TwoFourConv2d}  # noqa: RUF012
+    inits = ("dense",)
 
     def __init__(self, init: str, generator: torch.Generator | None, **options: Any) -> None:
-        self._init = check_choice(init, ("keep", "dense"), "init")
+        self.init = check_choice(init, ("keep", *self.inits), "init")
         self._generator = generator
         self._given = options
         self._checked = check_options(**options)
@@ -37,10 +38,10 @@ class TwoFourConversion(Conversion):
         yield from [None] * len(groups)
 
     def make(self, module: nn.Module, choice: None) -> TwoFourLayer:
-        return self.types[type(module)].like(module, **self._given)
+        return self.types[type(module)].like(module, device=self.device_for(module), **self._given)
 
     def fill(self, layer: TwoFourLayer, module: nn.Module, choice: None) -> None:
-        if self._init == "keep":
+        if self.init == "keep":
             layer.pack_dense(module.weight)
         else:
             layer.draw_mask(self._generator)

@@ -218,7 +218,7 @@ class TwoFourLayer(TwoFourForward, SparseModule):
 
     @classmethod
     def like(cls, module: nn.Module, **options: Any) -> TwoFourLayer:
-        """As `from_dense`, with uninitialized weights."""
+        """As `from_dense`, with uninitialized weights; on `device` where one is given."""
         return cls._like(module, **options)
 
     @torch.no_grad()

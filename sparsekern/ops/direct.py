@@ -1,8 +1,8 @@
 """The shortest way to `linear`: without a gradient, on plain CPU tensors as the extension takes them.
 
-For a few samples the product takes less time than what Python does around it, so that the way through `Operator`
-and the backends is worth avoiding. All is checked that the general way checks, only without a function
-for each, and whatever is out of the ordinary is left to that way, errors included.
+For a few samples the product takes less time than what Python does around it, so the way through `Operator`
+and the backends is worth avoiding. All is checked that the general way checks, only without a function for
+each, and whatever is out of the ordinary is left to that way, errors included.
 """
 
 from __future__ import annotations

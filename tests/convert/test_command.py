@@ -70,10 +70,23 @@ def test_the_pattern_is_taken_from_the_zeros(files, tmp_path, name):
     assert convert(files / name, out) == 0
     expected = load_masks(files / "packed.safetensors")
     assert load_masks(out) == expected
-    assert out.read_bytes() == out.read_bytes()
     other = model_of("compact", seed=3)
     sk.export.load_safetensors(other, out)
     assert torch.equal(other[5].to_dense(), model_of("compact")[5].to_dense())
+
+
+def test_shards(files, tmp_path, capsys):
+    folder, out = tmp_path / "shards", tmp_path / "one.safetensors"
+    written = sk.export.save_sharded(model_of("compact"), folder, shard_bytes=4000)
+    assert len(written) > 1
+    assert convert(folder, out) == 0
+    size = sum(path.stat().st_size for path in written)
+    assert capsys.readouterr().out.startswith(f"{folder}: a folder of save_sharded, {size:,} bytes\n")
+    ours, theirs = (safetensors.torch.load_file(path) for path in (out, files / "packed.safetensors"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    written[1].unlink()
+    assert f"{written[1]}: expected the file that" in refused(capsys, folder, out, "--overwrite")
 
 
 def test_layers_that_stay_dense(files, tmp_path, capsys):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sparsekern.experiments.models.gpt import GPT, GPT_SIZES, GPTConfig
 from sparsekern.experiments.models.lenet5 import LeNet5
 from sparsekern.experiments.models.mlp import MLP
 from sparsekern.experiments.models.resnet50 import ResNet50
@@ -46,12 +47,15 @@ SPARSE_INIT: dict[str, dict[str, Any]] = {
 }
 
 __all__ = [
+    "GPT",
+    "GPT_SIZES",
     "IMAGE_MODELS",
     "MLP",
     "MODELS",
     "SMALL_DENSE",
     "SPARSE_INIT",
     "VGG16",
+    "GPTConfig",
     "LeNet5",
     "ResNet50",
 ]
