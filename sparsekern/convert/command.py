@@ -51,7 +51,7 @@ def convert_command(arguments: list[str]) -> int:
     """Run ``sparsekern convert`` with ``arguments`` and return the exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        _check_options(options)
+        check_options(options)
         _check_output(options)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse .SR tensor support is in beta state")
@@ -105,7 +105,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
     """Settle the format; refuse options that it would not look at."""
     ending = options.output.suffix
     if options.to is None:

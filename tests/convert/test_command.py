@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparsekern as sk
+from sparsekern.convert.command import build_parser, check_options
 from sparsekern.methods.masks import load_masks
 from tests.convert.models import convert, model_of
 
@@ -322,3 +325,16 @@ def test_half_a_layer_is_told_of(files, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "note: 5.values is as it was, for want of what else a sparse layer stores" in out
     assert "note: left out, being no tensors: extra" in out
+
+
+def documented_commands():
+    root = Path(__file__).resolve().parents[2]
+    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", *(root / "docs").glob("*.md"))]
+    return re.findall(r"^sparsekern convert (.*)$", "\n".join(texts), re.MULTILINE)
+
+
+def test_the_commands_of_the_documents_are_taken():
+    commands = documented_commands()
+    assert len(commands) >= 5
+    for command in commands:
+        check_options(build_parser().parse_args(shlex.split(command)))
