@@ -165,18 +165,20 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace, source: Source) -> tuple[nn.Module | None, dict[str, Any]]:
-    """The dense model, where there is one, and the state dict with all masks that it implies."""
-    state = source.state
-    if source.recipe is not None and options.model is None:
+    """The dense model, where one is named or needed, and the state dict with the masks of the recipe."""
+    state, model = source.state, None
+    if source.recipe is not None:
         recipe = run_recipe(source.recipe, source.path)
         if recipe.is_two_four and recipe.method != "two_four_fixed":
             state = fixed_masks(recipe, state, source.path)
-        return recipe_model(recipe), state
-    if options.model is None:
-        if options.to == "onnx":
-            raise ConvertError("--model must be given for --to onnx: module:callable, or a recipe's name")
-        return None, state
-    return named_model(options.model), state
+        packed = any(key.endswith("metadata") for key in state)
+        if options.model is None and (packed or options.to == "onnx"):
+            model = recipe_model(recipe, source.path)
+    if options.model is not None:
+        model = named_model(options.model)
+    if model is None and options.to == "onnx":
+        raise ConvertError("--model must be given for --to onnx: module:callable, or a recipe's name")
+    return model, state
 
 
 def _write_onnx(options: argparse.Namespace, model: nn.Module, result: Result, source: Source) -> None:

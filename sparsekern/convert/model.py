@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 import sparsekern as sk
@@ -34,15 +33,22 @@ def named_model(name: str) -> nn.Module:
     with _recipe_errors(f"--model {name}"):
         from sparsekern.experiments.recipe import load_recipe
 
-        return recipe_model(load_recipe(name))
+        return recipe_model(load_recipe(name), f"--model {name}")
 
 
-def recipe_model(recipe: Recipe) -> nn.Module:
-    """The recipe's network, dense."""
-    from sparsekern.experiments.models import IMAGE_MODELS, MODELS
+def recipe_model(recipe: Recipe, source: object) -> nn.Module:
+    """The recipe's network, dense, with any weights; `source` is named in errors."""
+    from sparsekern.experiments.build import build_model
+    from sparsekern.experiments.errors import ExperimentError
+    from sparsekern.experiments.settings import DENSE_METHODS
 
-    sizes = {"num_classes": recipe.num_classes} if recipe.network in IMAGE_MODELS else {}
-    return MODELS[recipe.network][1](torch.Generator(), **sizes)
+    dense = recipe if recipe.method in DENSE_METHODS else recipe.dense_twin()
+    try:
+        return build_model(dense.override({"weights": None}))[0]
+    except (ExperimentError, ValueError) as error:
+        raise ConvertError(
+            f"{source}: the network of the recipe cannot be built: {_line(error)}; --model names one that can"
+        ) from None
 
 
 def run_recipe(content: Mapping[str, Any], path: Path) -> Recipe:
@@ -55,7 +61,7 @@ def run_recipe(content: Mapping[str, Any], path: Path) -> Recipe:
 
 def fixed_masks(recipe: Recipe, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict of a run whose 2:4 masks follow from its weights, with the masks that they have."""
-    model = recipe_model(recipe)
+    model = recipe_model(recipe, path)
     options = {name: getattr(recipe, name) for name in ("method", "transposable", "refresh_every")}
     sk.sparsify_(model, pattern="2:4", **options)
     try:
@@ -86,7 +92,9 @@ def load_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConvertError(f"{path}: expected the weights of --model, found others: {_line(error)}") from None
+        raise ConvertError(
+            f"{path}: expected the weights of the model, found others: {_line(error)}"
+        ) from None
 
 
 def _called(name: str) -> nn.Module:

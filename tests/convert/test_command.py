@@ -268,7 +268,7 @@ EXPECTED = "expected a .safetensors file, a state dict of torch.save, a checkpoi
         (["zeros.pt", "a.pt", "--model", "builtins:dict"], "expected to make a torch.nn.Module, got a dict"),
         (
             ["zeros.pt", "a.pt", "--to", "dense", "--model", "torch.nn:Identity"],
-            "expected the weights of --model, found others: Error(s) in loading state_dict for Identity",
+            "expected the weights of the model, found others: Error(s) in loading state_dict for Identity",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+from dataclasses import asdict
 
 import numpy
 import pytest
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.experiments.build import build_model
+from sparsekern.experiments.checkpoint import save_checkpoint
+from sparsekern.experiments.recipe import load_recipe
 from sparsekern.export import onnx_file, to_onnx
 from tests.convert.models import convert, dense_model, images, model_of
 
@@ -203,3 +207,16 @@ class TestWithoutAnExport:
         monkeypatch.setattr(builtins, "__import__", without)
         with pytest.raises(ImportError, match="needs the packages onnx and onnxscript: pip install"):
             to_onnx(self.silent(), tmp_path / "a.onnx", X)
+
+
+@pytest.mark.slow
+def test_the_run_of_a_recipe_names_its_model(tmp_path):
+    recipe = load_recipe("lenet5-mnist").override({"method": "sr_ste"})
+    model = build_model(recipe)[0].eval()
+    save_checkpoint(
+        tmp_path / "checkpoint.pt", {"recipe": asdict(recipe), "trainer": {"model": model.state_dict()}}
+    )
+    assert convert(tmp_path, tmp_path / "a.onnx", "--input-shape", "2,1,28,28") == 0
+    x = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(run(tmp_path / "a.onnx", x)[0], model(x), rtol=1e-4, atol=1e-5)
