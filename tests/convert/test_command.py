@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -325,6 +327,24 @@ def test_half_a_layer_is_told_of(files, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "note: 5.values is as it was, for want of what else a sparse layer stores" in out
     assert "note: left out, being no tensors: extra" in out
+
+
+def test_nothing_of_the_extra_train_is_needed(files, tmp_path, capsys, monkeypatch):
+    original = builtins.__import__
+
+    def without_packages(name, *arguments, **keywords):
+        if name in ("yaml", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return original(name, *arguments, **keywords)
+
+    for name in list(sys.modules):
+        if name.startswith(("sparsekern.experiments", "sparsekern.convert")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_packages)
+    assert convert(files / "packed.pt", tmp_path / "a.pt", "--to", "dense") == 0
+    capsys.readouterr()
+    arguments = [files / "packed.pt", tmp_path / "b.pt", "--to", "dense", "--model", "lenet5-mnist"]
+    assert "--model lenet5-mnist: needs the package yaml, of the extra [train]" in refused(capsys, *arguments)
 
 
 def documented_commands():
