@@ -143,7 +143,8 @@ def _read_torch(path: Path) -> Source:
     try:
         content = read_torch(path)
     except ValueError as error:
-        raise ConvertError(f"{path}: expected {EXPECTED}, found {error}") from None
+        hint = "; of a pickled model, save model.state_dict()" if "Weights only load" in str(error) else ""
+        raise ConvertError(f"{path}: expected {EXPECTED}, found {error}{hint}") from None
     recipe = None
     if isinstance(content, Mapping) and content.get("magic") == MAGIC:
         try:

@@ -233,7 +233,7 @@ EXPECTED = "expected a .safetensors file, a state dict of torch.save, a checkpoi
         (["none.pt", "a.pt"], "none.pt: there is no such file"),
         (["text.pt", "a.pt"], f"text.pt: {EXPECTED}"),
         (["text.safetensors", "a.pt"], "text.safetensors: expected a safetensors file, found a damaged one"),
-        (["pickled.pt", "a.pt"], f"pickled.pt: {EXPECTED}"),
+        (["pickled.pt", "a.pt"], "of a pickled model, save model.state_dict()"),
         (["epoch.pt", "a.pt"], "found the keys 'epoch'"),
         (["empty", "a.pt"], "found a folder without checkpoint.pt"),
         (["full.pt", "a.pt"], "must have a layer to convert, found none of 1 (the layer: it has no zeros)"),
