@@ -1,4 +1,4 @@
-"""The command ``sparsekern``: train a recipe, or many runs of it; describe the environment."""
+"""The command ``sparsekern``: train a recipe or many runs of it, time layers, convert weights."""
 
 import argparse
 import difflib
@@ -71,6 +71,12 @@ def _bench(arguments: list[str]) -> int:
     return bench_command(arguments)
 
 
+def _convert(arguments: list[str]) -> int:
+    from sparsekern.convert.command import convert_command
+
+    return convert_command(arguments)
+
+
 def _env(arguments: list[str]) -> int:
     Parser(prog="sparsekern env", description="Describe this machine and installation.").parse_args(arguments)
     from sparsekern import env
@@ -85,5 +91,6 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "sweep": ("train one with many methods, initializations and seeds, and tabulate", _sweep),
     "reproduce": ("make the tables and figures of the paper again", _reproduce),
     "bench": ("time a layer or a model of yours, sparse against dense, with advice", _bench),
+    "convert": ("weights between formats: dense, packed, 2:4, CSR, ONNX", _convert),
     "env": ("describe this machine and installation", _env),
 }

@@ -57,9 +57,9 @@ def test_help_lists_the_commands(capsys):
         (
             ["trian"],
             "unknown command 'trian'; did you mean train? "
-            "(the commands are train, sweep, reproduce, bench, env)",
+            "(the commands are train, sweep, reproduce, bench, convert, env)",
         ),
-        (["x"], "unknown command 'x' (the commands are train, sweep, reproduce, bench, env)"),
+        (["x"], "unknown command 'x' (the commands are train, sweep, reproduce, bench, convert, env)"),
         ([], "the following arguments are required: COMMAND"),
         (["env", "--all"], "unrecognized arguments: --all"),
     ],

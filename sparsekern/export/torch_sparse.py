@@ -43,14 +43,24 @@ def to_torch_sparse(
     if layout == "csr":
         if block_size is not None:
             raise ValueError(f"block_size must be left out for layout 'csr', got {describe(block_size)}")
-        rows, columns = mask.nonzero(as_tuple=True)
-        starts, values = _row_starts(rows, mask), dense[rows, columns]
-        return torch.sparse_csr_tensor(starts, columns, values, dense.shape, check_invariants=True)
+        return csr_tensor(dense, mask)
     block = check_integer(64 if block_size is None else block_size, "block_size")
     if any(size % block for size in dense.shape):
         raise ValueError(
             f"block_size must be a divisor of both dimensions, {tuple(dense.shape)}, got {block}"
         )
+    return bsr_tensor(dense, mask, block)
+
+
+def csr_tensor(dense: Tensor, mask: Tensor) -> Tensor:
+    """The positions of a matrix where `mask` is True."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    starts, values = _row_starts(rows, mask), dense[rows, columns]
+    return torch.sparse_csr_tensor(starts, columns, values, dense.shape, check_invariants=True)
+
+
+def bsr_tensor(dense: Tensor, mask: Tensor, block: int) -> Tensor:
+    """The square blocks of a matrix that have a position where `mask` is True."""
     stored = _blocks(mask, block).flatten(2).any(2)
     rows, columns = stored.nonzero(as_tuple=True)
     blocks = _blocks(dense, block)[rows, columns]

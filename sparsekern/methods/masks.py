@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +20,10 @@ from sparsekern.formats.two_four import TwoFour
 from sparsekern.methods.straight_through import learned_mask
 from sparsekern.nn import SparseLayer, SparseModule, TwoFourLinearInt8
 from sparsekern.nn.reasons import DENSE_TYPES
+from sparsekern.state_files import PLACES, at_place, outline, read_torch, reason
 
 __all__ = ["load_masks", "masks_of", "save_masks"]
 
-# Where files keep a state dict: they are one, a run's checkpoint, Lightning's, and common habits.
-PLACES = ((), ("state", "trainer", "model"), ("state_dict",), ("model",), ("model_state_dict",))
 KINDS = ("pattern", "weight_mask", "metadata")
 
 
@@ -183,12 +181,10 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Pattern]:
     path = _checked_path(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for place in PLACES:
-        state = content
-        for key in place:
-            state = state.get(key) if isinstance(state, Mapping) else None
-        if isinstance(state, Mapping) and (tensors := _mask_tensors(state)):
+        state = at_place(content, place)
+        if state is not None and (tensors := _mask_tensors(state)):
             return {name: _loaded(path, name, tensor) for name, tensor in tensors.items()}
-    raise _unexpected(path, _outline(content))
+    raise _unexpected(path, outline(content))
 
 
 def _mask_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -231,13 +227,10 @@ def _loaded(path: Path, name: str, tensor: Tensor) -> Pattern:
 
 
 def _read_torch(path: Path) -> Any:
-    with open(path, "rb") as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of pickles it is about to refuse
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive fails in more ways than torch documents
-            raise _unexpected(path, f"a damaged file or one of another kind ({_reason(error)})") from None
+    try:
+        return read_torch(path)
+    except ValueError as error:
+        raise _unexpected(path, str(error)) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -253,7 +246,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 keys = [key for key in keys if key.rpartition(".")[2] in KINDS or _is_of(key, layers)]
             return {key: file.get_tensor(key) for key in keys}
     except package.SafetensorError as error:
-        raise _unexpected(path, f"a damaged file or one of another kind ({_reason(error)})") from None
+        raise _unexpected(path, f"a damaged file or one of another kind ({reason(error)})") from None
 
 
 def _is_of(key: str, layers: set[str]) -> bool:
@@ -272,19 +265,6 @@ def _safetensors(path: Path) -> ModuleType:
             f"another ending is one of torch.save"
         ) from error
     return safetensors
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0].partition(". ")[0]
-    # The text of a KeyError, for one, is a number that means nothing by itself.
-    return text if " " in text else type(error).__name__
-
-
-def _outline(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    keys = [repr(key) for key in content]
-    return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "nothing"
 
 
 def _unexpected(path: Path, found: str) -> ValueError:

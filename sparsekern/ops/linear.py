@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from sparsekern.formats.pattern import Pattern
 from sparsekern.ops.arguments import (
@@ -19,6 +21,7 @@ from sparsekern.ops.arguments import (
     check_tensor,
     check_values,
 )
+from sparsekern.ops.direct import direct_linear
 from sparsekern.ops.observers import tell
 from sparsekern.ops.operator import Operator
 
@@ -180,6 +183,10 @@ def linear(
     The gradient of `values` has their shape: nnz elements for compact values; for a dense weight, zeros at
     its inactive positions.
     """
+    if backend is None and not is_dynamo_compiling() and not torch.is_grad_enabled():
+        y = direct_linear(x, values, pattern, bias)
+        if y is not None:
+            return y
     check_pattern(pattern, 2, x, "x")
     _check_last("x", x, pattern.shape[1], "the last dimension being the weight's columns")
     x, values, bias = autocast(x, values, bias)

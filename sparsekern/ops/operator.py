@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from sparsekern.backends import select
 
-__all__ = ["Operator", "library"]
+__all__ = ["PLAIN", "Operator", "library"]
 
 library = torch.library.Library("sparsekern", "DEF")
 
@@ -22,7 +22,7 @@ library = torch.library.Library("sparsekern", "DEF")
 # What the eager way takes, if it has memory. Subclasses (fake tensors, DTensor) and the meta device go
 # through the dispatcher, and so do batched gradients (``is_grads_batched=True``), which have none: it runs
 # the op on one at a time.
-_PLAIN = frozenset((Tensor, Parameter))
+PLAIN = frozenset((Tensor, Parameter))
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
@@ -141,7 +141,7 @@ class Operator:
             tensor = arguments[position]
             if tensor is None:
                 continue
-            if type(tensor) not in _PLAIN or not _has_storage(tensor) or tensor.is_meta:
+            if type(tensor) not in PLAIN or not _has_storage(tensor) or tensor.is_meta:
                 return self._registered(*arguments)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return self._kernel(*arguments)  # as in a backward pass: nothing is recorded
