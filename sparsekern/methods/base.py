@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.arguments import check_arguments, check_model, unwrapped
+from sparsekern.methods.arguments import check_arguments, check_model, unwrapped, unwrapped_optimizer
 from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.contributions import Scores, Selected, is_finite, keep_candidates, keep_factors
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
@@ -134,6 +134,7 @@ class DynamicMethod(AttachedMethod):
             nonfinite=nonfinite,
             seed=seed,
         )
+        optimizer = unwrapped_optimizer(optimizer)
         check_arguments(model, optimizer, on_update)
         self._ranks = Ranks(process_group)
         model = unwrapped(model)
