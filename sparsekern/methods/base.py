@@ -153,6 +153,9 @@ class DynamicMethod(AttachedMethod):
         self._fractions: dict[str, float] = {}
         self._checked = self._saw_states = self._warned = False
         self._attach(self._before_step, self._after_step)
+        for layer in self.layers:
+            if self.next_update is not None and int(self.options.drop_fraction * layer.pattern.nnz):
+                layer.store_all_tiles()
         self._prepare()
 
     def scores(self, growth: Growth) -> Scores | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.formats.checks import describe
+from sparsekern.formats.layout import Layout
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import per_neuron_
 from sparsekern.methods.blocks import block_size_of, positions_exchanged
@@ -80,6 +81,15 @@ class DrivenLayer:
     def is_sharded(self) -> bool:
         """Whether FSDP2 has spread the Parameter over processes."""
         return hasattr(self.parameter, "full_tensor")
+
+    def store_all_tiles(self) -> None:
+        """Store the pattern as updates do, also its empty tiles: compiled graphs know its size, which then
+        never changes. Values stay where they are."""
+        pattern = self.pattern
+        complete = Layout.complete(pattern.shape, pattern.tile_size, pattern.nnz)
+        if self.block_size is None and pattern.num_tiles < complete.tiles:
+            mask = pattern.to_mask()
+            self.layer._topology.pattern = Pattern.from_mask(mask, tile_size=pattern.tile_size, complete=True)
 
     def attach(self, method: Any) -> None:
         """Claim the weight for a method."""
