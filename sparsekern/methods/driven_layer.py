@@ -85,11 +85,8 @@ class DrivenLayer:
     def store_all_tiles(self) -> None:
         """Store the pattern as updates do, also its empty tiles: compiled graphs know its size, which then
         never changes. Values stay where they are."""
-        pattern = self.pattern
-        complete = Layout.complete(pattern.shape, pattern.tile_size, pattern.nnz)
-        if self.block_size is None and pattern.num_tiles < complete.tiles:
-            mask = pattern.to_mask()
-            self.layer._topology.pattern = Pattern.from_mask(mask, tile_size=pattern.tile_size, complete=True)
+        if self.block_size is None:
+            self.layer._topology.pattern = _with_all_tiles(self.pattern)
 
     def attach(self, method: Any) -> None:
         """Claim the weight for a method."""
@@ -160,7 +157,7 @@ class DrivenLayer:
                 f"model must have a sparse layer {self.name!r} with storage={self.layer.storage!r} to follow "
                 f"with, got {describe(layer)}"
             )
-        if layer.pattern != self.pattern:
+        if layer.pattern != self.pattern and _with_all_tiles(layer.pattern) != _with_all_tiles(self.pattern):
             raise ValueError(
                 f"model must have layer {self.name!r} on the pattern it is to follow, got it on another: "
                 "copy the model as it is now"
@@ -234,6 +231,14 @@ class DrivenLayer:
         values = torch.where(kept != 0, before, self.values())
         masked = self.layer.storage == "masked"
         self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
+
+
+def _with_all_tiles(pattern: Pattern) -> Pattern:
+    """The same positions, also empty tiles stored."""
+    tiles = Layout.complete(pattern.shape, pattern.tile_size, pattern.nnz).tiles
+    if pattern.num_tiles == tiles:
+        return pattern
+    return Pattern.from_mask(pattern.to_mask(), tile_size=pattern.tile_size, complete=True)
 
 
 def _move_all(tensors: list[Tensor], source: Pattern, target: Pattern) -> Tensor:
