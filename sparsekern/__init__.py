@@ -1,6 +1,6 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import analysis, export, init, methods, nn, ops
+from sparsekern import analysis, export, init, integrations, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
@@ -34,6 +34,7 @@ __all__ = [
     "densify_",
     "export",
     "init",
+    "integrations",
     "methods",
     "nm_mask_",
     "nn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsekern.formats.checks import describe
 
-__all__ = ["check_arguments", "check_model", "check_optimizer", "unwrapped"]
+__all__ = ["check_arguments", "check_model", "check_optimizer", "unwrapped", "unwrapped_optimizer"]
+
+# Around an optimizer whose ``step`` they call: module and name.
+OPTIMIZER_WRAPPERS = (
+    ("accelerate.optimizer", "AcceleratedOptimizer"),
+    ("lightning.pytorch.core.optimizer", "LightningOptimizer"),
+    ("pytorch_lightning.core.optimizer", "LightningOptimizer"),
+)
 
 
 def check_model(model: Any) -> None:
@@ -44,3 +52,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
+
+
+def unwrapped_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside of those of accelerate and Lightning, which have no hooks of their own."""
+    loaded = (getattr(sys.modules.get(module), name, None) for module, name in OPTIMIZER_WRAPPERS)
+    wrappers = tuple(wrapper for wrapper in loaded if wrapper is not None)
+    while isinstance(optimizer, wrappers):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.arguments import check_arguments, check_model, unwrapped
+from sparsekern.methods.arguments import check_arguments, check_model, unwrapped, unwrapped_optimizer
 from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.contributions import Scores, Selected, is_finite, keep_candidates, keep_factors
 from sparsekern.methods.driven_layer import DrivenLayer, driven_layers
@@ -134,6 +134,7 @@ class DynamicMethod(AttachedMethod):
             nonfinite=nonfinite,
             seed=seed,
         )
+        optimizer = unwrapped_optimizer(optimizer)
         check_arguments(model, optimizer, on_update)
         self._ranks = Ranks(process_group)
         model = unwrapped(model)
@@ -152,6 +153,9 @@ class DynamicMethod(AttachedMethod):
         self._fractions: dict[str, float] = {}
         self._checked = self._saw_states = self._warned = False
         self._attach(self._before_step, self._after_step)
+        for layer in self.layers:
+            if self.next_update is not None and int(self.options.drop_fraction * layer.pattern.nnz):
+                layer.store_all_tiles()
         self._prepare()
 
     def scores(self, growth: Growth) -> Scores | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.formats.checks import describe
+from sparsekern.formats.layout import Layout
 from sparsekern.formats.pattern import Pattern
 from sparsekern.init import per_neuron_
 from sparsekern.methods.blocks import block_size_of, positions_exchanged
@@ -80,6 +81,12 @@ class DrivenLayer:
     def is_sharded(self) -> bool:
         """Whether FSDP2 has spread the Parameter over processes."""
         return hasattr(self.parameter, "full_tensor")
+
+    def store_all_tiles(self) -> None:
+        """Store the pattern as updates do, also its empty tiles: compiled graphs know its size, which then
+        never changes. Values stay where they are."""
+        if self.block_size is None:
+            self.layer._topology.pattern = _with_all_tiles(self.pattern)
 
     def attach(self, method: Any) -> None:
         """Claim the weight for a method."""
@@ -150,7 +157,7 @@ class DrivenLayer:
                 f"model must have a sparse layer {self.name!r} with storage={self.layer.storage!r} to follow "
                 f"with, got {describe(layer)}"
             )
-        if layer.pattern != self.pattern:
+        if layer.pattern != self.pattern and _with_all_tiles(layer.pattern) != _with_all_tiles(self.pattern):
             raise ValueError(
                 f"model must have layer {self.name!r} on the pattern it is to follow, got it on another: "
                 "copy the model as it is now"
@@ -224,6 +231,14 @@ class DrivenLayer:
         values = torch.where(kept != 0, before, self.values())
         masked = self.layer.storage == "masked"
         self.parameter.copy_(ops.unpack(values, self.pattern) if masked else values)
+
+
+def _with_all_tiles(pattern: Pattern) -> Pattern:
+    """The same positions, also empty tiles stored."""
+    tiles = Layout.complete(pattern.shape, pattern.tile_size, pattern.nnz).tiles
+    if pattern.num_tiles == tiles:
+        return pattern
+    return Pattern.from_mask(pattern.to_mask(), tile_size=pattern.tile_size, complete=True)
 
 
 def _move_all(tensors: list[Tensor], source: Pattern, target: Pattern) -> Tensor:

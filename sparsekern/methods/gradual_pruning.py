@@ -16,7 +16,7 @@ from sparsekern.formats.checks import (
     check_sparsity,
 )
 from sparsekern.formats.pattern import Pattern
-from sparsekern.methods.arguments import check_arguments, unwrapped
+from sparsekern.methods.arguments import check_arguments, unwrapped, unwrapped_optimizer
 from sparsekern.methods.at_init.selection import check_scope, keep_largest
 from sparsekern.methods.attached import AttachedMethod
 from sparsekern.methods.compact import check_compactable, compact_layers
@@ -144,6 +144,7 @@ class GradualPruning(AttachedMethod):
         on_update: Callable[[PruningUpdate], None] | None = None,
         exclude: Iterable[str] = (),
     ) -> None:
+        optimizer = unwrapped_optimizer(optimizer)
         check_arguments(model, optimizer, on_update)
         self.options = _checked_options(sparsity, begin, end, update_every, scope, distribution)
         wrapped, model = model, unwrapped(model)

@@ -149,3 +149,59 @@ def test_a_step_that_grad_scaler_leaves_out_does_not_count(cuda):
         scaler.step(optimizer)
         scaler.update()
     assert (method.steps, method.updates) == (2, 1)
+
+
+def recorded(model, x):
+    """Forward and backward pass in a CUDA graph, to be replayed; on a CPU they just run again."""
+
+    def run():
+        model(x).square().sum().backward()
+
+    if x.device.type == "cpu":
+        return lambda: (model.zero_grad(), run())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()  # compiles, and uploads what is uploaded once
+    torch.cuda.current_stream().wait_stream(stream)
+    # A replay writes gradients that were made in the graph, and adds to others.
+    model.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def test_a_cuda_graph_is_captured_anew_after_an_update(device):
+    """Steps and updates, by the gradient of a holdout batch, are outside of it."""
+    generator = torch.Generator().manual_seed(2)
+    x, held = (torch.randn(8, 4, 6, 6, generator=generator).to(device) for _ in range(2))
+
+    first = network(device)
+
+    def make():
+        model = copy.deepcopy(first)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-5, momentum=0.9)
+
+        def holdout():
+            return model(held).square().sum()
+
+        options = {"update_every": 3, "grow_gradient": "holdout", "holdout": holdout}
+        return model, optimizer, sk.RigL(model, optimizer, **options)
+
+    model, optimizer, method = make()
+    replay, captured_at = recorded(model, x), 0
+    eager, eager_optimizer, other = make()
+    for _ in range(10):
+        if method.updates != captured_at:
+            replay, captured_at = recorded(model, x), method.updates
+        replay()
+        optimizer.step()
+        eager_optimizer.zero_grad()
+        eager(x).square().sum().backward()
+        eager_optimizer.step()
+    assert (method.steps, method.updates) == (other.steps, other.updates) == (10, 3)
+    for layer, same in zip(method.layers, other.layers):
+        assert layer.pattern == same.pattern
+    for mine, theirs in zip(model.parameters(), eager.parameters()):
+        assert torch.equal(mine, theirs)

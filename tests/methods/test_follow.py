@@ -36,6 +36,33 @@ def test_an_average_is_that_of_the_dense_weights(storage, network, train):
     assert method.updates == 3
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_a_copy_made_before_the_method_follows(storage):
+    """A method stores empty tiles too, so that sizes never change: the copy's pattern has fewer tiles."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(70, 40)).double()
+    mask = torch.rand(40, 70) < 0.2
+    mask[8:24] = False
+    sk.sparsify_(model, masks={"0": mask}, storage=storage)
+    first, dense = copy.deepcopy(model), model[0].to_dense().detach()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    method = sk.SET(model, optimizer, update_every=1)
+    pattern = model[0].pattern
+    assert (first[0].pattern.num_tiles, pattern.num_tiles) == (27, 45)
+    assert torch.equal(pattern.to_mask(), mask)
+    assert torch.equal(model[0].to_dense(), dense)
+    method.follow(first)
+    model(torch.randn(3, 70).double()).sum().backward()
+    optimizer.step()
+    assert method.last_update.grown > 0
+    assert first[0].pattern == model[0].pattern != pattern
+    assert model[0].pattern.data.shape == pattern.data.shape
+    assert torch.equal(first[0].to_dense(), model[0].to_dense())
+    sk.sparsify_(static := torch.nn.Sequential(torch.nn.Linear(70, 40)), masks={"0": mask})
+    sk.Static(static, torch.optim.SGD(static.parameters(), 0.1))
+    assert static[0].pattern.num_tiles == 27
+
+
 def test_only_a_copy_on_the_same_patterns_can_follow(network):
     model = network()
     method = sk.RigL(model, torch.optim.SGD(model.parameters(), 0.1))
