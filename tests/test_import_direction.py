@@ -25,7 +25,7 @@ LAYERS = [
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},
-    {"export"},
+    {"export", "distributed"},
     {"__init__"},
     {"experiments", "env", "bench"},
     {"cli"},
