@@ -50,7 +50,7 @@ def save_checkpoint(
     Parameters
     ----------
     path : str or os.PathLike
-        A folder that all processes see; made if it is not there, and for nothing else.
+        A folder that all processes see, made if it is not there, and for nothing else.
     model : nn.Module
         Alone, in DDP, compiled, or sharded by FSDP2 (``fully_shard``).
     optimizer : torch.optim.Optimizer
@@ -58,8 +58,8 @@ def save_checkpoint(
     method : AttachedMethod, optional
         The one that is attached to the optimizer: `RigL`, `SET`, `GradualPruning`, ...
     extra : optional
-        Whatever else the run needs (the step, a learning rate schedule's state dict): plain values and tensors
-        in dicts, lists and tuples. That of the first process is kept.
+        Whatever else the run needs (the step, a learning rate schedule's state dict): plain values and
+        tensors in dicts, lists and tuples. That of the first process is kept.
     generators : sequence of torch.Generator
         Those that this process draws from. PyTorch's own generators are written in any case.
     process_group : ``"world"`` or None
@@ -82,7 +82,9 @@ def save_checkpoint(
         processes.together(saving.check_visible)
         write_tensors(saving.folder, saving.tensors, processes)
         saving.checksums = processes.together(saving.buffer_checksums)[0]
-        written = processes.together(saving.write_own)
+        processes.together(saving.write_own)
+        # Not before all have written: another process's file may have another name until it is complete.
+        written = processes.together(saving.digests)
         processes.first(lambda: saving.commit(written))
     except (CheckpointError, ValueError) as error:
         if processes.rank == 0:
@@ -192,15 +194,19 @@ class _Saving:
     def buffer_checksums(self) -> dict[str, str]:
         return {name: _checksum(buffer) for name, buffer in self._buffers.items()}
 
-    def write_own(self) -> dict[str, dict[str, Any]]:
-        """Write what belongs to this process, and return the digests of all files that it has written."""
+    def write_own(self) -> None:
+        """Write what is this process's alone."""
         rank = self._processes.rank
         own = {n: b for n, b in self._buffers.items() if _checksum(b) != self.checksums.get(n)}
         content = {"generators": generator_states(self._generators), "buffers": own}
         write_atomically(self.folder / f"rank-{rank}.pt", _bytes_of(content))
         if rank == 0:
             write_atomically(self.folder / DOCUMENT, self._document)
-        return folders.digests(self.folder, [n for n in folders.listing(self.folder) if _writer(n) == rank])
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """The digests of all files that this process has written."""
+        names = [n for n in folders.listing(self.folder) if _writer(n) == self._processes.rank]
+        return folders.digests(self.folder, names)
 
     def commit(self, written: list[dict[str, dict[str, Any]]]) -> None:
         """Make what all have written the checkpoint."""
@@ -208,8 +214,8 @@ class _Saving:
         there = set(folders.listing(self.folder))
         if missing := sorted(files.keys() ^ there):
             raise CheckpointError(
-                f"{self.folder / missing[0]} is not what the processes have written there; the folder must be "
-                "one that all of them see, and written to by one run at a time"
+                f"{self.folder / missing[0]} is not what the processes have written there: the folder must be "
+                "one that all of them see, and of one run at a time"
             )
         folders.commit(self.path, self.name, files, self._processes.size)
 

@@ -1,7 +1,7 @@
 """The folder of a checkpoint: data in a folder of their own, and a small file that says which are valid.
 
-What a save writes lies in a new folder ``data-N`` until ``checkpoint.json``, replaced in one step, names it: at
-every moment there is the checkpoint from before or the new one, also when a process is killed.
+What a save writes lies in a new folder ``data-N`` until ``checkpoint.json``, replaced in one step, names it:
+at every moment there is the checkpoint from before or the new one, also when a process is killed.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"path must be a folder with a checkpoint of save_checkpoint, got {str(path)!r} without {MANIFEST}"
+            f"path must be a folder with a checkpoint, got {str(path)!r} without {MANIFEST}"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from None

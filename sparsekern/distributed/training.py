@@ -125,8 +125,8 @@ class Training:
     def _name(self, parameter: nn.Parameter) -> str:
         if id(parameter) not in self._names:
             raise ValueError(
-                f"optimizer must hold Parameters of the model only, got one of shape {tuple(parameter.shape)} "
-                "that the model has not"
+                f"optimizer must hold Parameters of the model only, got one of shape "
+                f"{tuple(parameter.shape)} that the model has not"
             )
         return self._names[id(parameter)]
 
@@ -162,8 +162,8 @@ class Training:
         parameter = self.parameters[name]
         if is_sharded(value) and value.dim() > 0 and value.shape != parameter.shape:
             raise TypeError(
-                f"optimizer must keep a state of each weight's own shape where weights are sharded; got {key!r} "
-                f"of {name!r} with {tuple(value.shape)} for {tuple(parameter.shape)}"
+                "optimizer must keep states of each weight's own shape where weights are sharded, got "
+                f"{key!r} of {name!r} with {tuple(value.shape)} for {tuple(parameter.shape)}"
             )
 
     def _check_layers(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
@@ -181,7 +181,7 @@ class Training:
             for key, value in mine.items():
                 if value != saved[name][key]:
                     raise ValueError(
-                        f"model must have layer {name!r} with {key} {saved[name][key]}, as in the checkpoint, "
+                        f"model must have layer {name!r} with {key} {saved[name][key]}, as the checkpoint, "
                         f"got {value}"
                     )
 
@@ -213,7 +213,7 @@ class Training:
             differing = [(t, m) for t, m in zip(theirs, self.group_names) if t != m]
             first = "" if not differing else f": {_few(differing[0][0])}, not {_few(differing[0][1])}"
             raise ValueError(
-                f"optimizer must have the {len(theirs)} parameter groups of the checkpoint, in their order, got "
+                f"optimizer must have the checkpoint's {len(theirs)} parameter groups, in their order, got "
                 f"{len(self.group_names)}{first}"
             )
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import stat
+import sys
+
 import torch
+import torch.distributed as dist
 
 import sparsekern as sk
-from tests.distributed.runs import go, local, outcome, start
+from tests.distributed.runs import assert_equal, go, local, outcome, start
 from tests.processes import run
 
 SAVED, STEPS = 10, 20
@@ -38,6 +45,165 @@ def resumed(rank, size, path, **arguments):
     result = {"extra": extra, "loaded": outcome(used)}
     go(used, range(extra["step"], STEPS), rank, size)
     return {**result, "resumed": outcome(used)}
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(path, count):
+    """Kill this process before it opens, makes, renames or removes something in `path` for this time."""
+    left = count
+
+    def hook(event, arguments):
+        nonlocal left
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            if str(path) in str(arguments[0]):
+                left -= 1
+                if left == 0:
+                    die()
+
+    sys.addaudithook(hook)
+
+
+def error_of(action):
+    """Type and text of what an action raises."""
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def dies_in_training(rank, size, path, wrapper):
+    """The last process is killed after a checkpoint; what the others come to know of it."""
+    used = start(rank, size, wrapper)
+    go(used, range(SAVED), rank, size)
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": SAVED}, generators=[used.generator])
+    go(used, range(SAVED, SAVED + 3), rank, size)
+    if rank == size - 1:
+        die()
+    return error_of(lambda: go(used, range(SAVED + 3, STEPS), rank, size))
+
+
+def dies_in_save(rank, size, path, victim, count):
+    """One process is killed in its second save; what the others come to know of it."""
+    used = start(rank, size, "fsdp")
+    go(used, range(SAVED), rank, size)
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": SAVED}, generators=[used.generator])
+    go(used, range(SAVED, SAVED + 3), rank, size)
+    if rank == victim:
+        die_at(path, count)
+    return error_of(lambda: sk.distributed.save_checkpoint(path, *used.saved, generators=[used.generator]))
+
+
+def killed_at_each_moment(rank, size, path, most):
+    """For each moment of a second save at which a process can be killed, the step that is loaded then."""
+    used = start()
+    go(used, range(4))
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": 4})
+    expected = {4: outcome(used)}
+    go(used, range(4, 8))
+    expected[8] = outcome(used)
+    loaded, steps = start(seed=7), []
+    for count in range(1, most):
+        if (child := os.fork()) == 0:
+            die_at(path, count)
+            sk.distributed.save_checkpoint(path, *used.saved, {"step": 8})
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        steps.append(sk.distributed.load_checkpoint(path, *loaded.saved)["step"])
+        assert_equal(outcome(loaded), expected[steps[-1]])
+        if status == 0:
+            return steps
+        assert status == -signal.SIGKILL
+        # As before the save, whatever the killed one had got to.
+        sk.distributed.load_checkpoint(path, *loaded.saved)
+    return "the save has more moments than were tried"
+
+
+def disk_full(rank, size, path, wrapper):
+    """For each file that a process writes: the error here while the disk is full for that process."""
+    used = start(rank, size, wrapper)
+    go(used, range(SAVED), rank, size)
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": SAVED})
+    saved = outcome(used)
+    go(used, range(SAVED, STEPS), rank, size)
+    trained, fsync, errors = outcome(used), os.fsync, {}
+    for victim, files in ((0, 5), (1, 2)):
+        for count in range(1, files + 1):
+            calls = 0
+
+            def full(descriptor, count=count, victim=victim):
+                nonlocal calls
+                calls += stat.S_ISREG(os.fstat(descriptor).st_mode)
+                if calls == count and rank == victim:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                fsync(descriptor)
+
+            os.fsync = full
+            save = lambda: sk.distributed.save_checkpoint(path, *used.saved, {"step": STEPS})  # noqa: E731
+            errors[f"process {victim}, file {count}"] = error_of(save)
+            os.fsync = fsync
+            assert_equal(outcome(used), trained)
+            other = start(rank, size, wrapper, seed=7)
+            assert sk.distributed.load_checkpoint(path, *other.saved) == {"step": SAVED}
+            assert_equal(outcome(other), saved)
+    left = sorted(os.listdir(path))
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": STEPS})
+    step = sk.distributed.load_checkpoint(path, *other.saved)["step"]
+    assert_equal(outcome(other), trained)
+    return {"errors": errors, "left": left, "step": step}
+
+
+def damaged(rank, size, path):
+    """By file: what a process says of a checkpoint in which that one has a flipped bit, or is not there."""
+    used = start(rank, size, "fsdp")
+    go(used, range(SAVED), rank, size)
+    sk.distributed.save_checkpoint(path, *used.saved, {"step": SAVED})
+    go(used, range(SAVED, STEPS), rank, size)
+    trained, errors = outcome(used), {}
+    for name in sorted(os.listdir(f"{path}/data-1")):
+        file = f"{path}/data-1/{name}"
+        for harm in ("flipped", "shorter", "missing"):
+            dist.barrier()
+            if rank == 0:
+                os.rename(file, f"{path}/kept")
+                content = bytearray(open(f"{path}/kept", "rb").read())
+                content[len(content) // 2] ^= 16
+                if harm != "missing":
+                    open(file, "wb").write(content[: -1 if harm == "shorter" else None])
+            dist.barrier()
+            errors[f"{name} {harm}"] = error_of(lambda: sk.distributed.load_checkpoint(path, *used.saved))
+            assert_equal(outcome(used), trained)
+            dist.barrier()
+            if rank == 0:
+                os.replace(f"{path}/kept", file)
+    dist.barrier()
+    assert sk.distributed.load_checkpoint(path, *used.saved) == {"step": SAVED}
+    return errors
+
+
+def differing(rank, size, path):
+    """By what is not the same in both processes: the error in each, which leaves everything as it was."""
+    used = start(rank, size)
+    go(used, range(3), rank, size)
+    save, load = sk.distributed.save_checkpoint, sk.distributed.load_checkpoint
+    errors = {"path": error_of(lambda: save(f"{path}-{rank}", *used.saved))}
+    bad = None if rank == 1 else {"schedule": lambda step: 0.9**step}
+    errors["extra"] = error_of(lambda: save(path, *used.saved, bad))
+    exists = os.path.exists(path)
+    save(path, *used.saved)
+    # An update later, so that a load would show.
+    go(used, range(3, 7), rank, size)
+    trained = outcome(used)
+    other = start(0, 1, method="SET" if rank == 1 else "RigL", seed=0)
+    before = outcome(other)
+    errors["method"] = error_of(lambda: load(path, *other.saved))
+    errors["place"] = error_of(lambda: load(f"{path}{rank or ''}", *used.saved))
+    assert_equal(outcome(used), trained)
+    assert_equal(outcome(other), before)
+    return {"errors": errors, "exists": exists}
 
 
 if __name__ == "__rank__":

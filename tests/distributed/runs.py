@@ -69,8 +69,7 @@ def start(
     if size > 1 and wrapper == "fsdp":
         shard(model, size)
     elif size > 1:
-        # Each process counts its own batches, and they are not the same.
-        used = DistributedDataParallel(model, broadcast_buffers=False)
+        used = DistributedDataParallel(model)
     made = OPTIMIZERS[optimizer](model.parameters())
     if method == "GradualPruning":
         options = {"sparsity": 0.95, "begin": 2, "end": 16, "update_every": 3, "compact": False, **options}
@@ -144,6 +143,9 @@ def assert_equal(one, other, where=""):
         assert one.keys() == other.keys(), where
         for key, value in one.items():
             assert_equal(value, other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert type(one) is type(other), where
+        assert_equal(dict(enumerate(one)), dict(enumerate(other)), where)
     elif isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype, where
         assert torch.equal(one, other), where

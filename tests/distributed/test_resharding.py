@@ -1,4 +1,4 @@
-"""Runs that go on from a checkpoint: with as many processes to the bit, with others from the very same state."""
+"""Runs that go on from a checkpoint: with as many processes to the bit, with others from that very state."""
 
 from __future__ import annotations
 
