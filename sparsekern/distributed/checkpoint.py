@@ -59,7 +59,7 @@ def save_checkpoint(
         The one that is attached to the optimizer: `RigL`, `SET`, `GradualPruning`, ...
     extra : optional
         Whatever else the run needs (the step, a learning rate schedule's state dict): plain values and
-        tensors in dicts, lists and tuples. That of the first process is kept.
+        tensors in dicts, lists and tuples. The first process's is kept.
     generators : sequence of torch.Generator
         Those that this process draws from. PyTorch's own generators are written in any case.
     process_group : ``"world"`` or None
@@ -214,8 +214,8 @@ class _Saving:
         there = set(folders.listing(self.folder))
         if missing := sorted(files.keys() ^ there):
             raise CheckpointError(
-                f"{self.folder / missing[0]} is not what the processes have written there: the folder must be "
-                "one that all of them see, and of one run at a time"
+                f"{self.folder / missing[0]} is not what the processes have written there: the folder must "
+                "be one that all of them see, and of one run at a time"
             )
         folders.commit(self.path, self.name, files, self._processes.size)
 

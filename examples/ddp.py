@@ -1,0 +1,56 @@
+"""A sparse GPT in DistributedDataParallel, with RigL at 90 %: torchrun --nproc-per-node 2 examples/ddp.py
+
+With --checkpoint DIR it saves as it goes, and with --resume too it goes on, with any number of processes.
+"""
+
+import torch
+import torch.distributed as dist
+from gpt import GPT, arguments, batch, report, start
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import sparsekern as sk
+
+
+def main() -> None:
+    options = arguments()
+    rank, size, device = start()
+    torch.manual_seed(0)
+    model = GPT()
+    dense = sum(parameter.nbytes for parameter in model.parameters())
+    sk.sparsify_(model, sparsity=0.9, init="per_neuron", exclude=["head"])
+    ddp = DistributedDataParallel(model.to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    method = sk.RigL(model, optimizer, update_every=10, stop_at=75)
+
+    sent = 0
+
+    def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        nonlocal sent
+        sent += bucket.buffer().nbytes
+        return allreduce_hook(None, bucket)
+
+    ddp.register_comm_hook(None, count)
+    first = 0
+    if options.resume:
+        first = sk.distributed.load_checkpoint(options.checkpoint, ddp, optimizer, method)["step"]
+    # Vectors of the nonzeros, and what is dense: embeddings, norms, biases, the head.
+    stored = sum(parameter.nbytes for parameter in model.parameters())
+    for step in range(first, options.steps):
+        optimizer.zero_grad()
+        sent = 0
+        loss = ddp(batch(step, rank, size, device))
+        loss.backward()
+        assert sent == stored, f"{sent} bytes of gradients, for Parameters of {stored}"
+        optimizer.step()
+        if (step + 1) % options.save_every == 0:
+            nnz = sum(layer.pattern.nnz for layer in method.layers)
+            report(step + 1, options.steps, loss, nnz, sent, dense)
+            if options.checkpoint is not None:
+                sk.distributed.save_checkpoint(options.checkpoint, ddp, optimizer, method, {"step": step + 1})
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
