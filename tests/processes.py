@@ -38,13 +38,25 @@ class Processes:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
 
-    def __call__(self, size: int, name: str, *, timeout: float = 100, killed=(), **arguments) -> list:
-        """The results; None of those ranks that are to be `killed`, by themselves, before they have one."""
+    def __call__(
+        self, size: int, name: str, *, timeout: float = 100, killed=(), join=True, **arguments
+    ) -> list:
+        """The results; None of those ranks that are to be `killed`, by themselves, before they have one.
+
+        With ``join=False`` the function makes the process group.
+        """
         self._calls += 1
         folder = self._folder / str(self._calls)
         folder.mkdir()
         jobs = [
-            {"name": name, "rank": rank, "size": size, "folder": str(folder), "arguments": arguments}
+            {
+                "name": name,
+                "rank": rank,
+                "size": size,
+                "folder": str(folder),
+                "join": join,
+                "arguments": arguments,
+            }
             for rank in range(size)
         ]
         running = [
@@ -83,7 +95,7 @@ def run(job, functions):
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
-        if size > 1:
+        if job["join"] and size > 1:
             dist.init_process_group(
                 "gloo",
                 init_method=f"file://{folder}/rendezvous",
@@ -92,7 +104,7 @@ def run(job, functions):
                 timeout=datetime.timedelta(seconds=30),
             )
         torch.save(functions[job["name"]](rank, size, **job["arguments"]), folder / f"{rank}.pt")
-        if size > 1:
+        if job["join"] and size > 1:
             dist.destroy_process_group()
     except BaseException:
         (folder / f"{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")

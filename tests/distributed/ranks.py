@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
+import runpy
 import signal
 import stat
 import sys
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekern as sk
 from tests.distributed.runs import assert_equal, go, local, outcome, start
@@ -204,6 +212,77 @@ def differing(rank, size, path):
     assert_equal(outcome(used), trained)
     assert_equal(outcome(other), before)
     return {"errors": errors, "exists": exists}
+
+
+class Sent(TorchDispatchMode):
+    """Counts what this process hands to collectives, in bytes that a ring would have it send."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.bytes = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        c10d = torch.ops.c10d
+        if func is c10d._allgather_base_.default:
+            self.bytes += (self.size - 1) * args[1].nbytes
+        elif func is torch.ops._c10d_functional.all_gather_into_tensor.default:
+            self.bytes += (self.size - 1) * args[0].nbytes
+        elif func is c10d._reduce_scatter_base_.default:
+            self.bytes += (self.size - 1) * args[1].nbytes // self.size
+        elif func is c10d.allreduce_.default:
+            self.bytes += 2 * (self.size - 1) * sum(t.nbytes for t in args[0]) // self.size
+        return func(*args, **(kwargs or {}))
+
+
+def accounted(rank, size, strategy):
+    """What a step, and one with an update of RigL, take of this process: bytes held, and sent."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(2)))
+    sk.sparsify_(model, sparsity=0.9, init="per_neuron")
+    used = model
+    if strategy == "ddp":
+        used = DistributedDataParallel(model)
+        # What DDP does anyway, where it can be seen.
+        used.register_comm_hook(None, allreduce_hook)
+    else:
+        mesh = init_device_mesh("cpu", (size,))
+        for layer in model:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    method = sk.RigL(model, optimizer, update_every=3, process_group="world")
+    x = torch.randn(8, 256)
+    steps = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with Sent(size) as sent:
+            used(x).square().sum().backward()
+            in_step = sent.bytes
+            optimizer.step()
+        steps.append((in_step, sent.bytes - in_step))
+    held = {
+        "values": list(model.parameters()),
+        "gradients": [p.grad for p in model.parameters()],
+        "optimizer": [s for p in model.parameters() for s in optimizer.state[p].values() if s.dim()],
+        "patterns": [layer.pattern.data for layer in model],
+        "explored": [layer.explored.words for layer in method.layers],
+    }
+    bytes_held = {
+        part: sum(getattr(t, "to_local", lambda t=t: t)().nbytes for t in tensors)
+        for part, tensors in held.items()
+    }
+    assert method.updates == 1
+    return {"held": bytes_held, "step": steps[1][0], "update": steps[2][1]}
+
+
+def example(rank, size, script, port, arguments):
+    """What an example prints."""
+    variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1")
+    sys.path.insert(0, os.path.dirname(script))
+    sys.argv = [script, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        runpy.run_path(script, run_name="__main__")
+    return output.getvalue().splitlines()
 
 
 if __name__ == "__rank__":
