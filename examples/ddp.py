@@ -3,11 +3,11 @@
 With --checkpoint DIR it saves as it goes, and with --resume too it goes on, with any number of processes.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.distributed as dist
-from gpt import GPT, arguments, batch, report, start
-from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from gpt import GPT, Gradients, arguments, batch, report, start
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsekern as sk
@@ -24,14 +24,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     method = sk.RigL(model, optimizer, update_every=10, stop_at=75)
 
-    sent = 0
-
-    def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        nonlocal sent
-        sent += bucket.buffer().nbytes
-        return allreduce_hook(None, bucket)
-
-    ddp.register_comm_hook(None, count)
     first = 0
     if options.resume:
         first = sk.distributed.load_checkpoint(options.checkpoint, ddp, optimizer, method)["step"]
@@ -39,14 +31,14 @@ def main() -> None:
     stored = sum(parameter.nbytes for parameter in model.parameters())
     for step in range(first, options.steps):
         optimizer.zero_grad()
-        sent = 0
         loss = ddp(batch(step, rank, size, device))
-        loss.backward()
-        assert sent == stored, f"{sent} bytes of gradients, for Parameters of {stored}"
+        with Gradients() as sent:
+            loss.backward()
+        assert sent.bytes == stored, f"{sent.bytes} bytes of gradients, for Parameters of {stored}"
         optimizer.step()
         if (step + 1) % options.save_every == 0:
             nnz = sum(layer.pattern.nnz for layer in method.layers)
-            report(step + 1, options.steps, loss, nnz, sent, dense)
+            report(step + 1, options.steps, loss, nnz, sent.bytes, dense)
             if options.checkpoint is not None:
                 sk.distributed.save_checkpoint(options.checkpoint, ddp, optimizer, method, {"step": step + 1})
     dist.destroy_process_group()

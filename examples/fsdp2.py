@@ -6,28 +6,15 @@ With --checkpoint DIR it saves as it goes, and with --resume too it goes on, wit
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from gpt import GPT, arguments, batch, report, start
+from gpt import GPT, Gradients, arguments, batch, report, start
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekern as sk
-
-
-class Gradients(TorchDispatchMode):
-    """Counts the bytes that processes hand over to have their gradients summed and shared out."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.c10d._reduce_scatter_base_.default:
-            self.bytes += args[1].nbytes
-        return func(*args, **(kwargs or {}))
 
 
 def padded_bytes(model: nn.Module, size: int) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SYMBOLS, LENGTH, WIDTH, HEADS, BATCH = 64, 64, 128, 4, 16
 
@@ -55,6 +57,19 @@ def batch(step: int, rank: int, size: int, device: torch.device) -> Tensor:
     for i in range(1, LENGTH):
         text[:, i] = torch.where(ruled[:, i], follows[text[:, i - 1]], text[:, i])
     return text.chunk(size)[rank].to(device)
+
+
+class Gradients(TorchDispatchMode):
+    """Counts the bytes that this process hands over to have gradients summed, and under FSDP2 shared out."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.c10d.allreduce_.default:
+            self.bytes += sum(bucket.nbytes for bucket in args[0])
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.bytes += args[1].nbytes
+        return func(*args, **(kwargs or {}))
 
 
 def start() -> tuple[int, int, torch.device]:

@@ -13,7 +13,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -242,8 +241,6 @@ def accounted(rank, size, strategy):
     used = model
     if strategy == "ddp":
         used = DistributedDataParallel(model)
-        # What DDP does anyway, where it can be seen.
-        used.register_comm_hook(None, allreduce_hook)
     else:
         mesh = init_device_mesh("cpu", (size,))
         for layer in model:
