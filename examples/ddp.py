@@ -23,7 +23,6 @@ def main() -> None:
     ddp = DistributedDataParallel(model.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     method = sk.RigL(model, optimizer, update_every=10, stop_at=75)
-
     first = 0
     if options.resume:
         first = sk.distributed.load_checkpoint(options.checkpoint, ddp, optimizer, method)["step"]
@@ -41,8 +40,9 @@ def main() -> None:
             report(step + 1, options.steps, loss, nnz, sent.bytes, dense)
             if options.checkpoint is not None:
                 sk.distributed.save_checkpoint(options.checkpoint, ddp, optimizer, method, {"step": step + 1})
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    # Once the model is gone: freed after its process group, it can wait for a thread that waits for Python.
+    dist.destroy_process_group()

@@ -58,8 +58,9 @@ def main() -> None:
                 sk.distributed.save_checkpoint(
                     options.checkpoint, model, optimizer, method, {"step": step + 1}
                 )
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    # Once the model is gone: freed after its process group, it can wait for a thread that waits for Python.
+    dist.destroy_process_group()
