@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sparsekern.distributed.agreement import CheckpointError, Processes
@@ -33,7 +34,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], processes: Proces
             storage_writer=FileSystemWriter(folder, sync_files=True),
             # Not what comes cheapest: buffers may differ between processes.
             planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
-            no_dist=processes.size == 1,
+            **_alone(processes),
         )
 
     _guarded(write, processes)
@@ -51,9 +52,7 @@ def read_tensors(folder: Path, tensors: dict[str, Tensor], processes: Processes)
     from torch.distributed.checkpoint import FileSystemReader
 
     _guarded(
-        lambda: checkpoint.load(
-            tensors, storage_reader=FileSystemReader(folder), no_dist=processes.size == 1
-        ),
+        lambda: checkpoint.load(tensors, storage_reader=FileSystemReader(folder), **_alone(processes)),
         processes,
     )
 
@@ -80,13 +79,19 @@ def allocate(places: Iterable[str], sizes: Sizes, likes: Mapping[str, Tensor]) -
     return made
 
 
+def _alone(processes: Processes) -> dict[str, bool]:
+    """The option of one process among others; without a process group PyTorch needs none."""
+    among_others = dist.is_initialized() and processes.size < dist.get_world_size()
+    return {"no_dist": True} if among_others else {}
+
+
 def _guarded(action: Callable[[], object], processes: Processes) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with warnings.catch_warnings():
             # One process is meant to be one.
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            warnings.filterwarnings("ignore", "torch.distributed is .*(unavailable|uninitialized)")
             action()
     except CheckpointException as error:
         # It is no Exception, and all processes have it.

@@ -82,6 +82,20 @@ def error_of(action):
     return "no error"
 
 
+def each_alone(rank, size, path):
+    """Processes that train, save and load models of their own, the last of them one time more often."""
+    used = start(rank, 1, process_group=None, seed=rank)
+    options = {"generators": [used.generator], "process_group": None}
+    for step in range(2 + rank):
+        go(used, range(5 * step, 5 * step + 5))
+        sk.distributed.save_checkpoint(f"{path}-{rank}", *used.saved, step, **options)
+    saved = outcome(used)
+    go(used, range(3))
+    step = sk.distributed.load_checkpoint(f"{path}-{rank}", *used.saved, **options)
+    assert_equal(outcome(used), saved)
+    return step
+
+
 def dies_in_training(rank, size, path, wrapper):
     """The last process is killed after a checkpoint; what the others come to know of it."""
     used = start(rank, size, wrapper)

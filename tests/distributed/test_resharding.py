@@ -63,6 +63,10 @@ def test_another_number_of_processes_goes_on_from_the_same_state(processes, save
     assert_resumed_by_others(processes(size, "resumed", path=path, wrapper=wrapper), results[0])
 
 
+def test_processes_with_models_of_their_own(processes, tmp_path):
+    assert processes(2, "each_alone", path=str(tmp_path / "checkpoint")) == [1, 2]
+
+
 KINDS = {
     "set": {"method": "SET"},
     "snfs": {"method": "SNFS"},
