@@ -32,7 +32,7 @@ def main() -> None:
     model = GPT()
     dense = padded_bytes(model, size)
     sk.sparsify_(model, sparsity=0.9, init="per_neuron", exclude=["head"])
-    # Vectors of the nonzeros, and what is dense: embeddings, norms, biases, the head. One process sends nothing.
+    # Vectors of the nonzeros, and what is dense: embeddings, norms, biases, the head. One process sends none.
     stored = padded_bytes(model, size) if size > 1 else 0
     model.to(device)
     mesh = init_device_mesh(device.type, (size,))

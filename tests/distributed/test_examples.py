@@ -55,8 +55,15 @@ def test_trains_and_goes_on(processes, tmp_path, name):
 
 def torchrun(count, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", *map(str, arguments)],
-        env={**os.environ, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"},
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={count}",
+            *map(str, arguments),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
