@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import sparsekern as sk
 from sparsekern.distributed import CheckpointError, load_checkpoint, save_checkpoint
@@ -286,6 +287,13 @@ class TestRefusedArguments:
         with pytest.raises(TypeError, match=r"process_group must be 'world' or None, got 'mine'"):
             function(path, *run.saved, process_group="mine")
         assert not (tmp_path / "new").exists()
+
+    def test_the_older_fsdp(self, tmp_path):
+        flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # it cannot be made without a GPU
+        nn.Module.__init__(flat)
+        model = nn.Sequential(nn.Linear(3, 3), flat)
+        with pytest.raises(TypeError, match=r"sharded by fully_shard .*, got FullyShardedDataParallel"):
+            save_checkpoint(tmp_path, model, torch.optim.SGD(model.parameters(), 0.1))
 
     def test_what_cannot_be_read_back(self, tmp_path):
         run = start()
