@@ -52,7 +52,9 @@ CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fopenm
 CXX_FLAGS += ["-mno-mmx"] if ON_X86 else []
 # For `build_ext --sanitize`. Without optimization, which under these takes half a minute for each of some files,
 # and removes what they look for. The bindings are compiled as ever: they would take longest, and only pass on.
-SANITIZE_FLAGS = "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+SANITIZE_FLAGS = (
+    "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+)
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
 
 

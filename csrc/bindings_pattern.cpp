@@ -54,8 +54,8 @@ void bind_builders(py::module_& module) {
                 builder.fill(at<int32_t>(data), words, threads);
             },
             ReleaseGil());
-    module.def("mask_builder", [](Address mask, int64_t elements, const std::vector<int64_t>& shape, int64_t tile_size,
-                                  bool complete, int threads) {
+    module.def("mask_builder", [](Address mask, int64_t elements, const std::vector<int64_t>& shape,
+                                  int64_t tile_size, bool complete, int threads) {
         const sk::WeightShape weight = weight_shape(shape);
         const py::gil_scoped_release release;
         auto source = sk::mask_source(at<const unsigned char>(mask), elements, weight);
@@ -63,8 +63,8 @@ void bind_builders(py::module_& module) {
             weight, tile_size, std::move(source), threads,
             complete ? sk::StoredTiles::all : sk::StoredTiles::nonempty);
     });
-    module.def("random_builder", [](const std::vector<int64_t>& shape, int64_t count, int64_t block_size, uint64_t seed,
-                                    int64_t tile_size, int threads) {
+    module.def("random_builder", [](const std::vector<int64_t>& shape, int64_t count, int64_t block_size,
+                                    uint64_t seed, int64_t tile_size, int threads) {
         const sk::WeightShape weight = weight_shape(shape);
         const py::gil_scoped_release release;
         auto source = block_size == 1 ? sk::random_source(weight.rows, weight.cols(), count, seed, threads)

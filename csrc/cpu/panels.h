@@ -34,8 +34,9 @@ inline int worthwhile_threads(int threads, double products, double elements) {
 
 // The threads that a product of a pattern's matrix with a batch is worth, and each of its gradients.
 inline int linear_threads(int threads, const PatternSizes& pattern, int64_t samples) {
-    return worthwhile_threads(threads, static_cast<double>(samples) * static_cast<double>(pattern.nnz),
-                              static_cast<double>(samples) * static_cast<double>(pattern.rows + pattern.cols));
+    return worthwhile_threads(
+        threads, static_cast<double>(samples) * static_cast<double>(pattern.nnz),
+        static_cast<double>(samples) * static_cast<double>(pattern.rows + pattern.cols));
 }
 
 // `count` samples of a matrix from sample `begin`, with `features` of their features.

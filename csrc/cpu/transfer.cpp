@@ -104,7 +104,8 @@ void transfer_all(const PatternView& from, const PatternView& to, const Transfer
     for (int64_t v = 0; v < count; ++v) {
         const Transfer& vector = vectors[v];
         check_element_size(vector.element_size);
-        check_elements("from_values", vector.from_values, vector.element_size, vector.from_elements, from.nnz);
+        check_elements("from_values", vector.from_values, vector.element_size, vector.from_elements,
+                       from.nnz);
         check_elements("to_values", vector.to_values, vector.element_size, vector.to_elements, to.nnz);
     }
     for_each_tile(to, threads, [&](int64_t tile, int64_t tile_row) {

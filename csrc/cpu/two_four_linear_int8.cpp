@@ -148,6 +148,7 @@ constexpr int64_t kMostColumns = (int64_t{1} << 31) / (127 * 128) * 2;
 
 void two_four_linear_int8(DType dtype, const TwoFourInt8Weight& weight, InputMatrix x, const float* x_scale,
                           InputValues bias, OutputMatrix y, int threads) {
+    if (dtype == DType::float64) throw std::invalid_argument("dtype: expected float32 or bfloat16");
     const TwoFourWeight& packed = weight.weight;
     const int64_t size = element_bytes(dtype);
     check_threads(threads);
@@ -166,14 +167,8 @@ void two_four_linear_int8(DType dtype, const TwoFourInt8Weight& weight, InputMat
     const double kept = static_cast<double>(packed.rows * packed.cols / 2);
     const int worthwhile =
         worthwhile_threads(threads, (samples + 1) * kept / 2, samples * static_cast<double>(x.cols + y.cols));
-    dispatch(dtype, [&](auto* kind) {
-        using T = std::remove_pointer_t<decltype(kind)>;
-        if constexpr (std::is_same<AccumulateType<T>, float>::value) {
-            Int8Product<T>(weight, x, x_scale, bias, y).run(worthwhile);
-        } else {
-            throw std::invalid_argument("dtype: expected float32 or bfloat16");
-        }
-    });
+    if (dtype == DType::float32) return Int8Product<float>(weight, x, x_scale, bias, y).run(worthwhile);
+    Int8Product<BFloat16>(weight, x, x_scale, bias, y).run(worthwhile);
 }
 
 }  // namespace sparsekern

@@ -20,7 +20,7 @@ def stored(values, dtype):
     numbers = np.asarray(values) + 0.0
     if dtype == BFLOAT16:
         return round_to_bfloat16(numbers)
-    return numbers.astype( np.float64 if dtype == FLOAT64 else np.float32)
+    return numbers.astype(np.float64 if dtype == FLOAT64 else np.float32)
 
 
 def small_integers(generator, *shape):

@@ -12,7 +12,18 @@ from tests.csrc.numerics import DTYPES, assert_same, small_integers, stored, unt
 from tests.csrc.patterns import as_matrix, generators, pack_mask, packed_patterns, random_mask
 
 ISA = st.sampled_from(_C.isa_levels())
-GEOMETRY = ("batch", "groups", "height", "width", "stride", "stride", "padding", "padding", "dilation", "dilation")
+GEOMETRY = (
+    "batch",
+    "groups",
+    "height",
+    "width",
+    "stride",
+    "stride",
+    "padding",
+    "padding",
+    "dilation",
+    "dilation",
+)
 
 
 def unfolded(x, kernel, out, geometry):
@@ -20,7 +31,9 @@ def unfolded(x, kernel, out, geometry):
     stride, padding, dilation = geometry
     batch, channels, height, width = x.shape
     reach = [(k - 1) * d + (o - 1) * s + 1 for k, d, o, s in zip(kernel, dilation, out, stride)]
-    padded = np.zeros((batch, channels, *(max(r, n + 2 * p) for r, n, p in zip(reach, (height, width), padding))))
+    padded = np.zeros(
+        (batch, channels, *(max(r, n + 2 * p) for r, n, p in zip(reach, (height, width), padding)))
+    )
     padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = x
     taps = np.empty((*kernel, batch, channels, *out))
     for i in range(kernel[0]):
@@ -54,7 +67,9 @@ def problems(draw):
     groups = draw(st.sampled_from([g for g in range(1, min(rows, 5) + 1) if rows % g == 0]))
     batch = draw(st.integers(0, 3))
     size = [draw(st.sampled_from((0, 1, 2, 3, 5, 7, 12, 17, 33, 70))) for _ in range(2)]
-    stride, padding, dilation = ([draw(st.integers(*ends)) for _ in range(2)] for ends in ((1, 4), (0, 5), (1, 3)))
+    stride, padding, dilation = (
+        [draw(st.integers(*ends)) for _ in range(2)] for ends in ((1, 4), (0, 5), (1, 3))
+    )
     geometry = stride, padding, dilation
     reach = [n + 2 * p - d * (k - 1) - 1 for n, p, d, k in zip(size, padding, dilation, kernel)]
     out = [0 if r < 0 else r // s + 1 for r, s in zip(reach, stride)]

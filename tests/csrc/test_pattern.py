@@ -41,7 +41,9 @@ def test_a_mask_is_packed_word_for_word(built, threads, tile_size, complete):
         _C.pattern.mask_builder,
         [
             *calls.data(source),
-            calls.Argument(pattern.mask.shape, ((), (2, 3, 4), (0, 4), (-1, 4), (2**31, 1), (2**62,) * 4, (1.5, 2))),
+            calls.Argument(
+                pattern.mask.shape, ((), (2, 3, 4), (0, 4), (-1, 4), (2**31, 1), (2**62,) * 4, (1.5, 2))
+            ),
             calls.Argument(tile_size, (0, 7, -8, 128, 2**63 - 1)),
             calls.Argument(complete),
             calls.threads(threads),
@@ -164,7 +166,13 @@ def test_positions_are_counted(built, threads):
     mask = Buffer(np.full(pattern.mask.shape, 2, np.uint8), at_page_end)
     arguments = [*calls.words(words), *calls.data(mask), calls.threads(threads)]
     run(generator, calls.Call(_C.pattern.to_mask, arguments, [mask]), pattern.mask.reshape(-1))
-    assert _C.pattern.checksum(*words) == _C.pattern.checksum(*Buffer(pattern.words, not at_page_end))
+    other = Buffer(pattern.words, not at_page_end)
+    assert _C.pattern.checksum(*words) == _C.pattern.checksum(*other)
+    other.array[generator.integers(other.count)] ^= 1
+    assert _C.pattern.checksum(*words) != _C.pattern.checksum(*other)
+    for wrong in ((0, 16), (words.address + 1, 16)):
+        with pytest.raises(ValueError, match=r"^data: "):
+            _C.pattern.checksum(*wrong)
 
 
 def damage(generator, words):
@@ -173,7 +181,17 @@ def damage(generator, words):
     for _ in range(generator.integers(1, 3)):
         at = int(generator.integers(generator.choice([16, min(48, len(words)), len(words)])))
         value = int(words[at])
-        choices = (0, 1, -1, value + 1, value - 1, -value, value ^ 1 << int(generator.integers(32)), 2**31 - 1, -(2**31))
+        choices = (
+            0,
+            1,
+            -1,
+            value + 1,
+            value - 1,
+            -value,
+            value ^ 1 << int(generator.integers(32)),
+            2**31 - 1,
+            -(2**31),
+        )
         words[at] = np.array(choices[generator.integers(len(choices))], np.int64).astype(np.int32)
     if generator.random() < 0.2:
         words = words[: generator.integers(len(words))]
