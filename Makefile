@@ -29,12 +29,13 @@ LIBRARY = $$(g++ -print-file-name=$(1))
 SANITIZED := LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so) $(call LIBRARY,libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024 \
 	UBSAN_OPTIONS=print_stacktrace=1 \
-	$(BIN)/python -m pytest -q -o pythonpath='build/sanitize .' --capture=sys -p no:faulthandler -p no:cacheprovider
+	$(BIN)/python -m pytest -q -o pythonpath='build/sanitize .' --capture=sys -p no:faulthandler -p no:cacheprovider \
+	-n auto --dist loadfile
 
 sanitize: build/sanitize/passed
 
 build/sanitize/built: $(VENV)/installed setup.py $(NATIVE)
-	CXX=g++ SPARSEKERN_CUDA=0 $(BIN)/python setup.py -q build_ext --sanitize --build-lib build/sanitize
+	$(BIN)/python setup.py -q build_ext --sanitize --build-lib build/sanitize
 	@touch build/sanitize/sparsekern/__init__.py $@
 
 build/sanitize/passed: build/sanitize/built $(wildcard tests/csrc/*.py)
@@ -63,7 +64,7 @@ format: $(VENV)/tools
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks sparsekern/_C*.so $(VENV)/installed
+	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache .benchmarks sparsekern/_C*.so $(VENV)/installed
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/tools: requirements-dev.txt

@@ -50,11 +50,10 @@ X86_FLAGS = {
 # unit's, whose next results, those of NumPy's fmod for one, are NaN then.
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fopenmp -Wall -Wextra".split()
 CXX_FLAGS += ["-mno-mmx"] if ON_X86 else []
-# For `build_ext --sanitize`. Without optimization, which under these takes half a minute for each of some files,
-# and removes what they look for. The bindings are compiled as ever: they would take longest, and only pass on.
-SANITIZE_FLAGS = (
-    "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all".split()
-)
+# For `build_ext --sanitize`. Without optimization, which would remove what the sanitizers look for, and take
+# half a minute for some files. The bindings are compiled as ever: they take longest, and only hand on.
+SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
+SANITIZE_FLAGS = [*"-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split(), *SANITIZERS]
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
 
 
@@ -184,7 +183,7 @@ class Toolchain:
     def link_command(self, objects: list[Path]) -> list[str]:
         names = [str(path) for path in objects]
         flags = shlex.split(os.environ.get("LDFLAGS", ""))
-        flags += ["-fsanitize=address,undefined"] if self.sanitize else []
+        flags += SANITIZERS if self.sanitize else []
         if not self.nvcc:
             return [*self.cxx, "-shared", "-fopenmp", *flags, *names]
         # nvcc links, because it knows where its static runtime is. With a static runtime nothing of CUDA is
@@ -236,7 +235,7 @@ def build_native(target: Path, sanitize: bool = False) -> None:
     objects = Path("build", "native", sysconfig.get_config_var("SOABI"))
 
     def compiled(source: Path) -> Path:
-        folder = objects / "sanitize" if tools.sanitizes(source) else objects
+        folder = Path("build", "sanitize", "objects") if tools.sanitizes(source) else objects
         return compile_source(tools, source, folder, headers_time)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

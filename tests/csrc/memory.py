@@ -1,8 +1,8 @@
-"""Memory for native calls that reads or writes beyond it do not leave unnoticed.
+"""Memory for native calls, beyond which no read and no write goes unnoticed.
 
-A buffer ends where a page begins that nobody may touch, which stops a read or a write past its end, also one that
-the sanitizers do not see; or it is a heap block of its own, whose both ends AddressSanitizer watches. What lies
-before a buffer of the first kind is checked by `Buffer.is_intact`.
+A buffer ends where a page begins that nobody may touch, which stops accesses past its end, also those that
+the sanitizers miss; or it is a heap block of its own, whose two ends AddressSanitizer watches. What lies
+before a buffer of the first kind is checked by `Buffer.is_intact`. Buffers have to live as long as the call.
 """
 
 import ctypes

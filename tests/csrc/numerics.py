@@ -1,6 +1,6 @@
 """Numbers that every order of summation treats alike, in the types that the extension computes in.
 
-Small integers: no sum of their products is rounded before the result is, so that results are compared exactly.
+Small integers: no sum of their products is rounded before the result is, so results are compared exactly.
 """
 
 import numpy as np

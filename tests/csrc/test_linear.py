@@ -3,8 +3,8 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsekern import _C
 
+from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.candidates import check_passes
 from tests.csrc.memory import Buffer

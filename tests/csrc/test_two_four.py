@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsekern import _C
 
+from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
 from tests.csrc.numerics import round_to_bfloat16

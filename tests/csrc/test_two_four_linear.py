@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsekern import _C
 
+from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
 from tests.csrc.numerics import BFLOAT16, DTYPES, FLOAT32, assert_same, small_integers, stored, untouched
@@ -121,7 +121,7 @@ def test_products_are_exact(problem, product):
 
 @given(problems(), st.sampled_from((linear, grad_input, grad_values)))
 def test_any_metadata_is_safe(problem, product):
-    """Columns that do not ascend, or are the same twice, and bits behind the last group: no read or write beyond."""
+    """Columns that do not ascend, or are one twice, and bits behind the last group: no access beyond."""
     _C.set_isa(problem["isa"])
     call, _ = product(problem)
     metadata = problem["metadata"].array

@@ -15,7 +15,7 @@ def largest_pairs(magnitudes):
 
 
 def tile_masks():
-    """The 90 masks of four by four with two in each row and column; those with earlier positions come first."""
+    """The 90 masks of four by four with two in each row and column, those with earlier positions first."""
     rows = np.zeros((6, 4), bool)
     rows[np.arange(6)[:, None], PAIRS] = True
     chosen = (rows[list(four)] for four in itertools.product(range(6), repeat=4))
