@@ -4,6 +4,7 @@ Small integers: no sum of their products is rounded before the result is, so res
 """
 
 import numpy as np
+from hypothesis import strategies as st
 
 FLOAT32, FLOAT64, BFLOAT16 = 0, 1, 2
 DTYPES = (FLOAT32, FLOAT64, BFLOAT16)
@@ -21,6 +22,19 @@ def stored(values, dtype):
     if dtype == BFLOAT16:
         return round_to_bfloat16(numbers)
     return numbers.astype(np.float64 if dtype == FLOAT64 else np.float32)
+
+
+def generators():
+    """Hypothesis draws a seed, and NumPy all of an example from it: examples differ in everything."""
+    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def pick(generator, choices):
+    return choices[int(generator.integers(len(choices)))]
+
+
+def integer(generator, least, most):
+    return int(generator.integers(least, most + 1))
 
 
 def small_integers(generator, *shape):

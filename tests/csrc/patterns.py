@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import strategies as st
+
+from tests.csrc.numerics import integer, pick
 
 MAGIC, VERSION = 0x314B5053, 1
 HEADER_WORDS = 16
@@ -93,9 +94,8 @@ def random_mask(generator, shape, density):
     return mask
 
 
-@st.composite
-def packed_patterns(draw, generator, dims=(2, 4), most=150):
-    """Patterns of weights of few rows and columns, at any sparsity.
+def draw_pattern(generator, dims=(2, 4), most=150):
+    """A pattern of a weight of few rows and columns, at any sparsity.
 
     Parameters
     ----------
@@ -106,17 +106,12 @@ def packed_patterns(draw, generator, dims=(2, 4), most=150):
     most : int
         Rows and columns at most.
     """
-    rows = draw(st.integers(1, most))
-    if draw(st.sampled_from(dims)) == 2:
-        shape = rows, draw(st.integers(1, most))
+    rows = integer(generator, 1, most)
+    if pick(generator, dims) == 2:
+        shape = rows, integer(generator, 1, most)
     else:
-        kh, kw = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-        shape = rows, draw(st.integers(1, max(1, most // (kh * kw)))), kh, kw
-    density = draw(st.sampled_from((0.0, 0.02, 0.2, 0.5, 0.95, 1.0)))
+        kh, kw = integer(generator, 1, 4), integer(generator, 1, 4)
+        shape = rows, integer(generator, 1, max(1, most // (kh * kw))), kh, kw
+    density = pick(generator, (0.0, 0.02, 0.2, 0.5, 0.95, 1.0))
     mask = np.full(shape, density == 1.0) if density in (0.0, 1.0) else random_mask(generator, shape, density)
-    return pack_mask(mask, draw(st.sampled_from(TILE_SIZES)), draw(st.booleans()))
-
-
-def generators():
-    """NumPy generators: one integer stands for all of an example's numbers."""
-    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+    return pack_mask(mask, pick(generator, TILE_SIZES), pick(generator, (False, True)))

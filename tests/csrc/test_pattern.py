@@ -3,24 +3,20 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
-from tests.csrc.patterns import TILE_SIZES, as_matrix, generators, pack_mask, packed_patterns, random_mask
+from tests.csrc.numerics import generators, integer, pick
+from tests.csrc.patterns import TILE_SIZES, as_matrix, draw_pattern, pack_mask, random_mask
 
 ELEMENTS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-THREADS = st.integers(1, 3)
 
 
-@st.composite
-def patterns(draw):
-    """A generator, a pattern, its words, and where buffers are."""
-    generator = draw(generators())
-    pattern = draw(packed_patterns(generator))
-    at_page_end = draw(st.booleans())
-    return generator, pattern, Buffer(pattern.words, at_page_end), at_page_end
+def draw_words(generator):
+    """A pattern, its words, where buffers are, and a number of threads."""
+    pattern, at_page_end = draw_pattern(generator), pick(generator, (False, True))
+    return pattern, Buffer(pattern.words, at_page_end), at_page_end, integer(generator, 1, 3)
 
 
 def run(generator, call, *expected):
@@ -32,9 +28,10 @@ def run(generator, call, *expected):
         assert output.is_intact()
 
 
-@given(patterns(), THREADS, st.sampled_from(TILE_SIZES), st.booleans())
-def test_a_mask_is_packed_word_for_word(built, threads, tile_size, complete):
-    generator, pattern, _, at_page_end = built
+@given(generators())
+def test_a_mask_is_packed_word_for_word(generator):
+    pattern, _, at_page_end, threads = draw_words(generator)
+    tile_size, complete = pick(generator, TILE_SIZES), pick(generator, (False, True))
     # Any byte but 0 is True.
     source = Buffer(pattern.mask * generator.integers(1, 256, pattern.mask.shape, np.uint8), at_page_end)
     make = calls.Call(
@@ -60,15 +57,11 @@ def test_a_mask_is_packed_word_for_word(built, threads, tile_size, complete):
     assert _C.pattern.nnz(*data) == pattern.nnz
 
 
-@given(
-    generators(),
-    st.integers(1, 200),
-    st.integers(1, 200),
-    st.sampled_from((1, 1, 3, 32, 64, 300)),
-    st.sampled_from(TILE_SIZES),
-    st.sampled_from((0.0, 0.001, 0.1, 0.5, 0.9, 1.0)),
-)
-def test_random_patterns_have_so_many_positions(generator, rows, cols, block, tile_size, density):
+@given(generators())
+def test_random_patterns_have_so_many_positions(generator):
+    rows, cols = integer(generator, 1, 200), integer(generator, 1, 200)
+    block, tile_size = pick(generator, (1, 1, 3, 32, 64, 300)), pick(generator, TILE_SIZES)
+    density = pick(generator, (0.0, 0.001, 0.1, 0.5, 0.9, 1.0))
     blocks = -(-rows // block) * -(-cols // block)
     count, seed = round(density * blocks), int(generator.integers(2**63))
     shape = calls.Argument((rows, cols), ((rows,), (rows, 0), (2**31, cols), (rows, 2**63 - 1), None))
@@ -97,9 +90,10 @@ def test_random_patterns_have_so_many_positions(generator, rows, cols, block, ti
     np.testing.assert_array_equal(built[0].array, pack_mask(whole, tile_size).words)
 
 
-@given(patterns(), THREADS, st.sampled_from(sorted(ELEMENTS)))
-def test_values_move_to_and_from_their_places(built, threads, size):
-    generator, pattern, words, at_page_end = built
+@given(generators())
+def test_values_move_to_and_from_their_places(generator):
+    pattern, words, at_page_end, threads = draw_words(generator)
+    size = pick(generator, sorted(ELEMENTS))
     numbers = generator.integers(0, 256, (pattern.mask.size, size), np.uint8).view(ELEMENTS[size])[:, 0]
     dense, values = Buffer(numbers, at_page_end), Buffer(numbers[pattern.flat], at_page_end)
     rest = [calls.element_size(size), calls.threads(threads)]
@@ -111,11 +105,11 @@ def test_values_move_to_and_from_their_places(built, threads, size):
     run(generator, calls.Call(_C.pattern.unpack, arguments, [unpacked]), expected)
 
 
-@given(patterns(), THREADS, st.booleans())
-def test_values_move_to_another_pattern(built, threads, complete):
-    generator, pattern, words, at_page_end = built
+@given(generators())
+def test_values_move_to_another_pattern(generator):
+    pattern, words, at_page_end, threads = draw_words(generator)
     mask = pattern.mask ^ random_mask(generator, pattern.mask.shape, 0.3)
-    other = pack_mask(mask, pattern.tile_size, complete)
+    other = pack_mask(mask, pattern.tile_size, pick(generator, (False, True)))
     to_words = Buffer(other.words, at_page_end)
     sizes = generator.choice(sorted(ELEMENTS), generator.integers(0, 4))
     vectors, expected = [], []
@@ -148,9 +142,9 @@ def test_values_move_to_another_pattern(built, threads, complete):
     run(generator, calls.Call(_C.pattern.transfer_all, arguments, outputs), *expected)
 
 
-@given(patterns(), THREADS)
-def test_positions_are_counted(built, threads):
-    generator, pattern, words, at_page_end = built
+@given(generators())
+def test_positions_are_counted(generator):
+    pattern, words, at_page_end, threads = draw_words(generator)
     rows, cin = pattern.mask.shape[:2]
     groups = int(generator.choice([g for g in range(1, rows + 1) if rows % g == 0]))
     grouped = pattern.mask.reshape(groups, rows // groups, cin, -1).sum((1, 3))
@@ -200,10 +194,10 @@ def damage(generator, words):
     return words
 
 
-@given(patterns())
-def test_damaged_patterns_are_refused(built):
+@given(generators())
+def test_damaged_patterns_are_refused(generator):
     """What `validate` takes is a pattern, word for word: nothing else reaches what relies on it."""
-    generator, pattern, _, at_page_end = built
+    pattern, _, at_page_end, _ = draw_words(generator)
     for _ in range(20):
         words = Buffer(damage(generator, pattern.words), at_page_end)
         _, refusal = calls.outcome(_C.pattern.validate, *words, 1)
@@ -221,10 +215,10 @@ def test_damaged_patterns_are_refused(built):
         assert as_matrix(mask).shape == (rows, cols)
 
 
-@given(patterns())
-def test_damaged_headers_are_refused_by_every_reader(built):
+@given(generators())
+def test_damaged_headers_are_refused_by_every_reader(generator):
     """The header says where all else is, and how long it is; `nnz` reads no more than it."""
-    generator, pattern, words, at_page_end = built
+    pattern, words, at_page_end, _ = draw_words(generator)
     for word in (0, 1, 4, 5, 6, 7, 10, 14, 15):
         damaged = pattern.words.copy()
         damaged.view(np.uint32)[word] ^= 1 << int(generator.integers(32))

@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
-from tests.csrc.numerics import round_to_bfloat16
-from tests.csrc.patterns import generators
+from tests.csrc.numerics import generators, integer, pick, round_to_bfloat16
 from tests.csrc.two_four import PAIRS, as_metadata, gathered, largest_pairs, largest_tiles, spread
 
-ISA = st.sampled_from(_C.isa_levels())
-THREADS = st.integers(1, 3)
+ISA = _C.isa_levels()
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64, INT8 = range(5)
 BYTES = (2, 2, 4, 8, 1)
 ELEMENTS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -64,9 +61,11 @@ def check(generator, call, *expected):
         assert output.is_intact()
 
 
-@given(generators(), ISA, THREADS, st.integers(1, 140), st.integers(1, 90), st.integers(0, 4), st.booleans())
-def test_the_largest_of_each_group_are_packed(generator, isa, threads, rows, groups, kind, at_page_end):
-    _C.set_isa(isa)
+@given(generators())
+def test_the_largest_of_each_group_are_packed(generator):
+    rows, groups, kind = integer(generator, 1, 140), integer(generator, 1, 90), integer(generator, 0, 4)
+    threads, at_page_end = integer(generator, 1, 3), pick(generator, (False, True))
+    _C.set_isa(pick(generator, ISA))
     numbers = generator.integers(-generator.choice([2, 100]), 101, (rows, 4 * groups)) / (
         1 if kind == INT8 else 2
     )
@@ -86,11 +85,11 @@ def test_the_largest_of_each_group_are_packed(generator, isa, threads, rows, gro
     check(generator, calls.Call(_C.two_four.pack, arguments, packed), *(part.array for part in result))
 
 
-@given(generators(), ISA, THREADS, st.integers(1, 40), st.integers(1, 40), st.integers(0, 4), st.booleans())
-def test_the_largest_of_each_tile_are_packed_both_ways(
-    generator, isa, threads, down, groups, kind, at_page_end
-):
-    _C.set_isa(isa)
+@given(generators())
+def test_the_largest_of_each_tile_are_packed_both_ways(generator):
+    down, groups, kind = integer(generator, 1, 40), integer(generator, 1, 40), integer(generator, 0, 4)
+    threads, at_page_end = integer(generator, 1, 3), pick(generator, (False, True))
+    _C.set_isa(pick(generator, ISA))
     numbers = generator.integers(-generator.choice([2, 100]), 101, (4 * down, 4 * groups)) / (
         1 if kind == INT8 else 2
     )
@@ -119,15 +118,14 @@ def test_the_largest_of_each_tile_are_packed_both_ways(
     check(generator, call, *(part.array for part in expected))
 
 
-@given(
-    generators(),
-    THREADS,
-    st.integers(1, 60),
-    st.integers(1, 40),
-    st.sampled_from((1, 2, 4, 8)),
-    st.booleans(),
-)
-def test_values_move_to_and_from_their_places(generator, threads, rows, groups, element, at_page_end):
+@given(generators())
+def test_values_move_to_and_from_their_places(generator):
+    rows, groups, element = (
+        integer(generator, 1, 60),
+        integer(generator, 1, 40),
+        pick(generator, (1, 2, 4, 8)),
+    )
+    threads, at_page_end = integer(generator, 1, 3), pick(generator, (False, True))
     pairs = random_pairs(generator, rows, groups)
     numbers = generator.integers(0, 256, (rows * 4 * groups, element), np.uint8).view(ELEMENTS[element])
     dense = numbers.reshape(rows, 4 * groups)
@@ -145,9 +143,11 @@ def test_values_move_to_and_from_their_places(generator, threads, rows, groups, 
     check(generator, calls.Call(_C.two_four.check_metadata, [*sizes, *calls.data(metadata)]))
 
 
-@given(generators(), st.integers(1, 20), st.integers(1, 20), st.booleans())
-def test_damaged_metadata_is_refused_and_harmless(generator, rows, groups, at_page_end):
+@given(generators())
+def test_damaged_metadata_is_refused_and_harmless(generator):
     """Every other byte is refused by the check; without it, nothing beyond the group is read or written."""
+    rows, groups = integer(generator, 1, 20), integer(generator, 1, 20)
+    at_page_end = pick(generator, (False, True))
     good = as_metadata(random_pairs(generator, rows, groups))
     metadata = Buffer(good, at_page_end)
     for _ in range(8):
@@ -174,8 +174,10 @@ def test_damaged_metadata_is_refused_and_harmless(generator, rows, groups, at_pa
     assert gathered_back.is_intact()
 
 
-@given(generators(), THREADS, st.integers(1, 3), st.integers(1, 3), st.sampled_from((1, 2)), st.booleans())
-def test_cutlass_layouts_hold_the_same_matrix(generator, threads, down, across, element, at_page_end):
+@given(generators())
+def test_cutlass_layouts_hold_the_same_matrix(generator):
+    down, across, element = integer(generator, 1, 3), integer(generator, 1, 3), pick(generator, (1, 2))
+    threads, at_page_end = integer(generator, 1, 3), pick(generator, (False, True))
     rows, columns = down * (32 if element == 2 else 16), across * (64 if element == 2 else 128)
     pairs = random_pairs(generator, rows, columns // 4)
     numbers = generator.integers(0, 3, (rows, columns)).astype(ELEMENTS[element])

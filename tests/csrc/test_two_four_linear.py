@@ -3,35 +3,42 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
-from tests.csrc.numerics import BFLOAT16, DTYPES, FLOAT32, assert_same, small_integers, stored, untouched
-from tests.csrc.patterns import generators
-from tests.csrc.test_linear import ISA, laid_out
+from tests.csrc.numerics import (
+    BFLOAT16,
+    DTYPES,
+    FLOAT32,
+    assert_same,
+    generators,
+    integer,
+    pick,
+    small_integers,
+    stored,
+    untouched,
+)
+from tests.csrc.test_linear import ISA, LAYOUTS, laid_out
 from tests.csrc.two_four import PAIRS, as_metadata, gathered, spread
 
 # Up to eight samples are few, up to sixteen are two times a few; then panels.
-BATCHES = st.one_of(st.integers(0, 17), st.sampled_from((31, 33, 64, 129, 200)))
+BATCHES = (*range(18), 31, 33, 64, 129, 200)
 
 
-@st.composite
-def problems(draw, dtypes=DTYPES):
+def draw_problem(generator, dtypes=DTYPES):
     """What the products of one layer share."""
-    generator = draw(generators())
-    rows, groups, m = draw(st.integers(1, 140)), draw(st.integers(1, 90)), draw(BATCHES)
-    dtype, at_page_end = draw(st.sampled_from(dtypes)), draw(st.booleans())
-    layouts = st.sampled_from(("rows", "rows", "columns", "gaps"))
+    rows, groups, m = integer(generator, 1, 140), integer(generator, 1, 90), pick(generator, BATCHES)
+    dtype, (at_page_end, with_bias) = pick(generator, dtypes), generator.random(2) < 0.5
+    bias = Buffer(stored(small_integers(generator, rows), dtype), at_page_end) if with_bias else None
     pairs = PAIRS[generator.integers(0, 6, (rows, groups))]
     values = small_integers(generator, rows, 2 * groups)
     x, grad_y = small_integers(generator, m, 4 * groups), small_integers(generator, m, rows)
     return {
         "generator": generator,
-        "isa": draw(ISA),
+        "isa": pick(generator, ISA),
         "dtype": dtype,
-        "threads": draw(st.integers(1, 3)),
+        "threads": integer(generator, 1, 3),
         "at_page_end": at_page_end,
         "pairs": pairs,
         "weight": spread(values, pairs),
@@ -40,11 +47,9 @@ def problems(draw, dtypes=DTYPES):
         "metadata": Buffer(as_metadata(pairs), at_page_end),
         "x": x,
         "grad_y": grad_y,
-        "x_at": laid_out(x, dtype, draw(layouts), at_page_end),
-        "grad_y_at": laid_out(grad_y, dtype, draw(layouts), at_page_end),
-        "bias": Buffer(stored(small_integers(generator, rows), dtype), at_page_end)
-        if draw(st.booleans())
-        else None,
+        "x_at": laid_out(x, dtype, pick(generator, LAYOUTS), at_page_end),
+        "grad_y_at": laid_out(grad_y, dtype, pick(generator, LAYOUTS), at_page_end),
+        "bias": bias,
     }
 
 
@@ -108,33 +113,37 @@ def grad_values(p):
     return calls.Call(_C.two_four.linear_grad_values, arguments, [result]), expected
 
 
-@given(problems(), st.sampled_from((linear, grad_input, grad_values)))
-def test_products_are_exact(problem, product):
+@given(generators())
+def test_products_are_exact(generator):
+    problem = draw_problem(generator)
     _C.set_isa(problem["isa"])
-    call, expected = product(problem)
-    calls.refuse_wrong_arguments(call, problem["generator"])
+    call, expected = pick(generator, (linear, grad_input, grad_values))(problem)
+    calls.refuse_wrong_arguments(call, generator)
     call()
     (out,) = call.outputs
     assert_same(out.array, expected, problem["dtype"])
     assert out.is_intact()
 
 
-@given(problems(), st.sampled_from((linear, grad_input, grad_values)))
-def test_any_metadata_is_safe(problem, product):
+@given(generators())
+def test_any_metadata_is_safe(generator):
     """Columns that do not ascend, or are one twice, and bits behind the last group: no access beyond."""
+    problem = draw_problem(generator)
     _C.set_isa(problem["isa"])
-    call, _ = product(problem)
+    call, _ = pick(generator, (linear, grad_input, grad_values))(problem)
     metadata = problem["metadata"].array
-    metadata[:] = problem["generator"].integers(0, 256, metadata.size)
+    metadata[:] = generator.integers(0, 256, metadata.size)
     call()
     assert call.outputs[0].is_intact()
 
 
-@given(problems(dtypes=(FLOAT32, BFLOAT16)), st.booleans(), st.booleans())
-def test_int8_products_are_exact(problem, given_scale, special):
+@given(generators())
+def test_int8_products_are_exact(generator):
     """The formula of two_four_linear.h in float32, step by step."""
+    problem = draw_problem(generator, dtypes=(FLOAT32, BFLOAT16))
+    given_scale, special = generator.random(2) < 0.5
     _C.set_isa(problem["isa"])
-    generator, x, at_page_end = problem["generator"], problem["x"].astype(np.float32), problem["at_page_end"]
+    x, at_page_end = problem["x"].astype(np.float32), problem["at_page_end"]
     rows, columns = problem["weight"].shape
     weight = generator.integers(-128, 128, problem["number"].shape)
     values = Buffer(weight.astype(np.int8), at_page_end)

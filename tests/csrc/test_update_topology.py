@@ -2,13 +2,12 @@
 
 import numpy as np
 from hypothesis import given
-from hypothesis import strategies as st
 
 from sparsekern import _C
 from tests.csrc import calls
 from tests.csrc.memory import Buffer
-from tests.csrc.numerics import round_to_bfloat16
-from tests.csrc.patterns import generators, pack_mask, packed_patterns
+from tests.csrc.numerics import generators, integer, pick, round_to_bfloat16
+from tests.csrc.patterns import draw_pattern, pack_mask
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(4)
 # Few numbers, so that most of them are equal to others; NaN is above infinity, and -0.0 is 0.0.
@@ -65,15 +64,13 @@ def wrong_vectors(buffer, kind):
     return (*wrong, *((kind, address.value, value) for value in count.wrong), (kind, *buffer, 0), None)
 
 
-@st.composite
-def problems(draw):
-    generator = draw(generators())
-    pattern = draw(packed_patterns(generator, most=draw(st.sampled_from((150, 150, 420)))))
-    count = round(draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))) * pattern.nnz)
-    kinds = draw(st.sampled_from(range(4))), draw(st.sampled_from(range(4)))
+def draw_problem(generator):
+    pattern = draw_pattern(generator, most=pick(generator, (150, 150, 150, 420)))
+    count = round(pick(generator, (0.0, 0.1, 0.5, 1.0)) * pattern.nnz)
+    kinds = pick(generator, range(4)), pick(generator, range(4))
     values = draw_numbers(generator, pattern.nnz)
     scores = draw_numbers(generator, pattern.matrix.shape)
-    by_value, at_page_end = draw(st.booleans()), draw(st.booleans())
+    by_value, at_page_end = pick(generator, (False, True)), pick(generator, (False, True))
     mask = updated(pattern, values, scores, count, by_value)
     expected = pack_mask(as_weight(mask, pattern.mask.shape), pattern.tile_size, complete=True).words
     return {
@@ -85,7 +82,7 @@ def problems(draw):
         "kinds": kinds,
         "count": count,
         "by_value": by_value,
-        "threads": draw(st.integers(1, 3)),
+        "threads": integer(generator, 1, 3),
         "at_page_end": at_page_end,
         "expected": expected,
         "result": Buffer(np.full(expected.size, -1, np.int32), at_page_end),
@@ -116,17 +113,19 @@ def check(problem, function, *scores):
     assert result.is_intact()
 
 
-@given(problems())
-def test_dense_scores_update_a_pattern(problem):
+@given(generators())
+def test_dense_scores_update_a_pattern(generator):
+    problem = draw_problem(generator)
     weight = as_weight(problem["scores"], problem["pattern"].mask.shape)
     scores = Buffer(stored(weight, problem["kinds"][1]), problem["at_page_end"])
     check(problem, _C.pattern.update_topology, vector(scores, problem["kinds"][1]))
 
 
-@given(problems())
-def test_listed_scores_update_a_pattern(problem):
+@given(generators())
+def test_listed_scores_update_a_pattern(generator):
     """All inactive positions are listed, in any order; then one is wrong."""
-    generator, pattern, kind = problem["generator"], problem["pattern"], problem["kinds"][1]
+    problem = draw_problem(generator)
+    pattern, kind = problem["pattern"], problem["kinds"][1]
     flat = problem["scores"].reshape(-1)
     listed = generator.permutation((~pattern.matrix).reshape(-1).nonzero()[0])
     active = pattern.rows * pattern.matrix.shape[1] + pattern.cols
