@@ -48,29 +48,35 @@ void check_values(const char* name, const Values<Pointer>& values, int64_t expec
     check_address(name, values.data, values.count, element_bytes);
 }
 
+// Of a matrix that is not empty: that all its elements are among those that follow its address.
+template <class Pointer>
+void check_reach(const char* name, const Matrix<Pointer>& matrix) {
+    if (matrix.row_stride < 0 || matrix.col_stride < 0) {
+        throw std::invalid_argument(std::string(name) + ": negative stride");
+    }
+    // In 128 bits, since a product of two sizes may not fit 64.
+    const __int128 last = static_cast<__int128>(matrix.rows - 1) * matrix.row_stride +
+                          static_cast<__int128>(matrix.cols - 1) * matrix.col_stride;
+    if (last < matrix.count) return;
+    const bool fits = last <= std::numeric_limits<int64_t>::max();
+    const std::string reached = fits ? std::to_string(static_cast<int64_t>(last)) : "2^63 or beyond";
+    throw std::invalid_argument(std::string(name) + ": its strides reach element " + reached + " of " +
+                                std::to_string(matrix.count));
+}
+
 template <class Pointer>
 void check_matrix(const char* name, const Matrix<Pointer>& matrix, int64_t rows, int64_t cols,
                   int64_t element_bytes) {
     check_equal(name, "rows", rows, matrix.rows);
     if (rows < 0) throw std::invalid_argument(std::string(name) + ": negative rows");
     check_equal(name, "columns", cols, matrix.cols);
+    if (rows > 0 && cols > 0) {
+        check_address(name, matrix.data, 1, element_bytes);
+        check_reach(name, matrix);
+    }
     if (rows > kMostElements || static_cast<__int128>(rows) * cols > kMostElements) {
         throw std::invalid_argument(std::string(name) + ": expected at most 2^48 elements, got " +
                                     std::to_string(rows) + " rows of " + std::to_string(cols));
-    }
-    if (rows == 0 || cols == 0) return;
-    check_address(name, matrix.data, 1, element_bytes);
-    if (matrix.row_stride < 0 || matrix.col_stride < 0) {
-        throw std::invalid_argument(std::string(name) + ": negative stride");
-    }
-    // In 128 bits, since a product of two sizes may not fit 64.
-    const __int128 last = static_cast<__int128>(rows - 1) * matrix.row_stride +
-                          static_cast<__int128>(cols - 1) * matrix.col_stride;
-    if (last >= matrix.count) {
-        const bool fits = last <= std::numeric_limits<int64_t>::max();
-        const std::string reached = fits ? std::to_string(static_cast<int64_t>(last)) : "2^63 or beyond";
-        throw std::invalid_argument(std::string(name) + ": its strides reach element " + reached + " of " +
-                                    std::to_string(matrix.count));
     }
 }
 
