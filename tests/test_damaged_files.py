@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsekern as sk
@@ -19,14 +19,8 @@ from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import CheckpointError, DataError
 from sparsekern.formats import Pattern
 
-# The same examples in each run; files are in a folder that all of them share.
-few = settings(
-    max_examples=50,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+# The same examples in each run.
+few = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
