@@ -129,10 +129,6 @@ def load_checkpoint(
         For another model, optimizer or method than were saved: names what differs. Nothing is changed.
     CheckpointError
         In all processes, for a file that is damaged or missing: names it. Nothing is changed.
-
-    Notes
-    -----
-    PyTorch's index of the parts (``.metadata``) is a pickle: load checkpoints that you trust only.
     """
     processes = Processes(process_group)
     loading = _Loading(processes)

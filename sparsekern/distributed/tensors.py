@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsekern.distributed.agreement import CheckpointError, Processes
+from sparsekern.distributed.index import checked_reader
 from sparsekern.distributed.training import Sizes
 from sparsekern.distributed.tree import is_sharded
 
@@ -49,19 +50,14 @@ def read_tensors(folder: Path, tensors: dict[str, Tensor], processes: Processes)
         In all processes, where one fails.
     """
     from torch.distributed import checkpoint
-    from torch.distributed.checkpoint import FileSystemReader
 
-    _guarded(
-        lambda: checkpoint.load(tensors, storage_reader=FileSystemReader(folder), **_alone(processes)),
-        processes,
-    )
+    reader = checked_reader(folder)
+    _guarded(lambda: checkpoint.load(tensors, storage_reader=reader, **_alone(processes)), processes)
 
 
 def saved_sizes(folder: Path) -> Sizes:
     """Shape and dtype of all tensors in a folder."""
-    from torch.distributed.checkpoint import FileSystemReader
-
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    entries = checked_reader(folder).read_metadata().state_dict_metadata
     return {place: (tuple(entry.size), entry.properties.dtype) for place, entry in entries.items()}
 
 
