@@ -50,6 +50,10 @@ X86_FLAGS = {
 # unit's, whose next results, those of NumPy's fmod for one, are NaN then.
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fopenmp -Wall -Wextra".split()
 CXX_FLAGS += ["-mno-mmx"] if ON_X86 else []
+# For `build_ext --sanitize`. Without optimization, which would remove what the sanitizers look for, and take
+# half a minute for some files. The bindings are compiled as ever: they take longest, and only hand on.
+SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined"]
+SANITIZE_FLAGS = [*"-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split(), *SANITIZERS]
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
 
 
@@ -68,7 +72,7 @@ def cpp_sources() -> list[Path]:
     The baseline comes first: of an inline function that several objects define, the linker keeps the first
     copy, and a copy compiled for AVX-512 must not be the one that an older machine runs.
     """
-    sources = [*sorted(CSRC.glob("bindings*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+    sources = [*sorted((CSRC / "cpu").glob("*.cpp")), *sorted(CSRC.glob("bindings*.cpp"))]
     if not ON_X86:
         sources = [source for source in sources if not isa_suffix(source)]
     order = ["", *X86_FLAGS]
@@ -148,15 +152,19 @@ class Toolchain:
     cxx: list[str]
     nvcc: str | None
     archs: tuple[str, ...]
+    sanitize: bool
 
     @classmethod
-    def find(cls) -> Toolchain:
+    def find(cls, sanitize: bool = False) -> Toolchain:
         cxx = find_cxx()
         nvcc = find_nvcc()
-        return cls(cxx, nvcc, cuda_archs(nvcc) if nvcc else ())
+        return cls(cxx, nvcc, cuda_archs(nvcc) if nvcc else (), sanitize)
 
     def sources(self) -> list[Path]:
         return cpp_sources() + (sorted((CSRC / "cuda").glob("*.cu")) if self.nvcc else [])
+
+    def sanitizes(self, source: Path) -> bool:
+        return self.sanitize and source.parent.name == "cpu"
 
     def compile_command(self, source: Path) -> list[str]:
         include = ["-I", str(CSRC / "include")]
@@ -169,11 +177,13 @@ class Toolchain:
             command += python_includes()
             if self.nvcc:
                 command += ["-DSPARSEKERN_WITH_CUDA", f'-DSPARSEKERN_CUDA_ARCHS="{";".join(self.archs)}"']
-        return [*command, *shlex.split(os.environ.get("CXXFLAGS", "")), *include, "-c", str(source)]
+        command += shlex.split(os.environ.get("CXXFLAGS", ""))
+        return [*command, *(SANITIZE_FLAGS if self.sanitizes(source) else []), *include, "-c", str(source)]
 
     def link_command(self, objects: list[Path]) -> list[str]:
         names = [str(path) for path in objects]
         flags = shlex.split(os.environ.get("LDFLAGS", ""))
+        flags += SANITIZERS if self.sanitize else []
         if not self.nvcc:
             return [*self.cxx, "-shared", "-fopenmp", *flags, *names]
         # nvcc links, because it knows where its static runtime is. With a static runtime nothing of CUDA is
@@ -215,24 +225,39 @@ def compile_source(tools: Toolchain, source: Path, objects: Path, headers_time: 
     return output
 
 
-def build_native(target: Path) -> None:
+def build_native(target: Path, sanitize: bool = False) -> None:
     """Compiles what changed, as many files at once as there are cores, and links the extension."""
-    tools = Toolchain.find()
+    tools = Toolchain.find(sanitize)
     sources = tools.sources()
     headers = [path for path in CSRC.rglob("*") if path.suffix in {".h", ".cuh", ".inl"}]
     headers_time = max((path.stat().st_mtime for path in headers), default=0.0)
     # Under build/ rather than in the temporary folder that pip gives, which would be empty every time.
     objects = Path("build", "native", sysconfig.get_config_var("SOABI"))
+
+    def compiled(source: Path) -> Path:
+        folder = Path("build", "sanitize", "objects") if tools.sanitizes(source) else objects
+        return compile_source(tools, source, folder, headers_time)
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        compiled = list(pool.map(lambda src: compile_source(tools, src, objects, headers_time), sources))
-    run(tools.link_command(compiled), target, f"link {target.name}")
+        made = list(pool.map(compiled, sources))
+    run(tools.link_command(made), target, f"link {target.name}")
 
 
 class BuildNative(build_ext):
     """`build_ext` with this file's compilation in place of distutils' one file after another."""
 
+    user_options = [  # noqa: RUF012 (as distutils has it)
+        *build_ext.user_options,
+        ("sanitize", None, "the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer"),
+    ]
+    boolean_options = [*build_ext.boolean_options, "sanitize"]  # noqa: RUF012
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.sanitize = False
+
     def build_extension(self, ext: Extension) -> None:
-        build_native(Path(self.get_ext_fullpath(ext.name)).resolve())
+        build_native(Path(self.get_ext_fullpath(ext.name)).resolve(), bool(self.sanitize))
 
 
 os.chdir(ROOT)

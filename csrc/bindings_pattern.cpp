@@ -29,17 +29,17 @@ sk::PatternView view(Address data, int64_t words) {
     return sk::PatternView::parse(at<const int32_t>(data), words);
 }
 
-sk::WeightShape weight_shape(const py::tuple& shape) {
+sk::WeightShape weight_shape(const std::vector<int64_t>& shape) {
     if (shape.size() != 2 && shape.size() != 4) {
         throw py::value_error("a weight must have 2 or 4 dimensions, got " + std::to_string(shape.size()));
     }
     sk::WeightShape result;
     result.dims = static_cast<int64_t>(shape.size());
-    result.rows = shape[0].cast<int64_t>();
-    result.cin = shape[1].cast<int64_t>();
+    result.rows = shape[0];
+    result.cin = shape[1];
     if (result.dims == 4) {
-        result.kh = shape[2].cast<int64_t>();
-        result.kw = shape[3].cast<int64_t>();
+        result.kh = shape[2];
+        result.kw = shape[3];
     }
     sk::check_weight_shape(result);
     return result;
@@ -54,8 +54,8 @@ void bind_builders(py::module_& module) {
                 builder.fill(at<int32_t>(data), words, threads);
             },
             ReleaseGil());
-    module.def("mask_builder", [](Address mask, int64_t elements, const py::tuple& shape, int64_t tile_size,
-                                  bool complete, int threads) {
+    module.def("mask_builder", [](Address mask, int64_t elements, const std::vector<int64_t>& shape,
+                                  int64_t tile_size, bool complete, int threads) {
         const sk::WeightShape weight = weight_shape(shape);
         const py::gil_scoped_release release;
         auto source = sk::mask_source(at<const unsigned char>(mask), elements, weight);
@@ -63,8 +63,8 @@ void bind_builders(py::module_& module) {
             weight, tile_size, std::move(source), threads,
             complete ? sk::StoredTiles::all : sk::StoredTiles::nonempty);
     });
-    module.def("random_builder", [](const py::tuple& shape, int64_t count, int64_t block_size, uint64_t seed,
-                                    int64_t tile_size, int threads) {
+    module.def("random_builder", [](const std::vector<int64_t>& shape, int64_t count, int64_t block_size,
+                                    uint64_t seed, int64_t tile_size, int threads) {
         const sk::WeightShape weight = weight_shape(shape);
         const py::gil_scoped_release release;
         auto source = block_size == 1 ? sk::random_source(weight.rows, weight.cols(), count, seed, threads)

@@ -1,6 +1,6 @@
 """sparsekern: training sparse neural networks with weights, gradients and optimizer state at nnz size."""
 
-from sparsekern import analysis, export, init, integrations, methods, nn, ops
+from sparsekern import analysis, distributed, export, init, integrations, methods, nn, ops
 from sparsekern._version import __version__
 from sparsekern.backends import BackendError
 from sparsekern.formats.pattern import Pattern
@@ -32,6 +32,7 @@ __all__ = [
     "analysis",
     "compact_",
     "densify_",
+    "distributed",
     "export",
     "init",
     "integrations",

@@ -25,7 +25,7 @@ LAYERS = [
     {"ops"},
     {"nn", "init"},
     {"analysis", "methods"},
-    {"export", "integrations"},
+    {"distributed", "export", "integrations"},
     {"__init__"},
     {"experiments", "env", "bench", "convert"},
     {"cli"},

@@ -95,7 +95,7 @@ REFUSED = {
     "validate_words": ("validate", (WORDS[0], WORDS[1] - 4, 1), "words, but the data holds"),
     "validate_null": ("validate", (0, 100, 1), "the data must hold at least"),
     "validate_alignment": ("validate", (WORDS[0] + 4, WORDS[1], 1), "the data must be aligned to 8 bytes"),
-    "validate_threads": ("validate", (*WORDS, 0), "threads must be at least 1"),
+    "validate_threads": ("validate", (*WORDS, 0), "threads: expected at least 1"),
     "to_mask_elements": ("to_mask", (*WORDS, DENSE_AT, 599, 1), "mask must hold 600 elements, got 599"),
     "pack_dense": (
         "pack",
@@ -107,7 +107,7 @@ REFUSED = {
     "pack_threads": (
         "pack",
         (*WORDS, DENSE_AT, 600, VALUES_AT, 300, 4, -1),
-        "threads must be at least 1, got -1",
+        "threads: expected at least 1, got -1",
     ),
     "unpack_dense": (
         "unpack",
@@ -147,7 +147,7 @@ REFUSED = {
     ),
     "random_rows": ("random_builder", ((2**31, 30), 1, 1, 0, 8, 1), "rows must be between 1 and 2147483647"),
     "random_cols": ("random_builder", ((2, 2**20, 64, 64), 1, 1, 0, 8, 1), "columns must be between 1"),
-    "random_threads": ("random_builder", ((20, 30), 1, 1, 0, 8, 0), "threads must be at least 1"),
+    "random_threads": ("random_builder", ((20, 30), 1, 1, 0, 8, 0), "threads: expected at least 1"),
 }
 
 

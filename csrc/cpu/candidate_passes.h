@@ -52,12 +52,13 @@ public:
     CandidatePasses& operator=(const CandidatePasses&) = delete;
 
     void count(const KeyDigit& digit, Values<int64_t*> counts) const override {
-        if (digit.bits < 1 || digit.bits > 16 || digit.shift < 0 || digit.shift + digit.bits > kKeyBits) {
+        if (digit.bits < 1 || digit.bits > 16 || digit.shift < 0 || digit.shift > kKeyBits - digit.bits) {
             throw std::invalid_argument("digit: expected 1 to 16 bits of a key of " +
                                         std::to_string(kKeyBits) + " bits");
         }
+        check_key("prefix", digit.prefix, std::numeric_limits<Key>::max() >> (digit.shift + digit.bits));
         const int64_t digits = int64_t{1} << digit.bits;
-        check_values("counts", counts, digits);
+        check_values("counts", counts, digits, sizeof(int64_t));
         const Key prefix = static_cast<Key>(digit.prefix);
         const int above = digit.shift + digit.bits;
         const Key mask = static_cast<Key>(digits - 1);
@@ -89,7 +90,8 @@ public:
     }
 
     void count_ties(int64_t key, Values<int64_t*> ties) const override {
-        check_values("ties", ties, pattern_.rows);
+        check_key("key", key, std::numeric_limits<Key>::max());
+        check_values("ties", ties, pattern_.rows, sizeof(int64_t));
         std::fill(ties.data, ties.data + pattern_.rows, 0);
         const Key wanted = static_cast<Key>(key);
         for_each_row([] { return 0; },
@@ -102,8 +104,9 @@ public:
     }
 
     int64_t emit(int64_t least, int64_t tied_rows, const CandidateOutput& to) const override {
-        check_values("scores", to.scores, to.positions.count);
-        check_values("positions", to.positions, to.positions.count);
+        check_key("least", least, std::numeric_limits<Key>::max());
+        check_values("scores", to.scores, to.positions.count, sizeof(A));
+        check_values("positions", to.positions, to.positions.count, sizeof(int64_t));
         int64_t* const positions = static_cast<int64_t*>(to.positions.data);
         A* const scores = static_cast<A*>(to.scores.data);
         int64_t total = 0;
@@ -133,6 +136,12 @@ public:
     }
 
 private:
+    static void check_key(const char* name, int64_t key, int64_t most) {
+        if (key >= 0 && key <= most) return;
+        throw std::invalid_argument(std::string(name) + ": expected 0 to " + std::to_string(most) + ", got " +
+                                    std::to_string(key));
+    }
+
     // visit(local, row, first column, keys, columns) for every row of every block.
     template <class Make, class Visit, class Merge>
     void for_each_row(Make&& make, Visit&& visit, Merge&& merge) const {

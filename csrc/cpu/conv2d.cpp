@@ -33,11 +33,12 @@ void convolve(const PatternView& pattern, const Conv2dShape& shape, const void* 
 
 void conv2d(DType dtype, const PatternView& pattern, const Conv2dShape& given, InputValues values,
             InputValues x, InputValues bias, OutputValues y, int threads) {
-    check_conv2d(pattern, given, "x", x, "y", y, threads);
-    check_values("values", values, pattern.nnz);
-    if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
+    const int64_t size = element_bytes(dtype);
+    check_conv2d(pattern, given, "x", x, "y", y, size, threads);
+    check_values("values", values, pattern.nnz, size);
+    if (bias.data != nullptr) check_values("bias", bias, pattern.rows, size);
     if (y.count == 0) return;
-    threads = conv2d_threads(pattern, given, threads);
+    threads = conv2d_threads(pattern, x.count, y.count, threads);
     const Conv2dShape shape = flattened(pattern, given);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;

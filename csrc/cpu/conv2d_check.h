@@ -16,18 +16,17 @@ void check_conv2d_sizes(const PatternView& pattern, const Conv2dShape& shape, co
 // The same, and the buffers are there.
 template <class X, class Y>
 void check_conv2d(const PatternView& pattern, const Conv2dShape& shape, const char* x_name, const X& x,
-                  const char* y_name, const Y& y, int threads) {
+                  const char* y_name, const Y& y, int64_t element_bytes, int threads) {
     check_conv2d_sizes(pattern, shape, x_name, x.count, y_name, y.count, threads);
-    check_values(x_name, x, x.count);
-    check_values(y_name, y, y.count);
+    check_values(x_name, x, x.count, element_bytes);
+    check_values(y_name, y, y.count, element_bytes);
 }
 
 // The threads that one of the three products is worth.
-inline int conv2d_threads(const PatternView& pattern, const Conv2dShape& shape, int threads) {
-    const int64_t pixels = shape.out_extent(0, pattern.kh) * shape.out_extent(1, pattern.kw);
-    const int64_t in_size = shape.groups * pattern.cin * shape.height * shape.width;
-    return worthwhile_threads(threads, shape.batch * pixels * pattern.nnz,
-                              shape.batch * (in_size + pixels * pattern.rows));
+inline int conv2d_threads(const PatternView& pattern, int64_t x_count, int64_t y_count, int threads) {
+    const auto pixels = static_cast<double>(y_count / pattern.rows);
+    return worthwhile_threads(threads, pixels * static_cast<double>(pattern.nnz),
+                              static_cast<double>(x_count) + static_cast<double>(y_count));
 }
 
 // The same convolution with an image's pixels in one row, where it is a matrix product.

@@ -142,9 +142,10 @@ private:
 
 void conv2d_grad_input(DType dtype, const PatternView& pattern, const Conv2dShape& given, InputValues values,
                        InputValues grad_y, OutputValues grad_x, int threads) {
-    check_conv2d(pattern, given, "grad_x", grad_x, "grad_y", grad_y, threads);
-    check_values("values", values, pattern.nnz);
-    threads = conv2d_threads(pattern, given, threads);
+    const int64_t size = element_bytes(dtype);
+    check_conv2d(pattern, given, "grad_x", grad_x, "grad_y", grad_y, size, threads);
+    check_values("values", values, pattern.nnz, size);
+    threads = conv2d_threads(pattern, grad_x.count, grad_y.count, threads);
     const Conv2dShape shape = flattened(pattern, given);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;

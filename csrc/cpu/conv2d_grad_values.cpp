@@ -130,10 +130,11 @@ private:
 
 void conv2d_grad_values(DType dtype, const PatternView& pattern, const Conv2dShape& given, InputValues grad_y,
                         InputValues x, OutputValues grad_values, int threads) {
-    check_conv2d(pattern, given, "x", x, "grad_y", grad_y, threads);
-    check_values("grad_values", grad_values, pattern.nnz);
+    const int64_t size = element_bytes(dtype);
+    check_conv2d(pattern, given, "x", x, "grad_y", grad_y, size, threads);
+    check_values("grad_values", grad_values, pattern.nnz, size);
     if (pattern.nnz == 0) return;
-    threads = conv2d_threads(pattern, given, threads);
+    threads = conv2d_threads(pattern, x.count, grad_y.count, threads);
     const Conv2dShape shape = flattened(pattern, given);
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;

@@ -7,7 +7,14 @@
 
 namespace sparsekern {
 
-// Calls `copy` with a value of the unsigned type of that many bytes.
+// Throws unless elements of that many bytes can be copied.
+inline void check_element_size(int64_t element_size) {
+    if (element_size == 1 || element_size == 2 || element_size == 4 || element_size == 8) return;
+    throw std::invalid_argument("element size must be 1, 2, 4 or 8 bytes, got " +
+                                std::to_string(element_size));
+}
+
+// Calls `copy` with a value of the unsigned type of that many bytes, which has been checked.
 template <typename Copy>
 void with_element_size(int64_t element_size, const Copy& copy) {
     switch (element_size) {
@@ -17,11 +24,8 @@ void with_element_size(int64_t element_size, const Copy& copy) {
             return copy(uint16_t());
         case 4:
             return copy(uint32_t());
-        case 8:
-            return copy(uint64_t());
         default:
-            throw std::invalid_argument("element size must be 1, 2, 4 or 8 bytes, got " +
-                                        std::to_string(element_size));
+            return copy(uint64_t());
     }
 }
 

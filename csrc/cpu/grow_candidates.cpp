@@ -44,12 +44,13 @@ private:
 
 std::unique_ptr<GrowCandidates> grow_candidates(DType dtype, const PatternView& pattern, InputMatrix grad_y,
                                                 InputMatrix x, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
-    check_matrix("x", x, grad_y.rows, pattern.cols);
+    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows, size);
+    check_matrix("x", x, grad_y.rows, pattern.cols, size);
     // A sum of so many products, half as costly as sparse ones, and a look at it.
-    const int64_t positions = pattern.rows * pattern.cols;
-    threads = worthwhile_threads(threads, positions * x.rows / 2, positions);
+    const auto positions = static_cast<double>(pattern.rows * pattern.cols);
+    threads = worthwhile_threads(threads, positions * static_cast<double>(x.rows) / 2, positions);
     std::unique_ptr<GrowCandidates> passes;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;

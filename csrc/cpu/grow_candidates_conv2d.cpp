@@ -135,10 +135,10 @@ private:
 std::unique_ptr<GrowCandidates> grow_candidates_conv2d(DType dtype, const PatternView& pattern,
                                                        const Conv2dShape& given, InputValues grad_y,
                                                        InputValues x, int threads) {
-    check_conv2d(pattern, given, "x", x, "grad_y", grad_y, threads);
+    check_conv2d(pattern, given, "x", x, "grad_y", grad_y, element_bytes(dtype), threads);
     const Conv2dShape shape = flattened(pattern, given);
-    const int64_t positions = pattern.rows * pattern.cols;
-    const int64_t pixels = shape.batch * shape.out_extent(0, pattern.kh) * shape.out_extent(1, pattern.kw);
+    const auto positions = static_cast<double>(pattern.rows * pattern.cols);
+    const auto pixels = static_cast<double>(grad_y.count / pattern.rows);
     threads = worthwhile_threads(threads, positions * pixels / 2, positions);
     std::unique_ptr<GrowCandidates> passes;
     dispatch(dtype, [&](auto* kind) {

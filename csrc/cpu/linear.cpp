@@ -13,11 +13,12 @@ namespace sparsekern {
 
 void linear(DType dtype, const PatternView& pattern, InputValues values, InputMatrix x, InputValues bias,
             OutputMatrix y, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_values("values", values, pattern.nnz);
-    check_matrix("x", x, x.rows, pattern.cols);
-    check_matrix("y", y, x.rows, pattern.rows);
-    if (bias.data != nullptr) check_values("bias", bias, pattern.rows);
+    check_values("values", values, pattern.nnz, size);
+    check_matrix("x", x, x.rows, pattern.cols, size);
+    check_matrix("y", y, x.rows, pattern.rows, size);
+    if (bias.data != nullptr) check_values("bias", bias, pattern.rows, size);
     if (x.rows == 0) return;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
@@ -28,8 +29,7 @@ void linear(DType dtype, const PatternView& pattern, InputValues values, InputMa
         if (is_narrow<T>(x.rows)) {
             return narrow_linear<T>(matrix, weights.data(), start.data(), x, y, threads);
         }
-        const int worthwhile =
-            worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
+        const int worthwhile = linear_threads(threads, pattern, x.rows);
         const PanelShape shape(x.rows, kernels<A>().lanes, kMaxVectors);
         const TileRows<A> rows(matrix, weights.data(), start.data(), shape);
         PanelProduct<T, TileRows<A>>(rows, shape, worthwhile).run(x, y);

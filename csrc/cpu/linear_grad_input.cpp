@@ -84,10 +84,11 @@ private:
 
 void linear_grad_input(DType dtype, const PatternView& pattern, InputValues values, InputMatrix grad_y,
                        OutputMatrix grad_x, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_values("values", values, pattern.nnz);
-    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
-    check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols);
+    check_values("values", values, pattern.nnz, size);
+    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows, size);
+    check_matrix("grad_x", grad_x, grad_y.rows, pattern.cols, size);
     if (grad_y.rows == 0) return;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
@@ -96,8 +97,7 @@ void linear_grad_input(DType dtype, const PatternView& pattern, InputValues valu
         if (is_narrow<T>(grad_y.rows)) {
             return narrow_grad_input<T>(as_matrix(pattern), weights.data(), grad_y, grad_x, threads);
         }
-        const int worthwhile = worthwhile_threads(threads, grad_y.rows * pattern.nnz,
-                                                  grad_y.rows * (pattern.rows + pattern.cols));
+        const int worthwhile = linear_threads(threads, pattern, grad_y.rows);
         const PanelShape shape(grad_y.rows, kernels<A>().lanes, kMaxVectors);
         if (shape.panels == 1) {
             return TransposedProduct<T>(pattern, weights.data(), shape, worthwhile).run(grad_y, grad_x);

@@ -142,10 +142,11 @@ private:
 
 void linear_grad_values(DType dtype, const PatternView& pattern, InputMatrix grad_y, InputMatrix x,
                         OutputValues grad_values, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows);
-    check_matrix("x", x, grad_y.rows, pattern.cols);
-    check_values("grad_values", grad_values, pattern.nnz);
+    check_matrix("grad_y", grad_y, grad_y.rows, pattern.rows, size);
+    check_matrix("x", x, grad_y.rows, pattern.cols, size);
+    check_values("grad_values", grad_values, pattern.nnz, size);
     if (pattern.nnz == 0) return;
     dispatch(dtype, [&](auto* kind) {
         using T = std::remove_pointer_t<decltype(kind)>;
@@ -157,8 +158,7 @@ void linear_grad_values(DType dtype, const PatternView& pattern, InputMatrix gra
             narrow_grad_values<T>(as_matrix(pattern), grad_y, x, out.data(), threads);
         } else {
             const TileMatrix matrix = as_matrix(pattern);
-            const int worthwhile =
-                worthwhile_threads(threads, x.rows * pattern.nnz, x.rows * (pattern.rows + pattern.cols));
+            const int worthwhile = linear_threads(threads, pattern, x.rows);
             const PanelShape shape(x.rows, kernels<A>().lanes, kMaxVectors);
             GradValues<T>(matrix, pattern.nnz, shape, worthwhile).run(grad_y, x, out.data());
         }

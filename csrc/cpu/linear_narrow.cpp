@@ -65,8 +65,9 @@ private:
 // Worth of threads: the bits of every tile are read, however few they are.
 int narrow_threads(int threads, const TileMatrix& m, int64_t samples) {
     const int64_t tiles = m.tile_row_ptr[m.tile_rows];
-    return worthwhile_threads(threads, samples * m.tile_start[tiles] + 40 * tiles * m.tile_size,
-                              samples * (m.rows + m.cols));
+    return worthwhile_threads(threads,
+                              static_cast<double>(samples * m.tile_start[tiles] + 40 * tiles * m.tile_size),
+                              static_cast<double>(samples * (m.rows + m.cols)));
 }
 
 // Neighbouring tiles whose rows make one list: their features stay in the nearest cache, unless lists would

@@ -163,7 +163,7 @@ void pack(WeightType type, TwoFourShape shape, InputValues weight, const OutputP
         return tiles({from, stride, rows / 4, columns / 4, to, to_transposed, scratch});
     };
     // Masks of tiles take some four times as long as those of groups.
-    const int64_t elements = shape.rows * shape.columns * (transposable ? 4 : 1);
+    const double elements = static_cast<double>(shape.rows * shape.columns) * (transposable ? 4 : 1);
     threads = worthwhile_threads(threads, 0, elements);
     if (!for_each_part(shape, transposed != nullptr, words, threads, pack_part)) {
         refuse_nonfinite(type, weight.data, shape);
@@ -175,20 +175,22 @@ void pack(WeightType type, TwoFourShape shape, InputValues weight, const OutputP
 void pack_two_four(WeightType type, TwoFourShape shape, InputValues weight, OutputPacking packed,
                    int threads) {
     check_threads(threads);
+    const int64_t size = weight_bytes(type);
     check_shape(shape, false);
-    check_values("weight", weight, shape.rows * shape.columns);
-    check_packing("values", "metadata", packed, shape);
+    check_values("weight", weight, shape.rows * shape.columns, size);
+    check_packing("values", "metadata", packed, shape, size);
     pack(type, shape, weight, packed, nullptr, false, threads);
 }
 
 void pack_transposable(WeightType type, TwoFourShape shape, InputValues weight, OutputPacking packed,
                        const OutputPacking* transposed, int threads) {
     check_threads(threads);
+    const int64_t size = weight_bytes(type);
     check_shape(shape, true);
-    check_values("weight", weight, shape.rows * shape.columns);
-    check_packing("values", "metadata", packed, shape);
+    check_values("weight", weight, shape.rows * shape.columns, size);
+    check_packing("values", "metadata", packed, shape, size);
     if (transposed != nullptr) {
-        check_packing("values_t", "metadata_t", *transposed, {shape.columns, shape.rows});
+        check_packing("values_t", "metadata_t", *transposed, {shape.columns, shape.rows}, size);
     }
     pack(type, shape, weight, packed, transposed, true, threads);
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -38,7 +37,8 @@ inline void check_multiple(const char* what, int64_t size, int64_t multiple) {
 inline void check_shape(TwoFourShape shape, bool tiles) {
     check_multiple("rows", shape.rows, tiles ? 4 : 1);
     check_multiple("columns", shape.columns, 4);
-    if (static_cast<__int128>(shape.rows) * shape.columns > std::numeric_limits<int64_t>::max() / 8) {
+    if (shape.rows > kMostElements || shape.columns > kMostElements ||
+        static_cast<__int128>(shape.rows) * shape.columns > kMostElements) {
         throw std::invalid_argument("rows and columns: " + std::to_string(shape.rows) + " by " +
                                     std::to_string(shape.columns) + " is beyond any memory");
     }
@@ -47,12 +47,13 @@ inline void check_shape(TwoFourShape shape, bool tiles) {
 inline void check_metadata_count(const char* name, const unsigned char* metadata, int64_t count,
                                  TwoFourShape shape) {
     check_equal(name, "bytes", shape.rows * metadata_bytes(shape.columns), count);
-    if (count > 0 && metadata == nullptr) throw std::invalid_argument(std::string(name) + ": null data");
+    check_address(name, metadata, count, 1);
 }
 
 template <class Packing>
-void check_packing(const char* values, const char* metadata, const Packing& packing, TwoFourShape shape) {
-    check_values(values, packing.values, shape.rows * (shape.columns / 2));
+void check_packing(const char* values, const char* metadata, const Packing& packing, TwoFourShape shape,
+                   int64_t element_bytes) {
+    check_values(values, packing.values, shape.rows * (shape.columns / 2), element_bytes);
     check_metadata_count(metadata, packing.metadata, packing.metadata_count, shape);
 }
 

@@ -77,8 +77,8 @@ CutlassLayout check_cutlass(int64_t element_size, TwoFourShape shape, const Inpu
     check_shape(shape, false);
     check_cutlass_multiple("rows", shape.rows, layout.row_multiple, element_size);
     check_cutlass_multiple("columns", shape.columns, layout.column_multiple, element_size);
-    check_packing("values", "metadata", from, shape);
-    check_packing("result values", "result metadata", to, shape);
+    check_packing("values", "metadata", from, shape, element_size);
+    check_packing("result values", "result metadata", to, shape, element_size);
     return layout;
 }
 
@@ -109,8 +109,9 @@ void choose_places(const Element* values, const unsigned char* metadata, int64_t
 void to_cutlass(int64_t element_size, TwoFourShape shape, InputPacking packed, OutputPacking cutlass,
                 int threads) {
     const CutlassLayout layout = check_cutlass(element_size, shape, packed, cutlass, threads);
+    if (shape.columns == 0) return;
     const int64_t words = shape.columns / 8 / layout.word_bytes;
-    threads = worthwhile_threads(threads, 0, shape.rows * shape.columns);
+    threads = worthwhile_threads(threads, 0, static_cast<double>(shape.rows * shape.columns));
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         if constexpr (sizeof(Element) <= 2) {
@@ -138,11 +139,12 @@ void to_cutlass(int64_t element_size, TwoFourShape shape, InputPacking packed, O
 void from_cutlass(int64_t element_size, TwoFourShape shape, InputPacking cutlass, OutputPacking packed,
                   int threads) {
     const CutlassLayout layout = check_cutlass(element_size, shape, cutlass, packed, threads);
+    if (shape.columns == 0) return;
     const int64_t words = shape.columns / 8 / layout.word_bytes;
     const int64_t row_bytes = shape.columns / 2 * element_size;
     const auto* const from = static_cast<const unsigned char*>(cutlass.values.data);
     auto* const to = static_cast<unsigned char*>(packed.values.data);
-    threads = worthwhile_threads(threads, 0, shape.rows * shape.columns);
+    threads = worthwhile_threads(threads, 0, static_cast<double>(shape.rows * shape.columns));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < shape.rows; ++row) {
         std::memcpy(to + row * row_bytes, from + row * row_bytes, static_cast<size_t>(row_bytes));

@@ -15,7 +15,7 @@ namespace {
 template <class Visit>
 void for_each_group(TwoFourShape shape, const unsigned char* metadata, int threads, const Visit& visit) {
     const int64_t groups = shape.columns / kGroupSize, stride = metadata_bytes(shape.columns);
-    threads = worthwhile_threads(threads, 0, shape.rows * shape.columns);
+    threads = worthwhile_threads(threads, 0, static_cast<double>(shape.rows * shape.columns));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < shape.rows; ++row) {
         const unsigned char* const byte = metadata + row * stride;
@@ -33,10 +33,12 @@ void gather_two_four(int64_t element_size, TwoFourShape shape, InputValues dense
                      const unsigned char* metadata, int64_t metadata_count, OutputValues values,
                      int threads) {
     check_threads(threads);
+    check_element_size(element_size);
     check_shape(shape, false);
-    check_values("dense", dense, shape.rows * shape.columns);
+    check_values("dense", dense, shape.rows * shape.columns, element_size);
     check_metadata_count("metadata", metadata, metadata_count, shape);
-    check_values("values", values, shape.rows * (shape.columns / 2));
+    check_values("values", values, shape.rows * (shape.columns / 2), element_size);
+    if (shape.columns == 0) return;
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         const auto* const from = static_cast<const Element*>(dense.data);
@@ -52,9 +54,11 @@ void gather_two_four(int64_t element_size, TwoFourShape shape, InputValues dense
 void unpack_two_four(int64_t element_size, TwoFourShape shape, InputPacking packed, OutputValues dense,
                      int threads) {
     check_threads(threads);
+    check_element_size(element_size);
     check_shape(shape, false);
-    check_packing("values", "metadata", packed, shape);
-    check_values("dense", dense, shape.rows * shape.columns);
+    check_packing("values", "metadata", packed, shape, element_size);
+    check_values("dense", dense, shape.rows * shape.columns, element_size);
+    if (shape.columns == 0) return;
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         const auto* const from = static_cast<const Element*>(packed.values.data);
@@ -72,6 +76,7 @@ void unpack_two_four(int64_t element_size, TwoFourShape shape, InputPacking pack
 void check_metadata(TwoFourShape shape, const unsigned char* metadata, int64_t metadata_count) {
     check_shape(shape, false);
     check_metadata_count("metadata", metadata, metadata_count, shape);
+    if (shape.columns == 0) return;
     const int64_t groups = shape.columns / kGroupSize, stride = metadata_bytes(shape.columns);
     for (int64_t row = 0; row < shape.rows; ++row) {
         const unsigned char* const byte = metadata + row * stride;

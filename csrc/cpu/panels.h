@@ -25,10 +25,18 @@ struct PanelShape {
 };
 
 // How many threads some work is worth: `products` multiplications and `elements` packed or unpacked. Below
-// some 20 microseconds for each thread, waking them costs more than they save.
-inline int worthwhile_threads(int threads, int64_t products, int64_t elements) {
-    const int64_t nanoseconds = products / 25 + elements / 3;
-    return static_cast<int>(std::min<int64_t>(threads, nanoseconds / 25000 + 1));
+// some 20 microseconds for each thread, waking them costs more than they save. In floating point, since
+// products of three sizes may not fit 64 bits.
+inline int worthwhile_threads(int threads, double products, double elements) {
+    const double nanoseconds = products / 25 + elements / 3;
+    return static_cast<int>(std::min<double>(threads, nanoseconds / 25000 + 1));
+}
+
+// The threads that a product of a pattern's matrix with a batch is worth, and each of its gradients.
+inline int linear_threads(int threads, const PatternSizes& pattern, int64_t samples) {
+    return worthwhile_threads(
+        threads, static_cast<double>(samples) * static_cast<double>(pattern.nnz),
+        static_cast<double>(samples) * static_cast<double>(pattern.rows + pattern.cols));
 }
 
 // `count` samples of a matrix from sample `begin`, with `features` of their features.

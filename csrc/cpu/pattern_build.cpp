@@ -155,6 +155,7 @@ void PatternBuilder::fill(int32_t* data, int64_t words, int threads) const {
         throw std::invalid_argument("data must hold " + std::to_string(this->words()) + " words, got " +
                                     std::to_string(words));
     }
+    if (data == nullptr) throw std::invalid_argument("data: null data");
     if (reinterpret_cast<uintptr_t>(data) % alignof(int64_t) != 0) {
         throw std::invalid_argument("data must be aligned to 8 bytes");
     }

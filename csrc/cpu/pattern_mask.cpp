@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "check.h"
 #include "sparsekern/pattern_build.h"
 
 namespace sparsekern {
@@ -67,6 +68,7 @@ std::unique_ptr<RowSource> mask_source(const unsigned char* mask, int64_t elemen
         throw std::invalid_argument("mask must hold " + std::to_string(shape.rows * shape.cols()) +
                                     " elements, got " + std::to_string(elements));
     }
+    check_address("mask", mask, elements, 1);
     const int64_t positions = shape.kh * shape.kw;
     if (positions == 1) return std::make_unique<LinearMask>(mask, shape.cin);
     return std::make_unique<ConvMask>(mask, shape.cin, positions);

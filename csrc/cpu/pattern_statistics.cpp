@@ -9,7 +9,7 @@ namespace sparsekern {
 
 void fan_in(const PatternView& pattern, int64_t* counts, int64_t elements, int threads) {
     check_threads(threads);
-    check_elements("counts", elements, pattern.rows);
+    check_elements("counts", counts, sizeof(int64_t), elements, pattern.rows);
     threads = useful_threads(threads, pattern.tiles * pattern.tile_size);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < pattern.rows; ++n) {
@@ -28,7 +28,7 @@ void fan_out(const PatternView& pattern, int64_t groups, int64_t* counts, int64_
         throw std::invalid_argument("groups must divide the " + std::to_string(pattern.rows) + " rows, got " +
                                     std::to_string(groups));
     }
-    check_elements("counts", elements, groups * pattern.cin);
+    check_elements("counts", counts, sizeof(int64_t), elements, groups * pattern.cin);
     const int64_t rows_per_group = pattern.rows / groups;
     fill_zero(counts, elements, 1);
     threads = useful_threads(threads, pattern.tiles * pattern.tile_size + pattern.nnz);
@@ -56,7 +56,7 @@ void fan_out(const PatternView& pattern, int64_t groups, int64_t* counts, int64_
 
 void value_rows(const PatternView& pattern, int64_t* out, int64_t elements, int threads) {
     check_threads(threads);
-    check_elements("out", elements, pattern.nnz);
+    check_elements("out", out, sizeof(int64_t), elements, pattern.nnz);
     for_each_tile_row(pattern, threads, [&](const TileRow& row) {
         std::fill_n(out + row.first_value, popcount64(row.bits), row.matrix_row);
     });
@@ -64,7 +64,7 @@ void value_rows(const PatternView& pattern, int64_t* out, int64_t elements, int 
 
 void value_cols(const PatternView& pattern, int64_t* out, int64_t elements, int threads) {
     check_threads(threads);
-    check_elements("out", elements, pattern.nnz);
+    check_elements("out", out, sizeof(int64_t), elements, pattern.nnz);
     for_each_tile_row(pattern, threads, [&](const TileRow& row) {
         int64_t* to = out + row.first_value;
         for_each_bit(row.bits, [&](int column) { *to++ = row.first_col + column; });
@@ -75,6 +75,7 @@ uint64_t checksum(const int32_t* data, int64_t words) {
     constexpr uint64_t kPrime1 = 0x9E3779B185EBCA87ull;
     constexpr uint64_t kPrime2 = 0xC2B2AE3D27D4EB4Full;
     const auto rotate = [](uint64_t x, int k) { return (x << k) | (x >> (64 - k)); };
+    check_address("data", data, words, sizeof(int32_t));
     // Four lanes, because one would wait for its own multiplication at every step.
     uint64_t lanes[4] = {kPrime1, kPrime2, kPrime1 ^ kPrime2, static_cast<uint64_t>(words)};
     for (int64_t w = 0; w < words; w += 8) {

@@ -62,7 +62,7 @@ void unpack_as(const PatternView& p, const Element* values, Element* dense, int 
 
 void to_mask(const PatternView& pattern, unsigned char* mask, int64_t elements, int threads) {
     check_threads(threads);
-    check_elements("mask", elements, pattern.rows * pattern.cols);
+    check_elements("mask", mask, 1, elements, pattern.rows * pattern.cols);
     fill_zero(mask, elements, threads);
     const std::vector<int64_t> offsets = column_offsets(pattern);
     for_each_tile_row(pattern, threads, [&](const TileRow& row) {
@@ -77,8 +77,9 @@ void to_mask(const PatternView& pattern, unsigned char* mask, int64_t elements, 
 void pack(const PatternView& pattern, const void* dense, int64_t dense_elements, void* values,
           int64_t value_elements, int64_t element_size, int threads) {
     check_threads(threads);
-    check_elements("dense", dense_elements, pattern.rows * pattern.cols);
-    check_elements("values", value_elements, pattern.nnz);
+    check_element_size(element_size);
+    check_elements("dense", dense, element_size, dense_elements, pattern.rows * pattern.cols);
+    check_elements("values", values, element_size, value_elements, pattern.nnz);
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         pack_as(pattern, static_cast<const Element*>(dense), static_cast<Element*>(values), threads);
@@ -88,8 +89,9 @@ void pack(const PatternView& pattern, const void* dense, int64_t dense_elements,
 void unpack(const PatternView& pattern, const void* values, int64_t value_elements, void* dense,
             int64_t dense_elements, int64_t element_size, int threads) {
     check_threads(threads);
-    check_elements("values", value_elements, pattern.nnz);
-    check_elements("dense", dense_elements, pattern.rows * pattern.cols);
+    check_element_size(element_size);
+    check_elements("values", values, element_size, value_elements, pattern.nnz);
+    check_elements("dense", dense, element_size, dense_elements, pattern.rows * pattern.cols);
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         unpack_as(pattern, static_cast<const Element*>(values), static_cast<Element*>(dense), threads);

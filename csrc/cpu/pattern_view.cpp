@@ -86,7 +86,10 @@ TileFault tile_fault(const PatternView& p, int64_t tile, int64_t tile_row) {
         running += popcount64(word);
     }
     if (running == 0 && !p.complete()) return TileFault::kEmpty;
-    return p.tile_start[tile + 1] - p.tile_start[tile] == running ? TileFault::kNone : TileFault::kStart;
+    // Unsigned, since the difference of what was damaged may not fit.
+    const auto start = static_cast<uint64_t>(p.tile_start[tile]);
+    const auto end = static_cast<uint64_t>(p.tile_start[tile + 1]);
+    return end - start == static_cast<uint64_t>(running) ? TileFault::kNone : TileFault::kStart;
 }
 
 void check_tiles(const PatternView& p, int threads) {

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "check.h"
 #include "sparsekern/pattern.h"
 
 namespace sparsekern {
@@ -21,11 +22,6 @@ struct TileRow {
     uint64_t bits;
 };
 
-inline void check_threads(int threads) {
-    if (threads < 1)
-        throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
-}
-
 // Threads that are worth starting for `work` simple steps: waking one costs as much as tens of thousands of
 // them, and far more on a machine whose cores are busy.
 inline int useful_threads(int threads, int64_t work) {
@@ -33,11 +29,13 @@ inline int useful_threads(int threads, int64_t work) {
     return static_cast<int>(std::min<int64_t>(threads, work / kStepsPerThread + 1));
 }
 
-inline void check_elements(const char* name, int64_t elements, int64_t expected) {
+inline void check_elements(const char* name, const void* data, int64_t element_bytes, int64_t elements,
+                           int64_t expected) {
     if (elements != expected) {
         throw std::invalid_argument(std::string(name) + " must hold " + std::to_string(expected) +
                                     " elements, got " + std::to_string(elements));
     }
+    check_address(name, data, elements, element_bytes);
 }
 
 // Calls visit(column) for every set bit, in ascending order.

@@ -1,10 +1,22 @@
 #include "source_window.h"
 
 namespace sparsekern {
+namespace {
+
+// A part of what a tile of pixels reads, or all of it: lists have 32 bits for a place in there.
+void check_extent(int64_t elements) {
+    if (elements <= std::numeric_limits<int32_t>::max()) return;
+    throw std::invalid_argument(
+        "x: expected rows and dilations that keep what a tile of pixels reads below 2^31 elements, got " +
+        std::to_string(elements));
+}
+
+}  // namespace
 
 SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAxis horizontal,
                            const ChannelGroups& groups, int64_t element_bytes)
     : tiles_(tiles), vertical_(std::move(vertical)), horizontal_(std::move(horizontal)), groups_(groups) {
+    check_extent(std::max(vertical_.reach(), horizontal_.reach()));
     const int64_t fitting =
         (horizontal_.reach() > 0 ? kSharedWindowBytes : kWindowBytes) / element_bytes;  // elements
     // A window of several tiles packs their common rows once. The sums of one tile alone are kept, so only
@@ -17,14 +29,12 @@ SourceWindow::SourceWindow(const ResultTiles& tiles, PlaneAxis vertical, PlaneAx
     const int64_t reach = vertical_.reach() * tiles_.pitch() + horizontal_.reach();
     plane_size_ = round_up(
         std::max(end + reach, (stack_ * tiles_.rows() + vertical_.reach()) * tiles_.pitch()), tiles_.lanes());
+    check_extent(plane_size_);
     const int64_t channels = std::max(stack_ > 1 ? groups.channels : 1, fitting / channel_size());
     group_blocks_ = divide_up(groups.channels, channels);
     block_channels_ = divide_up(groups.channels, group_blocks_);
     block_groups_ = std::clamp<int64_t>(channels / groups.channels, 1, groups.groups);
-    if (size() <= std::numeric_limits<int32_t>::max()) return;
-    throw std::invalid_argument(
-        "x: expected rows and dilations that keep what a tile of pixels reads below 2^31 elements, got " +
-        std::to_string(size()));
+    check_extent(size());
 }
 
 ChannelBlock SourceWindow::block(int64_t index) const {

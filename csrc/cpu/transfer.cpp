@@ -83,8 +83,9 @@ void transfer(const PatternView& from, const void* from_values, int64_t from_ele
               void* to_values, int64_t to_elements, int64_t element_size, int threads) {
     check_threads(threads);
     check_patterns(from, to);
-    check_elements("from_values", from_elements, from.nnz);
-    check_elements("to_values", to_elements, to.nnz);
+    check_element_size(element_size);
+    check_elements("from_values", from_values, element_size, from_elements, from.nnz);
+    check_elements("to_values", to_values, element_size, to_elements, to.nnz);
     with_element_size(element_size, [&](auto zero) {
         using Element = decltype(zero);
         transfer_as(from, static_cast<const Element*>(from_values), to, static_cast<Element*>(to_values),
@@ -101,10 +102,11 @@ void transfer_all(const PatternView& from, const PatternView& to, const Transfer
                         vectors->to_elements, vectors->element_size, threads);
     }
     for (int64_t v = 0; v < count; ++v) {
-        check_elements("from_values", vectors[v].from_elements, from.nnz);
-        check_elements("to_values", vectors[v].to_elements, to.nnz);
-        // Nothing may throw where threads work side by side.
-        with_element_size(vectors[v].element_size, [](auto) {});
+        const Transfer& vector = vectors[v];
+        check_element_size(vector.element_size);
+        check_elements("from_values", vector.from_values, vector.element_size, vector.from_elements,
+                       from.nnz);
+        check_elements("to_values", vector.to_values, vector.element_size, vector.to_elements, to.nnz);
     }
     for_each_tile(to, threads, [&](int64_t tile, int64_t tile_row) {
         const int64_t source = find_tile(from, tile_row, to.tile_col[tile]);

@@ -68,8 +68,10 @@ void linear_of(const TwoFourWeight& weight, const InputMatrix& x, const InputVal
     using A = AccumulateType<T>;
     const ComputeValues<T> start(bias.data, bias.data != nullptr ? bias.count : 0);
     const TwoFourRows<T> rows = rows_of<T>(weight);
-    const int64_t kept = weight.rows * weight.cols / 2;
-    const int worthwhile = worthwhile_threads(threads, (x.rows + 1) * kept, x.rows * (x.cols + y.cols));
+    const double samples = static_cast<double>(x.rows);
+    const double kept = static_cast<double>(weight.rows * weight.cols / 2);
+    const int worthwhile =
+        worthwhile_threads(threads, (samples + 1) * kept, samples * static_cast<double>(x.cols + y.cols));
     if (x.rows <= two_four_kernels<T>().few_samples) {
         return few_linear<T>(rows, start.data(), x, y, worthwhile);
     }
@@ -82,12 +84,13 @@ void linear_of(const TwoFourWeight& weight, const InputMatrix& x, const InputVal
 
 void two_four_linear(DType dtype, const TwoFourWeight& weight, InputMatrix x, InputValues bias,
                      OutputMatrix y, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_two_four("values", weight);
-    check_matrix("x", x, x.rows, weight.cols);
-    check_matrix("y", y, x.rows, weight.rows);
-    if (bias.data != nullptr) check_values("bias", bias, weight.rows);
-    if (x.rows == 0) return;
+    check_two_four("values", weight, size);
+    check_matrix("x", x, x.rows, weight.cols, size);
+    check_matrix("y", y, x.rows, weight.rows, size);
+    if (bias.data != nullptr) check_values("bias", bias, weight.rows, size);
+    if (x.rows == 0 || weight.rows == 0) return;
     dispatch(dtype, [&](auto* kind) {
         linear_of<std::remove_pointer_t<decltype(kind)>>(weight, x, bias, y, threads);
     });

@@ -217,9 +217,10 @@ void grad_input_of(const TwoFourWeight& weight, const InputMatrix& grad_y, const
                    int threads) {
     using A = AccumulateType<T>;
     const TwoFourRows<T> rows = rows_of<T>(weight);
-    const int64_t kept = weight.rows * weight.cols / 2;
-    const int worthwhile =
-        worthwhile_threads(threads, (grad_y.rows + 1) * kept, grad_y.rows * (weight.rows + weight.cols));
+    const double samples = static_cast<double>(grad_y.rows);
+    const double kept = static_cast<double>(weight.rows * weight.cols / 2);
+    const int worthwhile = worthwhile_threads(threads, (samples + 1) * kept,
+                                              samples * static_cast<double>(weight.rows + weight.cols));
     if (two_four_kernels<T>().spread[1] != nullptr && grad_y.rows <= SpreadProduct<T>::kMostSamples) {
         return SpreadProduct<T>(rows, grad_y.rows, worthwhile).run(grad_y, grad_x);
     }
@@ -231,10 +232,11 @@ void grad_input_of(const TwoFourWeight& weight, const InputMatrix& grad_y, const
 
 void two_four_linear_grad_input(DType dtype, const TwoFourWeight& weight, InputMatrix grad_y,
                                 OutputMatrix grad_x, int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_two_four("values", weight);
-    check_matrix("grad_y", grad_y, grad_y.rows, weight.rows);
-    check_matrix("grad_x", grad_x, grad_y.rows, weight.cols);
+    check_two_four("values", weight, size);
+    check_matrix("grad_y", grad_y, grad_y.rows, weight.rows, size);
+    check_matrix("grad_x", grad_x, grad_y.rows, weight.cols, size);
     if (grad_y.rows == 0 || weight.cols == 0) return;
     dispatch(dtype, [&](auto* kind) {
         grad_input_of<std::remove_pointer_t<decltype(kind)>>(weight, grad_y, grad_x, threads);

@@ -155,8 +155,10 @@ void grad_values_of(const TwoFourGradient& grad, const InputMatrix& grad_y, cons
         std::fill_n(static_cast<T*>(grad.values.data), grad.values.count, T{});
         return;
     }
-    const int64_t kept = grad.rows * grad.cols / 2;
-    const int worthwhile = worthwhile_threads(threads, (x.rows + 1) * kept, x.rows * (grad.rows + grad.cols));
+    const double samples = static_cast<double>(x.rows);
+    const double kept = static_cast<double>(grad.rows * grad.cols / 2);
+    const int worthwhile = worthwhile_threads(threads, (samples + 1) * kept,
+                                              samples * static_cast<double>(grad.rows + grad.cols));
     KeptGradient<T>(grad, grad_y, x, worthwhile).run();
 }
 
@@ -164,10 +166,11 @@ void grad_values_of(const TwoFourGradient& grad, const InputMatrix& grad_y, cons
 
 void two_four_linear_grad_values(DType dtype, InputMatrix grad_y, InputMatrix x, const TwoFourGradient& grad,
                                  int threads) {
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_two_four("grad_values", grad);
-    check_matrix("grad_y", grad_y, grad_y.rows, grad.rows);
-    check_matrix("x", x, grad_y.rows, grad.cols);
+    check_two_four("grad_values", grad, size);
+    check_matrix("grad_y", grad_y, grad_y.rows, grad.rows, size);
+    check_matrix("x", x, grad_y.rows, grad.cols, size);
     if (grad.values.count == 0) return;
     dispatch(dtype, [&](auto* kind) {
         grad_values_of<std::remove_pointer_t<decltype(kind)>>(grad, grad_y, x, threads);

@@ -148,28 +148,27 @@ constexpr int64_t kMostColumns = (int64_t{1} << 31) / (127 * 128) * 2;
 
 void two_four_linear_int8(DType dtype, const TwoFourInt8Weight& weight, InputMatrix x, const float* x_scale,
                           InputValues bias, OutputMatrix y, int threads) {
+    if (dtype == DType::float64) throw std::invalid_argument("dtype: expected float32 or bfloat16");
     const TwoFourWeight& packed = weight.weight;
+    const int64_t size = element_bytes(dtype);
     check_threads(threads);
-    check_two_four("values", packed);
+    check_two_four("values", packed, sizeof(int8_t));
     if (packed.cols > kMostColumns) {
         throw std::invalid_argument("columns: expected at most " + std::to_string(kMostColumns) +
                                     " for sums in int32, got " + std::to_string(packed.cols));
     }
-    check_values("scale", weight.scale, packed.rows);
-    check_matrix("x", x, x.rows, packed.cols);
-    check_matrix("y", y, x.rows, packed.rows);
-    if (bias.data != nullptr) check_values("bias", bias, packed.rows);
-    if (x.rows == 0) return;
-    const int64_t kept = packed.rows * packed.cols / 2;
-    const int worthwhile = worthwhile_threads(threads, (x.rows + 1) * kept / 2, x.rows * (x.cols + y.cols));
-    dispatch(dtype, [&](auto* kind) {
-        using T = std::remove_pointer_t<decltype(kind)>;
-        if constexpr (std::is_same<AccumulateType<T>, float>::value) {
-            Int8Product<T>(weight, x, x_scale, bias, y).run(worthwhile);
-        } else {
-            throw std::invalid_argument("dtype: expected float32 or bfloat16");
-        }
-    });
+    check_values("scale", weight.scale, packed.rows, sizeof(float));
+    if (x_scale != nullptr) check_address("x_scale", x_scale, 1, sizeof(float));
+    check_matrix("x", x, x.rows, packed.cols, size);
+    check_matrix("y", y, x.rows, packed.rows, size);
+    if (bias.data != nullptr) check_values("bias", bias, packed.rows, size);
+    if (x.rows == 0 || packed.rows == 0) return;
+    const double samples = static_cast<double>(x.rows);
+    const double kept = static_cast<double>(packed.rows * packed.cols / 2);
+    const int worthwhile =
+        worthwhile_threads(threads, (samples + 1) * kept / 2, samples * static_cast<double>(x.cols + y.cols));
+    if (dtype == DType::float32) return Int8Product<float>(weight, x, x_scale, bias, y).run(worthwhile);
+    Int8Product<BFloat16>(weight, x, x_scale, bias, y).run(worthwhile);
 }
 
 }  // namespace sparsekern

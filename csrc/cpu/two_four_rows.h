@@ -12,20 +12,24 @@
 
 namespace sparsekern {
 
-// Sizes of a matrix may come from outside, and their product must fit.
+// Sizes of a matrix may come from outside, and what is computed from them must fit.
 template <class Pointer>
-void check_two_four(const char* name, const TwoFourMatrix<Pointer>& m) {
+void check_two_four(const char* name, const TwoFourMatrix<Pointer>& m, int64_t element_bytes) {
     if (m.rows < 0) {
         throw std::invalid_argument("rows: expected at least 0, got " + std::to_string(m.rows));
     }
     if (m.cols < 0 || m.cols % kGroupSize != 0) {
         throw std::invalid_argument("columns: expected a multiple of 4, got " + std::to_string(m.cols));
     }
-    if (static_cast<__int128>(m.rows) * m.cols > std::numeric_limits<int64_t>::max()) {
-        throw std::invalid_argument("rows: too many, got " + std::to_string(m.rows));
+    if (m.rows > kMostElements) {
+        throw std::invalid_argument("rows: expected at most 2^48, got " + std::to_string(m.rows));
     }
-    check_values(name, m.values, m.rows * (m.cols / 2));
-    check_values("metadata", m.metadata, m.rows * metadata_bytes(m.cols));
+    if (m.cols > kMostElements || static_cast<__int128>(m.rows) * m.cols > kMostElements) {
+        throw std::invalid_argument("rows and columns: expected at most 2^48 elements, got " +
+                                    std::to_string(m.rows) + " by " + std::to_string(m.cols));
+    }
+    check_values(name, m.values, m.rows * (m.cols / 2), element_bytes);
+    check_values("metadata", m.metadata, m.rows * metadata_bytes(m.cols), 1);
 }
 
 // All rows of a weight; of a gradient's the metadata alone.

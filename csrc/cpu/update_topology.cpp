@@ -8,13 +8,15 @@
 #include "check.h"
 #include "topology_drop.h"
 #include "topology_grow.h"
+#include "topology_search.h"
 
 namespace sparsekern {
 namespace {
 
 void check_vector(const char* name, const FloatVector& vector, int64_t count) {
+    with_format(vector.type, [](auto) {});
     check_equal(name, "length", count, vector.count);
-    if (count > 0 && vector.data == nullptr) throw std::invalid_argument(std::string(name) + ": null data");
+    check_address(name, vector.data, count, float_bits(vector.type) / 8);
 }
 
 void check_scores(const PatternView& pattern, const GrowthScores& scores, int64_t count) {
@@ -25,9 +27,7 @@ void check_scores(const PatternView& pattern, const GrowthScores& scores, int64_
     if (scores.active.type != scores.listed.type) {
         throw std::invalid_argument("active: expected the type of scores");
     }
-    if (scores.listed.count > 0 && scores.positions == nullptr) {
-        throw std::invalid_argument("positions: null data");
-    }
+    check_address("positions", scores.positions, scores.listed.count, sizeof(int64_t));
     const int64_t least = std::min(count, elements - pattern.nnz);
     if (scores.listed.count < least) {
         throw std::invalid_argument("positions: expected at least " + std::to_string(least) + ", got " +
@@ -58,6 +58,7 @@ void update_topology(const PatternView& pattern, const FloatVector& values, cons
         throw std::invalid_argument("a pattern can hold at most 2147483647 tiles");
     }
     check_equal("result", "words", update_topology_words(pattern), words);
+    check_address("result", result, words, sizeof(int64_t));
     TopologyGrid grid(pattern, result);
     drop(pattern, values, count, &grid, threads);
     if (count > 0 && scores.is_listed) grow_listed(pattern, scores, count, order, &grid, threads);

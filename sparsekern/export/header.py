@@ -42,7 +42,9 @@ def read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a file of save_safetensors, found one without its header")
     try:
         header = json.loads(text)
-        version, _, _ = header["version"], header["layers"].items(), header["aliases"].items()
+        version, _, aliases = header["version"], header["layers"].items(), header["aliases"].values()
+        if not all(isinstance(name, str) for name in aliases):
+            raise TypeError("aliases: expected names")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{path}: expected the header of save_safetensors, found {text[:60]!r}") from None
     if version != VERSION:

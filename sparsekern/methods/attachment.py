@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-__all__ = ["Attachment"]
+__all__ = ["Attachment", "attached_to"]
 
 # Where a method's state lies in its optimizer's state dict.
 KEY = "sparsekern"
@@ -133,6 +133,11 @@ class Attachment:
                     f"{self._owner} moves with {type(self._optimizer).__name__}; got "
                     f"{type(optimizer).__name__}, which holds it too"
                 )
+
+
+def attached_to(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the methods whose state travels in an optimizer's."""
+    return sorted(a._owner for a in _attachments if a._optimizer is optimizer and a.is_active)
 
 
 @functools.cache

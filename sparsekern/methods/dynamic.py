@@ -113,6 +113,9 @@ class SNFS(RigL):
         momentum = self.own_options["momentum"]
         for layer in self.layers:
             gradient = self.gradient_of(layer)
+            if self._ranks.size > 1:
+                # The mean over processes: a run may go on with another number of them.
+                gradient = gradient / self._ranks.size
             # One step whose gradient overflows would spoil the mean for ever.
             if gradient.isfinite().all():
                 mean = layer.memory["mean_gradient"]

@@ -17,8 +17,9 @@ LAST = {
     "prune.py": r"the loaded model predicts the same bits",
     "two_four_int8.py": r"int8 2:4 +accuracy [\d.]+ %  [\d,]+ bytes",
 }
-# They need more than one process, or are what others import.
-ELSEWHERE = {"digits.py"}
+# What others import; and what needs more than one process, whose tests are in tests/distributed/.
+IMPORTED = {"digits.py", "gpt.py"}
+TORCHRUN = {"ddp.py", "fsdp2.py"}
 
 
 @pytest.mark.parametrize("name", LAST)
@@ -33,7 +34,7 @@ def test_an_example_runs(name, monkeypatch, capsys):
 
 
 def test_every_example_is_run_and_in_the_list():
-    files = {path.name for path in EXAMPLES.glob("*.py")} - ELSEWHERE
-    assert files == set(LAST)
+    files = {path.name for path in EXAMPLES.glob("*.py")} - IMPORTED
+    assert files == set(LAST) | TORCHRUN
     listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
     assert set(listed) == files

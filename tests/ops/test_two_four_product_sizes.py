@@ -49,7 +49,7 @@ def wrong_calls():
             ({"rows": -1}, "rows: expected at least 0, got -1"),
             ({"cols": -4}, "columns: expected a multiple of 4, got -4"),
             ({"cols": 10}, "columns: expected a multiple of 4, got 10"),
-            ({"rows": 2**40, "cols": 2**40}, "rows: too many, got 1099511627776"),
+            ({"rows": 2**40, "cols": 2**40}, "rows and columns: expected at most 2^48 elements"),
             ({"value_count": 23}, f"{name}: expected length 24, got 23"),
             ({"values": 0}, f"{name}: null data"),
             ({"metadata_count": 7}, "metadata: expected length 8, got 7"),

@@ -8,6 +8,10 @@ namespace sparsekern {
 
 enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2 };
 
+constexpr int64_t element_bytes(DType dtype) {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
 // A bfloat16 as stored: the upper half of a float32.
 struct BFloat16 {
     uint16_t bits;

@@ -50,9 +50,12 @@ def read_idx(path: Path, rank: int) -> torch.Tensor:
         )
     shape = struct.unpack(f">{rank}I", content[4:header_size])
     expected = header_size + math.prod(shape)
+    size = " x ".join(map(str, shape))
     if len(content) != expected:
-        size = " x ".join(map(str, shape))
         raise DataError(f"{path}: expected {expected:,} bytes for {size} elements, found {len(content):,}")
+    # NumPy counts the other dimensions also where one is 0.
+    if math.prod(extent or 1 for extent in shape) >= 2**63:
+        raise DataError(f"{path}: expected dimensions that memory has room for, found {size}")
     # A copy: torch wants memory that may be written to.
     return torch.from_numpy(numpy.frombuffer(content, numpy.uint8, offset=header_size).reshape(shape).copy())
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import datetime
-import os
-import traceback
 import warnings
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsekern as sk
 from sparsekern.methods.ranks import full, write_full
 from sparsekern.nn import SparseLayer, SparseLinear
+from tests.processes import run
 
 METHODS = {
     "RigL": sk.RigL,
@@ -370,26 +366,5 @@ def write_parts(rank, size):
     return equal
 
 
-def run(job):
-    rank, size, folder = job["rank"], job["size"], Path(job["folder"])
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        if size > 1:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{folder}/rendezvous",
-                rank=rank,
-                world_size=size,
-                timeout=datetime.timedelta(seconds=30),
-            )
-        torch.save(globals()[job["name"]](rank, size, **job["arguments"]), folder / f"{rank}.pt")
-        if size > 1:
-            dist.destroy_process_group()
-    except BaseException:
-        (folder / f"{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")
-        raise SystemExit(1) from None
-
-
 if __name__ == "__rank__":
-    run(JOB)  # noqa: F821 (the fixture hands it over)
+    run(JOB, globals())  # noqa: F821 (the fixture hands it over)
