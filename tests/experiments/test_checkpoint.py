@@ -98,7 +98,7 @@ def test_code_in_a_pickle_is_never_run(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     for save in (lambda: torch.save(Harmful(), path), lambda: path.write_bytes(pickle.dumps(Harmful()))):
         save()
-        with pytest.raises(CheckpointError, match=r"found another or a damaged file \([A-Z]\w+\)$"):
+        with pytest.raises(CheckpointError, match="expected a sparsekern checkpoint"):
             read_checkpoint(path)
         assert not (path.parent / "harm").exists()
 
