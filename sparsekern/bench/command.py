@@ -176,10 +176,10 @@ def _check_given(options: argparse.Namespace, is_layer: bool) -> None:
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type not in ("cpu", "cuda"):
+    if name.partition(":")[0] not in ("cpu", "cuda"):
         raise BenchError(f"--device must be cpu or cuda, got {name}")
     try:
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"--device {name} cannot be used: {one_line(error)}") from error

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -96,6 +97,8 @@ def _from_callable(wanted: Wanted) -> Subject:
             f"{wanted.name} must return a torch.nn.Module, or one and its inputs, "
             f"got {type(returned).__name__}"
         )
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise BenchError(f"{wanted.name} must return a model with its weights in memory, got one on meta")
     given = [
         option
         for option, value in (
@@ -176,6 +179,10 @@ def _from_recipe(wanted: Wanted) -> Subject:
         if error.name != "yaml":
             raise
         raise BenchError("recipes need the package yaml, of the extra [train]") from None
+    try:
+        recipe = load_recipe(wanted.name)
+    except ExperimentError as error:
+        raise BenchError(f"{error}; a model of your own is MODULE:CALLABLE, a layer OUTxIN") from None
     for option, value in (
         ("--input-shape", wanted.input_shape),
         ("--input-tokens", wanted.input_tokens),
@@ -183,10 +190,6 @@ def _from_recipe(wanted: Wanted) -> Subject:
     ):
         if value is not None:
             raise BenchError(f"{option} must be left out for a recipe, which has its own")
-    try:
-        recipe = load_recipe(wanted.name)
-    except ExperimentError as error:
-        raise BenchError(f"{error}; a model of your own is MODULE:CALLABLE, a layer OUTxIN") from None
     try:
         model, _ = build_model(recipe.dense_twin())
     except (ExperimentError, ValueError) as error:

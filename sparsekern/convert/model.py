@@ -108,7 +108,8 @@ def _called(name: str) -> nn.Module:
         make: Any = importlib.import_module(module_name)
     except Exception as error:  # the module's own code
         raise ConvertError(
-            f"--model {name}: the module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+            f"--model {name}: the module {module_name!r} cannot be imported: "
+            f"{type(error).__name__}: {_line(error)}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(make, part):
@@ -124,7 +125,7 @@ def _called(name: str) -> nn.Module:
     except Exception as error:  # the user's own code
         raise ConvertError(
             f"--model {name}: expected what makes a model when called without arguments, got "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ConvertError(

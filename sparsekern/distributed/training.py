@@ -207,7 +207,7 @@ class Training:
 
     def _check_optimizer(self, saved: Mapping[str, Any]) -> None:
         if saved["kind"] != (mine := type(self.optimizer).__name__):
-            raise ValueError(f"optimizer must be a {saved['kind']}, as in the checkpoint, got a {mine}")
+            raise ValueError(f"optimizer must be {saved['kind']}, as in the checkpoint, got {mine}")
         theirs = [group["params"] for group in saved["groups"]]
         if theirs != self.group_names:
             differing = [(t, m) for t, m in zip(theirs, self.group_names) if t != m]

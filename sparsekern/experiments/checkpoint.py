@@ -11,6 +11,7 @@ import torch
 from sparsekern.experiments.digest import digest
 from sparsekern.experiments.errors import CheckpointError
 from sparsekern.files import write_atomically
+from sparsekern.state_files import reason
 
 MAGIC = "sparsekern checkpoint"
 VERSION = 3
@@ -34,9 +35,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         kept = "; the checkpoint before it is intact" if path.exists() else ""
-        raise CheckpointError(f"{path}: the checkpoint cannot be written: {reason}{kept}") from error
+        raise CheckpointError(f"{path}: the checkpoint cannot be written: {why}{kept}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -56,9 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of pickles it is about to refuse
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in more ways than torch documents
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path}: expected a sparsekern checkpoint, found another or a damaged file ({reason})"
+            f"{path}: expected a sparsekern checkpoint, found another or a damaged file ({reason(error)})"
         ) from None
     if not isinstance(content, dict) or content.get("magic") != MAGIC:
         raise CheckpointError(

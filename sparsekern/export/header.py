@@ -56,7 +56,8 @@ def check_layers(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> No
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         expected, found = ours.get(name, "a dense layer or none"), theirs.get(name, "a dense layer or none")
         if expected != found:
-            raise ValueError(f"{path}: expected {expected} for layer {name!r}, found {found}")
+            hint = "" if ours else "; the model has no sparse layers: call sparsify_ as before it was saved"
+            raise ValueError(f"{path}: expected {expected} for layer {name!r}, found {found}{hint}")
 
 
 def safetensors_package() -> ModuleType:

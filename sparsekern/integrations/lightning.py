@@ -118,6 +118,13 @@ class SparseTraining(_callback_type()):  # type: ignore[misc]
         else:
             self._sparsify(pl_module)
 
+    def on_init_end(self, *arguments: Any, **others: Any) -> None:
+        """The first hook of Hugging Face's Trainer, whose callback is another one."""
+        raise TypeError(
+            "callbacks must have SparseTraining of sparsekern.integrations.transformers for this Trainer, "
+            "got that of sparsekern.integrations.lightning"
+        )
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         made_late = sorted(_convertible(pl_module) - self._dense) if self._plan.converts else []
         if made_late:

@@ -25,6 +25,9 @@ except ImportError as error:
 
 __all__ = ["SparseTraining"]
 
+# What Lightning's Trainer, whose callback is another one, asks a callback for first.
+LIGHTNING = ("state_key", "setup", "on_exception")
+
 
 class SparseTraining(TrainerCallback):
     """Trains a model sparsely: ``Trainer(model, callbacks=[SparseTraining(0.9, distribution="erk")])``.
@@ -109,7 +112,7 @@ class SparseTraining(TrainerCallback):
                 )
         if optimizer is not None and self._plan.converts:
             raise ValueError(
-                f"optimizers must be left out where SparseTraining makes the model sparse, got a "
+                f"optimizers must be left out where SparseTraining makes the model sparse, got "
                 f"{type(optimizer).__name__} of the dense weights; or call sparsify_ before you make it, and "
                 "leave sparsity out here"
             )
@@ -142,6 +145,14 @@ class SparseTraining(TrainerCallback):
             self._trainer.log(metrics)
         else:
             state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LIGHTNING:
+            raise TypeError(
+                "callbacks must have SparseTraining of sparsekern.integrations.lightning for this Trainer, "
+                "got that of sparsekern.integrations.transformers"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.method is not None:

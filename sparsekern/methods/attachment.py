@@ -130,8 +130,8 @@ class Attachment:
             if id(parameter) in held:
                 raise ValueError(
                     f"optimizer must be the only one that steps the weight of layer {name!r}, which "
-                    f"{self._owner} moves with a {type(self._optimizer).__name__}; got a "
-                    f"{type(optimizer).__name__} that holds it too"
+                    f"{self._owner} moves with {type(self._optimizer).__name__}; got "
+                    f"{type(optimizer).__name__}, which holds it too"
                 )
 
 

@@ -273,7 +273,7 @@ def driven_layers(
             continue
         if id(weight) not in groups:
             raise ValueError(
-                f"optimizer must hold the weights of all sparse layers, got a {type(optimizer).__name__} "
+                f"optimizer must hold the weights of all sparse layers, got {type(optimizer).__name__} "
                 f"without that of {name!r}; make it from model.parameters() after sparsify_, or exclude the "
                 "layer"
             )

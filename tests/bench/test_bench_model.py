@@ -118,6 +118,10 @@ def text():
     return "text"
 
 
+def on_meta():
+    return nn.Linear(8, 8, device="meta")
+
+
 def lazy_head():
     return nn.Sequential(nn.Linear(8, 7), nn.Linear(7, 8))
 
@@ -338,7 +342,9 @@ SHAPE = ("--input-shape", "8")
         ([f"{MODULE}:single", *SHAPE, "--pattern", "2:4-int8"], "among unstructured, block, 2:4 for a model"),
         ([f"{MODULE}:single", *SHAPE, "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         ([f"{MODULE}:single", *SHAPE, "--device", "meta"], "--device must be cpu or cuda, got meta"),
-        ([f"{MODULE}:single", *SHAPE, "--device", "gpu"], "gpu"),
+        ([f"{MODULE}:single", *SHAPE, "--device", "gpu"], "--device must be cpu or cuda, got gpu"),
+        ([f"{MODULE}:on_meta", *SHAPE], "must return a model with its weights in memory, got one on meta"),
+        ([f"{MODULE}", *SHAPE], "a model of your own is MODULE:CALLABLE, a layer OUTxIN"),
         ([f"{MODULE}:single", *SHAPE, "--plot", "found.txt"], "must end in .png, .svg, .pdf"),
         ([f"{MODULE}:single", *SHAPE, "--json", "no/such/folder"], "must be in a folder that exists"),
         ([f"{MODULE}:single", *SHAPE, "--json", "."], "must be a file"),
@@ -347,7 +353,6 @@ SHAPE = ("--input-shape", "8")
         (["8x8", "--batch", "4"], "--batch is for a model, got it for a layer"),
         (["8x8", "--pattern", "block,2:4"], "--pattern must be one of them for a layer"),
         (["lenet5-digit"], "did you mean lenet5-digits"),
-        (["my_module"], "a model of your own is MODULE:CALLABLE, a layer OUTxIN"),
         (["lenet5-digits", *SHAPE], "--input-shape must be left out for a recipe"),
         (["lenet5-digits", "--model-args", "a=1"], "--model-args must be left out for a recipe"),
     ],

@@ -280,6 +280,16 @@ def test_mistakes(files, tmp_path, capsys, arguments, message):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_error_of_the_users_own_code_is_one_line(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "convert_fails_called.py").write_text("def build():\n    raise ValueError('two\\nlines')\n")
+    (tmp_path / "convert_fails_on_import.py").write_text("raise ValueError('two\\nlines')\n")
+    for model in ("convert_fails_called:build", "convert_fails_on_import:build"):
+        error = refused(capsys, files / "zeros.pt", tmp_path / "a.pt", "--model", model)
+        assert error.endswith("ValueError: two lines")
+    assert not (tmp_path / "a.pt").exists()
+
+
 def test_what_is_there_is_kept(files, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.pt"
     out.write_text("mine")

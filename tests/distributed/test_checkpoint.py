@@ -172,7 +172,7 @@ REFUSED = {
     ),
     "other_optimizer": (
         lambda: start(optimizer="sgd").saved,
-        "optimizer must be a AdamW, as in the checkpoint, got a SGD",
+        "optimizer must be AdamW, as in the checkpoint, got SGD",
     ),
     "other_groups": (
         lambda: other_groups(start(method=None)),

@@ -87,7 +87,7 @@ def test_another_model_is_refused_before_anything_is_loaded(tmp_path):
         "expected .*'shape': \\[8, 32\\].* for layer '3', found .*16, 32": nn.Sequential(
             network()[0], nn.BatchNorm2d(8), nn.Flatten(), sk.nn.SparseLinear(32, 8, sparsity=0.5)
         ),
-        "for layer '0', found .*SparseConv2d": dense_network(),
+        "for layer '0', found .*SparseConv2d.* no sparse layers: call sparsify_ as before": dense_network(),
         "'pattern weight'.* for layer '0', found .*'pattern values'": network("masked"),
     }
     for message, other in others.items():

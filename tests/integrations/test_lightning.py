@@ -288,11 +288,13 @@ def test_what_does_not_go_together_is_refused():
 
     refused(Regression(), "sparsity must be given for a model without sparse layers, got None and a dense")
     refused(ConfiguredLate(), "sparsity must be given for a model without sparse layers")
-    refused(MadeBefore(), "optimizer must hold the weights of all sparse layers, got a SGD without", 0.8)
+    refused(MadeBefore(), "optimizer must hold the weights of all sparse layers, got SGD without", 0.8)
     refused(MadeInSetup(), r"must have all its layers before setup, .* got 'head'", 0.8)
     with pytest.warns(UserWarning, match="configure_optimizers"):
-        refused(NoOptimizer(), "optimizer must hold the weights .* got a _MockOptimizer", 0.8)
+        refused(NoOptimizer(), "optimizer must hold the weights .* got _MockOptimizer", 0.8)
     refused(Regression(), "exclude must be names or glob patterns", 0.8, exclude=["nothing"])
+    with pytest.raises(TypeError, match=r"SparseTraining of sparsekern\.integrations\.lightning"):
+        fit(Regression(), sk.integrations.transformers.SparseTraining(0.8))
     sparse = Regression()
     sk.sparsify_(sparse, sparsity=0.5)
     refused(sparse, "sparsity and masks must be left out for a model that is sparse already", 0.8)

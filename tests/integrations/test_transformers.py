@@ -241,11 +241,13 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     assert not is_sparse(model)
     sk.sparsify_(model, sparsity=0.5)
     refused("that is sparse already and taken as it is", SparseTraining(0.8), model)
-    words = "optimizer must hold the weights of all sparse layers, got a SGD without"
+    words = "optimizer must hold the weights of all sparse layers, got SGD without"
     refused(words, SparseTraining(), model, optimizers=made)
     refused(
         "model must have an nn.Linear or nn.Conv2d to convert", SparseTraining(0.8), nn.Sequential(nn.Tanh())
     )
+    with pytest.raises(TypeError, match=r"SparseTraining of sparsekern\.integrations\.transformers"):
+        train(tmp_path, Plain(), sk.integrations.lightning.SparseTraining(0.8))
     run = trainer(tmp_path, Plain())
     run.add_callback(SparseTraining(0.8))
     with pytest.raises(ValueError, match=r"made sparse before its optimizer .* add_callback is too late"):
