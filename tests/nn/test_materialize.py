@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.nn.materialize import Materialization
 
 
 class Net(nn.Module):
@@ -191,6 +192,26 @@ class Scale(nn.Module):
     def reset_parameters(self):
         self.scale.data.fill_(1)
         self.offset.data.fill_(0)
+
+
+class Positions(nn.Module):
+    """Makes its buffer anew, on the default device."""
+
+    def __init__(self):
+        super().__init__()
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.register_buffer("places", torch.arange(4))
+
+
+def test_buffers_that_a_module_makes_anew_are_on_the_device():
+    with torch.device("meta"):
+        model = Positions()
+        memory = Materialization(model, torch.device("cpu"))
+        memory.fill(memory.modules)
+    assert model.places.device.type == "cpu"
+    assert model.places.tolist() == [0, 1, 2, 3]
 
 
 def test_a_module_of_which_half_is_there():
