@@ -271,6 +271,7 @@ EXPECTED = "expected a .safetensors file, a state dict of torch.save, a checkpoi
         (["zeros.pt", "a.pt", "--model", "torch:no_such"], "the module 'torch' has no 'no_such'"),
         (["zeros.pt", "a.pt", "--model", "torch:pi"], "when called without arguments, got a float"),
         (["zeros.pt", "a.pt", "--model", "torch.nn:Linear"], "when called without arguments, got TypeError"),
+        (["zeros.pt", "a.pt", "--model", "sys:exit"], "when called without arguments, got SystemExit"),
         (["zeros.pt", "a.pt", "--model", "builtins:dict"], "expected to make a torch.nn.Module, got a dict"),
         (
             ["zeros.pt", "a.pt", "--to", "dense", "--model", "torch.nn:Identity"],
