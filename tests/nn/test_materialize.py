@@ -194,6 +194,21 @@ class Scale(nn.Module):
         self.offset.data.fill_(0)
 
 
+class Allowed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.empty(3, dtype=torch.bool))
+
+    def reset_parameters(self):
+        self.mask.fill_(True)
+
+
+def test_what_is_written_may_look_like_what_is_not():
+    model = nn.Sequential(Allowed().to("meta"), nn.Linear(4, 4, device="meta"))
+    sk.sparsify_(model, 0.5, init="per_neuron", device="cpu")
+    assert model[0].mask.tolist() == [True, True, True]
+
+
 class Positions(nn.Module):
     """Makes its buffer anew, on the default device."""
 
