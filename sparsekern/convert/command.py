@@ -136,8 +136,6 @@ def _check_output(options: argparse.Namespace) -> None:
     if not source.exists():
         raise ConvertError(f"{source}: there is no such file")
     if output.exists():
-        if output.samefile(source):
-            raise ConvertError(f"OUT must be another file than IN, got {output}")
         if output.is_dir() or not options.overwrite:
             what = "is a folder" if output.is_dir() else "is there already: --overwrite replaces it"
             raise ConvertError(f"{output} {what}")
@@ -147,6 +145,8 @@ def _check_output(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     source = read_source(options.source)
+    if options.output.exists() and any(map(options.output.samefile, source.files)):
+        raise ConvertError(f"OUT must be another file than IN, got {options.output}")
     model, state = _model(options, source)
     to = "dense" if options.to == "onnx" else options.to
     how = Options(to, options.min_sparsity, options.prune, options.block_size or 64)

@@ -106,7 +106,7 @@ def _called(name: str) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         make: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code
+    except (Exception, SystemExit) as error:  # the module's own code, or a script's without a guard
         raise ConvertError(
             f"--model {name}: the module {module_name!r} cannot be imported: "
             f"{type(error).__name__}: {_line(error)}"
@@ -122,7 +122,7 @@ def _called(name: str) -> nn.Module:
         )
     try:
         model = make()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise ConvertError(
             f"--model {name}: expected what makes a model when called without arguments, got "
             f"{type(error).__name__}: {_line(error)}"

@@ -44,8 +44,8 @@ class Source:
         Of the run whose checkpoint this is.
     left_out : tuple of str
         Keys of what is no tensor, which no converted file has.
-    size : int, optional
-        Bytes of the files, where there are several.
+    shards : tuple of Path
+        The files with tensors, where there are several.
     """
 
     path: Path
@@ -54,12 +54,17 @@ class Source:
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
-    size: int | None = None
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What was read."""
+        return self.shards or (self.path,)
 
     @property
     def nbytes(self) -> int:
         """Of the files."""
-        return self.path.stat().st_size if self.size is None else self.size
+        return sum(file.stat().st_size for file in self.files)
 
 
 def read_source(path: Path) -> Source:
@@ -90,9 +95,9 @@ def _file_of_folder(folder: Path) -> Path:
 
 
 def _read_shards(folder: Path) -> Source:
-    with ExitStack() as files:
+    with ExitStack() as opened:
         try:
-            shards = open_shards(folder, files)
+            shards = open_shards(folder, opened)
             state = {key: shards.read(key) for key in shards.tensors}
             layers = _layers(shards.layers)
         except ValueError as error:
@@ -100,8 +105,8 @@ def _read_shards(folder: Path) -> Source:
         except (KeyError, TypeError) as error:
             raise ConvertError(f"{shards.path}: expected that of save_sharded, found {error!r}") from None
     state |= {key: state[kept] for key, kept in shards.aliases.items()}
-    size = sum(path.stat().st_size for path in {entry[0] for entry in shards.tensors.values()})
-    return Source(folder, "a folder of save_sharded", state, layers, size=size)
+    files = tuple({entry[0]: None for entry in shards.tensors.values()})
+    return Source(folder, "a folder of save_sharded", state, layers, shards=files)
 
 
 def _read_safetensors(path: Path) -> Source:

@@ -20,6 +20,8 @@ from sparsekern.export.header import (
 )
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import describe
+from sparsekern.formats.pattern import Pattern
+from sparsekern.nn import SparseLayer
 
 
 def save_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -69,8 +71,8 @@ def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     model : torch.nn.Module
-        With the same sparse layers; their patterns may be others. Where one has another number of active
-        positions, all Parameters become new ones: load before the optimizer is made.
+        With the same sparse layers, on any device but meta; their patterns may be others. Where one has
+        another number of active positions, its Parameter is resized: load before the optimizer is made.
     path : path
 
     Raises
@@ -97,19 +99,27 @@ def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: expected a safetensors file, found a damaged one ({error})") from None
     check_layers(path, describe_layers(model), header["layers"])
     state = {**tensors, **{key: tensors[kept] for key, kept in header["aliases"].items() if kept in tensors}}
-    own = model.state_dict()
-    resized = any(
-        key.endswith("values") and key in state and state[key].shape != tensor.shape
-        for key, tensor in own.items()
-    )
-    for key, tensor in own.items():
-        if key in state and tensor.is_floating_point() and state[key].is_floating_point():
-            state[key] = state[key].to(tensor.dtype)
+    for key, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"model must have its memory, got {key!r} on the meta device: load_sharded gives it some"
+            )
     try:  # on a copy, since PyTorch stops half way at what does not fit
-        copy.deepcopy(model).load_state_dict(state, assign=resized)
-    except RuntimeError as error:
+        _load(copy.deepcopy(model), state)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the tensors of this model: {error}") from error
-    model.load_state_dict(state, assign=resized)
+    _load(model, state)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, layer in model.named_modules():
+        key = f"{name}.pattern" if name else "pattern"
+        if isinstance(layer, SparseLayer) and layer.storage == "compact" and key in state:
+            # Other lengths are for the Parameters that are there, which others may hold as well.
+            pattern = Pattern(state[key])
+            if pattern.nnz != layer.pattern.nnz:
+                layer.set_pattern(pattern, resize=True)
+    model.load_state_dict(state)
 
 
 def _checked_path(path: Any) -> Path:

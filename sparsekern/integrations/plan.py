@@ -94,7 +94,8 @@ class Plan:
             )
         # All processes draw the same: a DDP wrapper would send weights to the others, but no patterns.
         drawn_from = seeds.generator(int(self._options.get("seed", 0)), "mask")
-        conversion = {"generator": drawn_from, **self._conversion}
+        given = {name: value for name, value in self._conversion.items() if value is not None}
+        conversion = {"generator": drawn_from, **given}
         self.report = sparsify_(model, self._sparsity, exclude=self._exclude, **conversion)
 
     def attach(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -94,7 +95,8 @@ def merge_attention_(model: nn.Module) -> list[str]:
     ------
     TypeError, ValueError
         For what is no module, a model in DDP, a single `SplitAttention`, and one with a projection that is no
-        plain ``nn.Linear``. Nothing has been changed then.
+        plain ``nn.Linear``, or whose Parameters are to be packed and are held elsewhere too. Nothing has been
+        changed then.
     """
     _check(model)
     if isinstance(model, SplitAttention):
@@ -121,6 +123,8 @@ def merge_attention_(model: nn.Module) -> list[str]:
         carry_beside(split, attention, SPLIT_OWN)
         swaps[id(split)] = attention
         names.append(name)
+    if (why := _shared_part(model, packed)) is not None:
+        raise ValueError(f"model must have attention that can be merged, got {why}")
     swap(model, swaps)
     restore_fused_paths(model)
     return names
@@ -146,4 +150,24 @@ def _shared_elsewhere(model: nn.Module, attention: nn.MultiheadAttention) -> str
     for name, module in model.named_modules():
         if not _is_attention(module) and any(id(p) in packed for p in module._parameters.values()):
             return f"its packed weight or bias is tied to one of {name or type(module).__name__}"
+    return None
+
+
+def _shared_part(model: nn.Module, packed: Collection[tuple[int, ...]]) -> str | None:
+    """Whether a Parameter that is to be packed is also held elsewhere, where it would be another then."""
+    places: dict[int, tuple[tuple[int, ...], str]] = {}
+    shared = {
+        part
+        for parts in packed
+        for part, name in zip(parts, PROJECTIONS, strict=True)
+        if places.setdefault(part, (parts, name)) != (parts, name)
+    }
+    for name, module in model.named_modules(remove_duplicate=False):
+        parent, _, own = name.rpartition(".")
+        is_projection = own in PROJECTIONS and isinstance(model.get_submodule(parent), SplitAttention)
+        for parameter in module._parameters.values():
+            if id(parameter) in (shared if is_projection else places):
+                return (
+                    f"a projection whose weight or bias is tied to one of {name or type(module).__name__!r}"
+                )
     return None

@@ -136,7 +136,8 @@ class Materialization:
         try:
             for module in self.modules.values():
                 self._allocate(module)
-            with torch.no_grad():
+            # What modules make anew is on this device as well.
+            with torch.no_grad(), self._device:
                 for name in resets:
                     self._reset(self.modules[name])
         except BaseException:

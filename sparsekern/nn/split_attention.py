@@ -152,7 +152,7 @@ class SplitAttention(nn.Module):
             self.embed_dim,
             self.num_heads,
             self.dropout,
-            layers[3].bias is not None,
+            layers[0].bias is not None,
             self.bias_k is not None,
             self.add_zero_attn,
             self.kdim,

@@ -90,6 +90,10 @@ def test_shards(files, tmp_path, capsys):
     ours, theirs = (safetensors.torch.load_file(path) for path in (out, files / "packed.safetensors"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    before = [path.read_bytes() for path in written]
+    same = refused(capsys, folder, written[1], "--overwrite")
+    assert same == f"OUT must be another file than IN, got {written[1]}"
+    assert [path.read_bytes() for path in written] == before
     written[1].unlink()
     assert f"{written[1]}: expected the file that" in refused(capsys, folder, out, "--overwrite")
 
@@ -267,6 +271,7 @@ EXPECTED = "expected a .safetensors file, a state dict of torch.save, a checkpoi
         (["zeros.pt", "a.pt", "--model", "torch:no_such"], "the module 'torch' has no 'no_such'"),
         (["zeros.pt", "a.pt", "--model", "torch:pi"], "when called without arguments, got a float"),
         (["zeros.pt", "a.pt", "--model", "torch.nn:Linear"], "when called without arguments, got TypeError"),
+        (["zeros.pt", "a.pt", "--model", "sys:exit"], "when called without arguments, got SystemExit"),
         (["zeros.pt", "a.pt", "--model", "builtins:dict"], "expected to make a torch.nn.Module, got a dict"),
         (
             ["zeros.pt", "a.pt", "--to", "dense", "--model", "torch.nn:Identity"],

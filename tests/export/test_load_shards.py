@@ -198,6 +198,32 @@ def test_another_model_is_refused_before_anything_is_loaded(change, saved):
     assert snapshot(model) == before
 
 
+def test_values_of_another_length_than_their_pattern(tmp_path):
+    model = network()
+    model[3].values.data = torch.zeros(5)
+    export.save_sharded(model, tmp_path)
+    other = network(seed=1)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"for '3\.pattern' and a weight to fit it, found .* \(5,\)"):
+        export.load_sharded(other, tmp_path)
+    assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+
+
+def test_fused_inference_stays_on_where_nothing_is_loaded(tmp_path):
+    def encoder():
+        return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 8))
+
+    model = encoder()
+    sk.sparsify_(model, 0.5, exclude=["1"])
+    export.save_sharded(model, tmp_path)
+    other = on_meta(encoder)
+    other[1] = nn.Linear(8, 3, device="meta")
+    with pytest.raises(ValueError, match=r"expected shape \(3, 8\) for '1\.weight'"):
+        export.load_sharded(other, tmp_path)
+    assert type(other[0].linear1) is nn.Linear
+    assert other[0].activation_relu_or_gelu == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -43,7 +43,9 @@ def test_another_number_of_values(tmp_path):
     sk.sparsify_(model, sparsity=0.5, exclude=["5"])
     export.save_safetensors(model, path)
     other = network()
+    parameters = list(other.parameters())
     export.load_safetensors(other, path)
+    assert all(ours is before for ours, before in zip(other.parameters(), parameters, strict=True))
     assert other[3].pattern == model[3].pattern
     torch.testing.assert_close(other.eval()(X), model.eval()(X))
 
@@ -63,6 +65,29 @@ def test_ties(tmp_path):
     assert other[0].values is other[1].values
     x = torch.randn(3, 8)
     torch.testing.assert_close(other(x), model(x))
+
+
+def test_dense_ties_where_another_layer_is_resized(tmp_path):
+    def tied(sparsity):
+        model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16, bias=False))
+        model[2].weight = model[0].weight
+        sk.sparsify_(model, sparsity, exclude=["2"])
+        return model
+
+    path = tmp_path / "tied.safetensors"
+    model, other = tied(0.5), tied(0.75)
+    export.save_safetensors(model, path)
+    export.load_safetensors(other, path)
+    assert other[2].weight is other[0].weight
+    x = torch.arange(16)
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_model_on_meta(tmp_path):
+    path = tmp_path / "model.safetensors"
+    export.save_safetensors(network(), path)
+    with pytest.raises(ValueError, match=r"got '0\.values' on the meta device: load_sharded gives it some"):
+        export.load_safetensors(network().to("meta"), path)
 
 
 def test_any_reader_gets_the_packed_tensors(tmp_path):

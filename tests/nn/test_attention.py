@@ -216,6 +216,52 @@ def test_attention_that_cannot_be_split_changes_nothing(change, message):
     assert list(model.modules()) == modules
 
 
+def tie_to_a_layer(model):
+    model.layer.weight = model.attention.k_proj.weight
+
+
+def tie_to_the_model(model):
+    model.own = model.attention.k_proj.weight
+
+
+def tie_keys_to_queries(model):
+    model.attention.k_proj = model.attention.q_proj
+
+
+def share_a_projection(model):
+    model.layer = model.attention.v_proj
+
+
+def tie_keys_of_two(model):
+    model.other.k_proj.weight = model.attention.k_proj.weight
+
+
+@pytest.mark.parametrize(
+    ("tie", "where"),
+    [
+        (tie_to_a_layer, "layer"),
+        (tie_to_the_model, "ModuleDict"),
+        (tie_keys_to_queries, "attention.q_proj"),
+        (share_a_projection, "layer"),
+        (tie_keys_of_two, "attention.k_proj"),
+    ],
+)
+def test_ties_that_packing_would_undo(tie, where):
+    model = nn.ModuleDict(
+        {
+            "layer": nn.Linear(WIDTH, WIDTH, dtype=double),
+            "attention": SplitAttention.from_attention(attention()),
+            "other": SplitAttention.from_attention(attention(1)),
+        }
+    )
+    tie(model)
+    modules = list(model.modules())
+    message = f"attention that can be merged, got a projection whose .* is tied to one of '{where}'"
+    with pytest.raises(ValueError, match=message):
+        merge_attention_(model)
+    assert list(model.modules()) == modules
+
+
 def test_models_that_are_refused(ddp):
     module = attention()
     for convert in (split_attention_, merge_attention_):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sparsekern as sk
+from sparsekern.nn.materialize import Materialization
 
 
 class Net(nn.Module):
@@ -191,6 +192,41 @@ class Scale(nn.Module):
     def reset_parameters(self):
         self.scale.data.fill_(1)
         self.offset.data.fill_(0)
+
+
+class Allowed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.empty(3, dtype=torch.bool))
+
+    def reset_parameters(self):
+        self.mask.fill_(True)
+
+
+def test_what_is_written_may_look_like_what_is_not():
+    model = nn.Sequential(Allowed().to("meta"), nn.Linear(4, 4, device="meta"))
+    sk.sparsify_(model, 0.5, init="per_neuron", device="cpu")
+    assert model[0].mask.tolist() == [True, True, True]
+
+
+class Positions(nn.Module):
+    """Makes its buffer anew, on the default device."""
+
+    def __init__(self):
+        super().__init__()
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.register_buffer("places", torch.arange(4))
+
+
+def test_buffers_that_a_module_makes_anew_are_on_the_device():
+    with torch.device("meta"):
+        model = Positions()
+        memory = Materialization(model, torch.device("cpu"))
+        memory.fill(memory.modules)
+    assert model.places.device.type == "cpu"
+    assert model.places.tolist() == [0, 1, 2, 3]
 
 
 def test_a_module_of_which_half_is_there():

@@ -148,6 +148,18 @@ def test_copies_devices_and_dtypes():
     assert "num_heads=3, dropout=0.2, batch_first=True" in repr(fresh)
 
 
+@pytest.mark.parametrize("layers", [("q_proj", "k_proj", "v_proj"), ("out_proj",)])
+def test_biases_taken_away_later_stay_away(layers):
+    made = split(attention(bias=True))
+    for name in layers:
+        getattr(made, name).bias = None
+    merged = made.to_attention()
+    assert not any(parameter.is_meta for parameter in merged.parameters())
+    assert (merged.in_proj_bias is None, merged.out_proj.bias is None) == (len(layers) == 3, len(layers) == 1)
+    x = torch.randn(LENGTH, BATCH, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(merged(x, x, x)[0], made(x, x, x)[0])
+
+
 def refusals(module):
     x = torch.zeros(BATCH, LENGTH, WIDTH, dtype=double)
     nested = torch.nested.nested_tensor([x[0], x[1, :2]])
