@@ -3,7 +3,11 @@
 import gc
 import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 # Nothing is downloaded: models are made from their configurations.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,3 +44,18 @@ def pytest_collection_finish() -> None:
     """Leave tens of thousands of test items to no garbage collection from here on: each would walk them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """forget_modules(*packages): they are imported anew in this test, and are as they were after it."""
+
+    def forget(*packages: str) -> None:
+        for name in [name for name in sys.modules if name.startswith(packages)]:
+            parent, _, child = name.rpartition(".")
+            # The parent's attribute as well, in which an import leaves the new module.
+            if hasattr(sys.modules.get(parent), child):
+                monkeypatch.delattr(sys.modules[parent], child)
+            monkeypatch.delitem(sys.modules, name)
+
+    return forget

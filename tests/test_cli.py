@@ -82,7 +82,7 @@ def test_env_prints_the_report(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["yaml", "tqdm"])
-def test_train_without_its_packages_says_what_to_install(capsys, monkeypatch, package):
+def test_train_without_its_packages_says_what_to_install(capsys, monkeypatch, forget_modules, package):
     original = builtins.__import__
 
     def without_package(name, *arguments, **keywords):
@@ -90,9 +90,7 @@ def test_train_without_its_packages_says_what_to_install(capsys, monkeypatch, pa
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, *arguments, **keywords)
 
-    for name in list(sys.modules):
-        if name.startswith("sparsekern.experiments"):
-            monkeypatch.delitem(sys.modules, name)
+    forget_modules("sparsekern.experiments")
     monkeypatch.setattr(builtins, "__import__", without_package)
     assert main(["train", "lenet5-digits"]) == 2
     error = capsys.readouterr().err

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -344,7 +343,7 @@ def test_half_a_layer_is_told_of(files, tmp_path, capsys):
     assert "note: left out, being no tensors: extra" in out
 
 
-def test_nothing_of_the_extra_train_is_needed(files, tmp_path, capsys, monkeypatch):
+def test_nothing_of_the_extra_train_is_needed(files, tmp_path, capsys, monkeypatch, forget_modules):
     original = builtins.__import__
 
     def without_packages(name, *arguments, **keywords):
@@ -352,9 +351,7 @@ def test_nothing_of_the_extra_train_is_needed(files, tmp_path, capsys, monkeypat
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, *arguments, **keywords)
 
-    for name in list(sys.modules):
-        if name.startswith(("sparsekern.experiments", "sparsekern.convert")):
-            monkeypatch.delitem(sys.modules, name)
+    forget_modules("sparsekern.experiments", "sparsekern.convert")
     monkeypatch.setattr(builtins, "__import__", without_packages)
     assert convert(files / "packed.pt", tmp_path / "a.pt", "--to", "dense") == 0
     capsys.readouterr()

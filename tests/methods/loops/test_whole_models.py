@@ -16,6 +16,15 @@ from sparsekern.nn import SparseLayer
 STEPS, EVERY, CLASSES, OVERFLOWS = 21, 4, 5, {2, 3, 9}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several add to PyTorch's gradient of an embedding in whichever order they come."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Recomputed(nn.Module):
     """A part of a network whose activations may be computed again in the backward pass."""
 
