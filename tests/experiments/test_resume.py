@@ -76,6 +76,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, sparsity):
     )
 
 
+@pytest.mark.slow
 def test_rigl_killed_right_after_an_update_and_between_two_ends_the_same(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     more = ["--method", "rigl", "--update-every", "40", "--grow-batch-size", "200"]

@@ -152,7 +152,10 @@ def test_geometries(interpreter, name, memory_format):
 
 @pytest.mark.parametrize(
     ("name", "storage"),
-    [("3x3-aligned", "compact"), ("5x5-of-3-channels", "masked")],
+    [
+        ("3x3-aligned", "compact"),
+        pytest.param("5x5-of-3-channels", "masked", marks=pytest.mark.slow),
+    ],
     ids=["aligned", "masked"],
 )
 def test_masks_of_every_kind(interpreter, mask_of, name, storage):

@@ -157,6 +157,7 @@ def _as_they_are(figure, folder, quick):
     return [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
 
 
+@pytest.mark.slow
 def test_runs_are_shared_between_targets(tiny, tmp_path, capsys):
     def call(name):
         arguments = ["reproduce", name, "--quick", "--seeds", "0", "--workers", "1"]

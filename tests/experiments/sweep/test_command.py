@@ -79,6 +79,7 @@ def start(output, *more):
     return process
 
 
+@pytest.mark.slow
 def test_interrupted_sweeps_carry_on_to_the_same_weights(tmp_path, capsys):
     more = ["--methods", "rigl", "--steps", "200", "--workers", "1"]
     process = start(tmp_path, *more)
