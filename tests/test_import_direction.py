@@ -18,7 +18,7 @@ PACKAGE = ROOT / "sparsekern"
 # From the bottom up. A unit is a folder or a file of the package; it imports from its own line and below.
 # __init__ is the public interface: what stands above it uses it as any user does, what is below never does.
 LAYERS = [
-    {"_version", "files", "state_files", "timing"},
+    {"_version", "files", "state_files", "timing", "user_code"},
     {"native", "kernels", "_C"},
     {"formats", "seeds", "geometry", "candidates"}
     | {"backends", "cpp", "cuda", "semi_structured", "triton", "two_four_layouts", "reference"},

@@ -12,11 +12,12 @@ import torch
 from sparsekern.bench import options as takes
 from sparsekern.bench.contenders import OPTIMIZERS
 from sparsekern.bench.contenders import PATTERNS as MODEL_PATTERNS
-from sparsekern.bench.errors import BenchError, one_line
+from sparsekern.bench.errors import BenchError
 from sparsekern.bench.layer_command import DTYPES, bench_layer
 from sparsekern.bench.layers import PATTERNS
 from sparsekern.bench.model_command import AUTOCAST, SPARSITIES, bench_model
 from sparsekern.experiments.parser import Parser
+from sparsekern.user_code import one_line
 
 _PROG = "sparsekern bench"
 # Options of one of the two alone; None is what they have when they are not given.

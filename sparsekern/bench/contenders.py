@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparsekern as sk
-from sparsekern.bench.errors import BenchError, one_line
+from sparsekern.bench.errors import BenchError
 from sparsekern.bench.findings import Variant
 from sparsekern.bench.subject import Subject
 from sparsekern.nn.module import SparseModule
+from sparsekern.user_code import one_line
 
 OPTIMIZERS = ("sgd", "adamw")
 PATTERNS = ("unstructured", "block", "2:4")

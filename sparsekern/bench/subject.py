@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import chain
@@ -14,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern.bench.errors import BenchError, one_line
+from sparsekern.bench.errors import BenchError
+from sparsekern.user_code import UserCodeError, find_callable, one_line
 
 DEFAULT_BATCH = 32
 # A recipe's batch may be one of many devices, or of accumulated steps.
@@ -121,26 +119,10 @@ def _from_callable(wanted: Wanted) -> Subject:
 
 
 def _callable(name: str) -> Callable[..., Any]:
-    module_name, _, path = name.partition(":")
-    if not module_name or not path:
-        raise BenchError(f"a model must be MODULE:CALLABLE, such as my_models:build, got {name!r}")
-    if module_name.endswith(".py"):
-        dotted = module_name.removesuffix(".py").replace("/", ".").lstrip(".")
-        raise BenchError(f"a module is named as import does it: {dotted}:{path}, got {name!r}")
-    # Scripts that are installed have their own folder there, not the one that they are called in.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        # A module's own code may raise anything, and a script without a guard ends the process.
-        raise BenchError(f"the module {module_name!r} cannot be imported: {one_line(error)}") from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise BenchError(f"the module {module_name!r} has no {path!r}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise BenchError(f"{name} must be callable, got {type(found).__name__}")
+        found = find_callable(name)
+    except UserCodeError as error:
+        raise BenchError(str(error)) from error
     if isinstance(found, nn.Module):
         raise BenchError(f"{name} must return a model when it is called, got a {type(found).__name__} itself")
     return found

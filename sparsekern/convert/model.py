@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 import sparsekern as sk
 from sparsekern.convert.errors import ConvertError
 from sparsekern.export.dense import PACKED
-from sparsekern.nn.survey import DENSE_TYPES
+from sparsekern.nn.reasons import DENSE_TYPES
+from sparsekern.user_code import UserCodeError, find_callable, one_line
 
 if TYPE_CHECKING:
     from sparsekern.experiments.recipe import Recipe
@@ -98,35 +97,17 @@ def load_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
 
 
 def _called(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ConvertError(f"--model must be MODULE:CALLABLE or the name of a recipe, got {name!r}")
-    # As for `python -m`; the installed command has its own folder there.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    rule = "expected what makes a model when called without arguments"
     try:
-        make: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the module's own code, or a script's without a guard
-        raise ConvertError(
-            f"--model {name}: the module {module_name!r} cannot be imported: "
-            f"{type(error).__name__}: {_line(error)}"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(make, part):
-            raise ConvertError(f"--model {name}: the module {module_name!r} has no {attribute!r}")
-        make = getattr(make, part)
-    if isinstance(make, nn.Module) or not callable(make):
-        raise ConvertError(
-            f"--model {name}: expected what makes a model when called without arguments, got a "
-            f"{type(make).__name__}"
-        )
+        make = find_callable(name)
+    except UserCodeError as error:
+        raise ConvertError(f"--model {name}: {error}") from error
+    if isinstance(make, nn.Module):
+        raise ConvertError(f"--model {name}: {rule}, got a {type(make).__name__}")
     try:
         model = make()
     except (Exception, SystemExit) as error:  # the user's own code
-        raise ConvertError(
-            f"--model {name}: expected what makes a model when called without arguments, got "
-            f"{type(error).__name__}: {_line(error)}"
-        ) from error
+        raise ConvertError(f"--model {name}: {rule}, got {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConvertError(
             f"--model {name}: expected to make a torch.nn.Module, got a {type(model).__name__}"

@@ -265,10 +265,13 @@ EXPECTED = "expected a .safetensors file, a state dict of torch.save, a checkpoi
         (["zeros.pt", "a.onnx", "--input-shape", "1,0"], "--input-shape: must be sizes such as 1,3,32,32"),
         (["zeros.pt", "a.onnx", "--input-shape", "1,4"], "--model must be given for --to onnx"),
         (["zeros.pt", "a.pt", "--model", "lenet"], "--model lenet: unknown recipe 'lenet'"),
-        (["zeros.pt", "a.pt", "--model", ":f"], "--model must be MODULE:CALLABLE"),
+        (["zeros.pt", "a.pt", "--model", ":f"], "--model :f: a model must be MODULE:CALLABLE"),
         (["zeros.pt", "a.pt", "--model", "no_such_module:f"], "cannot be imported: ModuleNotFoundError"),
         (["zeros.pt", "a.pt", "--model", "torch:no_such"], "the module 'torch' has no 'no_such'"),
-        (["zeros.pt", "a.pt", "--model", "torch:pi"], "when called without arguments, got a float"),
+        (
+            ["zeros.pt", "a.pt", "--model", "torch:pi"],
+            "--model torch:pi: torch:pi must be callable, got float",
+        ),
         (["zeros.pt", "a.pt", "--model", "torch.nn:Linear"], "when called without arguments, got TypeError"),
         (["zeros.pt", "a.pt", "--model", "sys:exit"], "when called without arguments, got SystemExit"),
         (["zeros.pt", "a.pt", "--model", "builtins:dict"], "expected to make a torch.nn.Module, got a dict"),
@@ -290,7 +293,7 @@ def test_an_error_of_the_users_own_code_is_one_line(files, tmp_path, capsys, mon
     (tmp_path / "convert_fails_on_import.py").write_text("raise ValueError('two\\nlines')\n")
     for model in ("convert_fails_called:build", "convert_fails_on_import:build"):
         error = refused(capsys, files / "zeros.pt", tmp_path / "a.pt", "--model", model)
-        assert error.endswith("ValueError: two lines")
+        assert error.endswith("ValueError: two")
     assert not (tmp_path / "a.pt").exists()
 
 
