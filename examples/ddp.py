@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from gpt import GPT, Gradients, arguments, batch, report, start
+from gpt import Gradients, arguments, batch, loss_of, network, report, start
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsekern as sk
@@ -17,7 +17,7 @@ def main() -> None:
     options = arguments()
     rank, size, device = start()
     torch.manual_seed(0)
-    model = GPT()
+    model = network()
     dense = sum(parameter.nbytes for parameter in model.parameters())
     sk.sparsify_(model, sparsity=0.9, init="per_neuron", exclude=["head"])
     ddp = DistributedDataParallel(model.to(device))
@@ -30,7 +30,7 @@ def main() -> None:
     stored = sum(parameter.nbytes for parameter in model.parameters())
     for step in range(first, options.steps):
         optimizer.zero_grad()
-        loss = ddp(batch(step, rank, size, device))
+        loss = loss_of(ddp, batch(step, rank, size, device))
         with Gradients() as sent:
             loss.backward()
         assert sent.bytes == stored, f"{sent.bytes} bytes of gradients, for Parameters of {stored}"

@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.distributed as dist
-from gpt import GPT, Gradients, arguments, batch, report, start
+from gpt import Gradients, arguments, batch, loss_of, network, report, start
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -29,7 +29,7 @@ def main() -> None:
     options = arguments()
     rank, size, device = start()
     torch.manual_seed(0)
-    model = GPT()
+    model = network()
     dense = padded_bytes(model, size)
     sk.sparsify_(model, sparsity=0.9, init="per_neuron", exclude=["head"])
     # Vectors of the nonzeros, and what is dense: embeddings, norms, biases, the head. One process sends none.
@@ -46,7 +46,7 @@ def main() -> None:
         first = sk.distributed.load_checkpoint(options.checkpoint, model, optimizer, method)["step"]
     for step in range(first, options.steps):
         optimizer.zero_grad()
-        loss = model(batch(step, rank, size, device))
+        loss = loss_of(model, batch(step, rank, size, device))
         with Gradients() as sent:
             loss.backward()
         assert sent.bytes == stored, f"{sent.bytes} bytes of gradients, for Parameters of {stored}"

@@ -12,40 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SYMBOLS, LENGTH, WIDTH, HEADS, BATCH = 64, 64, 128, 4, 16
+from sparsekern.experiments.models import GPT, GPTConfig
+
+SYMBOLS, LENGTH, BATCH = 64, 64, 16
 
 
-class Block(nn.Module):
-    """Attention and two layers, each added to what comes in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
-        )
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(heads.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+def network() -> GPT:
+    """Two blocks, and a head of its own."""
+    return GPT(GPTConfig(vocabulary=SYMBOLS, context=LENGTH, layers=2, heads=4, width=128, tied=False))
 
 
-class GPT(nn.Module):
-    """Two blocks; the output is the cross-entropy of each next symbol, on average."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.symbols, self.positions = nn.Embedding(SYMBOLS, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.Sequential(Block(), Block())
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, SYMBOLS)
-
-    def forward(self, text: Tensor) -> Tensor:
-        positions = torch.arange(LENGTH - 1, device=text.device)
-        x = self.blocks(self.symbols(text[:, :-1]) + self.positions(positions))
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), text[:, 1:].flatten())
+def loss_of(model: nn.Module, text: Tensor) -> Tensor:
+    """The cross-entropy of each next symbol, on average."""
+    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
 
 
 def batch(step: int, rank: int, size: int, device: torch.device) -> Tensor:
