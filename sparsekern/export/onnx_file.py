@@ -8,7 +8,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sparsekern.export.dense import PACKED
+from sparsekern.export.paths import checked_path
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import check_bool, describe
 from sparsekern.nn import densify_
@@ -65,7 +65,7 @@ def to_onnx(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
-    path = _checked_path(path)
+    path = checked_path(path, ".onnx")
     check_bool(dynamic_batch, "dynamic_batch")
     arguments, keywords = _as_call(example_inputs)
     tensors = [leaf for leaf in (*arguments, *keywords.values()) if isinstance(leaf, Tensor)]
@@ -82,15 +82,6 @@ def to_onnx(
         twice = [_map(part, lambda x: torch.cat([x, x.flip(0), x])) for part in (arguments, keywords)]
         _compare(content, *twice, _results(dense, *twice))
     write_atomically(path, content)
-
-
-def _checked_path(path: Any) -> Path:
-    rule = "path must be the path of a .onnx file"
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{rule}, got {describe(path)}")
-    if Path(path).suffix != ".onnx":
-        raise ValueError(f"{rule}, got {os.fspath(path)!r}")
-    return Path(path)
 
 
 def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

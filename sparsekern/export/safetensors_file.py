@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from sparsekern.export.header import (
     read_header,
     safetensors_package,
 )
+from sparsekern.export.paths import checked_path
 from sparsekern.files import write_atomically
 from sparsekern.formats.checks import describe
 from sparsekern.formats.pattern import Pattern
@@ -47,7 +46,7 @@ def save_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
-    path = _checked_path(path)
+    path = checked_path(path, ".safetensors")
     package = safetensors_package()
     # Tied weights are stored once; safetensors refuses two names for one memory.
     tensors: dict[str, Tensor] = {}
@@ -87,7 +86,7 @@ def load_safetensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
-    path = _checked_path(path)
+    path = checked_path(path, ".safetensors")
     package = safetensors_package()
     with open(path, "rb"):  # an unreadable file is an OSError, whatever the package makes of it
         pass
@@ -120,12 +119,3 @@ def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
             if pattern.nnz != layer.pattern.nnz:
                 layer.set_pattern(pattern, resize=True)
     model.load_state_dict(state)
-
-
-def _checked_path(path: Any) -> Path:
-    rule = "path must be the path of a .safetensors file"
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{rule}, got {describe(path)}")
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"{rule}, got {os.fspath(path)!r}")
-    return Path(path)
