@@ -109,3 +109,12 @@ def run(job, functions):
     except BaseException:
         (folder / f"{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")
         raise SystemExit(1) from None
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes; tiny layers gain nothing by more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
