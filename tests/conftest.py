@@ -4,10 +4,12 @@ import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.process_state import changes, process_state
 
 # Nothing is downloaded: models are made from their configurations.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,6 +46,16 @@ def pytest_collection_finish() -> None:
     """Leave tens of thousands of test items to no garbage collection from here on: each would walk them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A file of tests leaves the process as it found it: which files share one differs from run to run."""
+    before = process_state()
+    yield
+    assert not (found := changes(before, process_state())), "the tests of this file leave: " + "; ".join(
+        found
+    )
 
 
 @pytest.fixture
