@@ -38,6 +38,9 @@ from sparsekern.kernels.pixels import (
 from sparsekern.kernels.tile_decode import decode_octets, load_weights
 from sparsekern.kernels.tuning import choose
 
+# Triton's major and minor version.
+COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 
 class WeightSizes(NamedTuple):
     """Sizes of a convolution's weight as a matrix.
@@ -265,10 +268,26 @@ def lean(
         most = 64
     elif not aligned or (not vectors and (old or sums)):
         most = 128
+    if COMPILER < (3, 7) and not (vectors or sums) and problem.element_size == 2:
+        return _with_few_addresses(configs, problem)
     if problem.capability >= 100 and not sums:
         # There the compiler holds two rows of tiles and few pixels to 128 registers, which do not suffice.
         configs = tuple(config for config in configs if config.group == 1 or config.samples > 64)
     return tuple(config for config in configs if config.samples * config.group <= most)
+
+
+def _with_few_addresses(configs: tuple[Config, ...], problem: Problem) -> tuple[Config, ...]:
+    """Those of `configs` whose threads read 16 elements at a time, with eight warps where four read more.
+
+    Triton up to 3.6 holds more addresses at once than later versions, and no registers are left for them.
+    """
+
+    def elements(config: Config) -> int:
+        return config.samples * min(config.depth, padded(problem.tile_size)) // (32 * config.warps)
+
+    fitted = (replace(config, warps=8) if elements(config) > 16 else config for config in configs)
+    few = dict.fromkeys(config for config in fitted if config.narrow or elements(config) <= 16)
+    return tuple(few) or configs
 
 
 def new_images(like: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -52,11 +52,22 @@ def octets_of(pattern, tile, start, row, octet, valid, TILE: tl.constexpr):
 
 
 @triton.jit
+def as_words(values):
+    """Their bits, as integers of their size."""
+    if values.dtype.primitive_bitwidth == 16:
+        return values.to(tl.int16, bitcast=True)
+    elif values.dtype.primitive_bitwidth == 32:
+        return values.to(tl.int32, bitcast=True)
+    else:
+        return values.to(tl.int64, bitcast=True)
+
+
+@triton.jit
 def load_value(place, counts, octets, column: tl.constexpr):
-    """The values of one column of a block of octets, 0 where not active."""
+    """The values of one column of a block of octets, as words, 0 where not active."""
     below = (counts >> (column % 4 * 8)) & 0xFF
     # Loaded whether active or not: a thread has fewer predicates than columns, and would store them away.
-    return tl.where((octets & (1 << column)) != 0, tl.load(place + below), 0)
+    return tl.where((octets & (1 << column)) != 0, as_words(tl.load(place + below)), 0)
 
 
 @triton.jit
@@ -65,7 +76,7 @@ def decode_octets(values, octets, first, ROWS: tl.constexpr, COLUMNS: tl.constex
 
     A thread decodes whole octets. A multiplication spreads four bits over four bytes, and another one gives
     each byte the sum of those below it, the place of its value. What is decoded goes to shared memory in one
-    piece.
+    piece. Until then it is words: Triton 3.6 fails on operands of a product that come from a reshape.
     """
     octets = octets.to(tl.uint32)
     low = ((octets & 0xF) * 0x00204081) & 0x01010101
@@ -84,7 +95,7 @@ def decode_octets(values, octets, first, ROWS: tl.constexpr, COLUMNS: tl.constex
     w7 = load_value(place, high_counts, octets, 7)
     even = tl.join(tl.join(w0, w4), tl.join(w2, w6))
     odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
-    return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))
+    return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS)).to(values.dtype.element_ty, bitcast=True)
 
 
 @triton.jit

@@ -71,19 +71,24 @@ def load_groups(pairs, metadata, row, rows, column, columns, valid, C):
 
 @triton.jit
 def expand_groups(words, nibbles, dtype: tl.constexpr, C):
-    """The weights (ROWS, COLUMNS) of a block of groups."""
+    """The weights (ROWS, COLUMNS) of a block of groups.
+
+    They are words until they are in place: Triton 3.6 fails on float operands that come straight from a
+    reshape, as later versions do on float32, and takes what is reinterpreted after it.
+    """
     if dtype == tl.float32:
-        first = words.to(tl.int32).to(dtype, bitcast=True)
-        second = (words >> 32).to(tl.int32).to(dtype, bitcast=True)
+        first = words.to(tl.int32)
+        second = (words >> 32).to(tl.int32)
     else:
-        first = words.to(tl.int16).to(dtype, bitcast=True)
-        second = (words >> 16).to(tl.int16).to(dtype, bitcast=True)
+        first = words.to(tl.int16)
+        second = (words >> 16).to(tl.int16)
     i, j = nibbles & 3, nibbles >> 2
     w0 = tl.where(i == 0, first, 0)
     w1 = tl.where(i == 1, first, tl.where(j == 1, second, 0))
     w2 = tl.where(i == 2, first, tl.where(j == 2, second, 0))
     w3 = tl.where(j == 3, second, 0)
-    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (C.ROWS, C.COLUMNS))
+    block = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (C.ROWS, C.COLUMNS))
+    return block.to(dtype, bitcast=True)
 
 
 @triton.jit
@@ -152,9 +157,6 @@ def two_four_linear_grad_input_kernel(
         above = (begin + i) * C.ROWS
         row = above + tl.arange(0, C.ROWS)
         weights = expand_groups(words, nibbles, grad_y.dtype.element_ty, C)
-        if grad_y.dtype.element_ty == tl.float32:
-            # Changes nothing, but Triton fails to lay out float32 operands that come straight from a decode.
-            weights = tl.where((row < rows)[:, None], weights, 0)
         ahead = begin + i + 1 < end
         words, nibbles = load_groups(pairs, metadata, above + C.ROWS, rows, first, columns, ahead, C)
         y_block = load_samples(grad_y, sample, samples, y_sample, row, rows, y_feature, C.NARROW)

@@ -328,7 +328,7 @@ SHAPE = ("--input-shape", "8")
         ),
         ([f"{MODULE}:Net", "--input-shape", "3x-1"], "must be the sizes of one example"),
         ([f"{MODULE}:Net", "--input-tokens", "9"], "must be VOCABULARYxLENGTH"),
-        ([f"{MODULE}:Net", *SHAPE], "Net does not take inputs of shape 32x8: RuntimeError: mat1 and mat2"),
+        ([f"{MODULE}:Net", *SHAPE], "Net does not take inputs of shape 32x8: RuntimeError: "),
         ([f"{MODULE}:named", "--batch", "3"], "--batch must be left out where"),
         ([f"{MODULE}:frozen", *SHAPE], "must have parameters that require a gradient"),
         ([f"{MODULE}:no_gradient", *SHAPE], "must hold a tensor that needs a gradient"),

@@ -69,6 +69,19 @@ def pack():
     return _pack
 
 
+def _numbers(module) -> tuple[int, ...]:
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+
+def _broken_interpreter(triton: tuple[int, ...], numpy: tuple[int, ...]) -> str | None:
+    """Why nothing can be interpreted beside these versions, which compile."""
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "Triton's interpreter converts arrays to numbers in a way that NumPy 2.4 refuses"
+    if triton == (3, 9):
+        return "Triton 3.9's interpreter refuses masks that are the conjunction of two comparisons"
+    return None
+
+
 @pytest.fixture(scope="session")
 def interpreter():
     """A process in which Triton kernels are interpreted, and memory that is not yet written holds NaN.
@@ -76,7 +89,9 @@ def interpreter():
     The variable counts when a kernel is decorated, so one process either interprets or compiles. Compiling is
     what this one does.
     """
-    pytest.importorskip("triton", reason="triton is not installed")
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if reason := _broken_interpreter(_numbers(triton), _numbers(np)):
+        pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
