@@ -111,8 +111,8 @@ def _triton_refusals(op: str, dtype: torch.dtype, device: torch.device) -> list[
     if dtype not in triton.DTYPES and op not in triton.BIT_COPIES:
         names = ", ".join(map(_name, triton.DTYPES))
         reasons.append(f"it computes in {names}, and the inputs are {_name(dtype)}")
-    if not triton.is_installed():
-        reasons.append("Triton is not installed: `pip install triton`")
+    if reason := triton.unusable():
+        reasons.append(reason)
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < triton.LEAST_CAPABILITY:

@@ -5,6 +5,7 @@ A public function for each op that has a kernel, under its name. Triton is impor
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 
@@ -35,13 +36,24 @@ __all__ = [
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Ops whose kernels move values and compute nothing, and so take any dtype.
 BIT_COPIES = ("pack", "unpack", "gather_two_four", "unpack_two_four")
+# Earlier ones fail to compile some of the kernels.
+LEAST_VERSION = (3, 6)
 # Matrix instructions on bfloat16, and asynchronous copies, came with it.
 LEAST_CAPABILITY = (8, 0)
 
 
-def is_installed() -> bool:
-    """Whether Triton can be imported. It is not imported, which takes a while."""
-    return importlib.util.find_spec("triton") is not None
+def unusable() -> str | None:
+    """Why no kernel can be compiled, None where they can. Triton is not imported, which takes a while."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: `pip install triton`"
+    try:
+        found = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # built from source, or of another distribution
+    if tuple(map(int, found.split(".")[:2])) < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        return f"it needs Triton {least} or newer, as comes with PyTorch 2.10, and {found} is installed"
+    return None
 
 
 def is_interpreted() -> bool:

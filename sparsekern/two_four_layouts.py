@@ -188,7 +188,7 @@ def _with_values(arranged: Tensor, values: Tensor) -> Tensor:
 def _unpacked(values: Tensor, metadata: Tensor) -> Tensor:
     from sparsekern import triton
 
-    if values.is_cuda and triton.is_installed():
+    if values.is_cuda and triton.unusable() is None:
         return triton.unpack_two_four(values, metadata)
     rows, kept = values.shape
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=values.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import re
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparsekern import backends, cpp, cuda, reference
+from sparsekern import backends, cpp, cuda, reference, triton
 from sparsekern.backends import AUTOMATIC, BACKENDS, Backend, BackendError, select
 from sparsekern.formats import Pattern
 from sparsekern.ops import (
@@ -169,6 +170,23 @@ def test_the_first_without_an_objection_runs(monkeypatch):
     monkeypatch.setattr(backends, "BACKENDS", {name: table[name] for name in ("first", "reference")})
     with pytest.raises(BackendError, match="first: it is busy\n  reference: it runs only when asked for"):
         choose("linear", ON_CPU)
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.5.1", "it needs Triton 3.6 or newer, as comes with PyTorch 2.10, and 3.5.1 is installed"),
+        ("3.6.0", None),
+        ("3.10.1+git1234", None),
+    ],
+)
+def test_an_old_triton_is_refused_in_words(monkeypatch, version, reason):
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": version}.__getitem__)
+    assert triton.unusable() == reason
+    with pytest.raises(BackendError) as refused:
+        choose("linear", ON_CPU, "triton")
+    assert (f"  triton: {reason}" in str(refused.value).splitlines()) == (reason is not None)
 
 
 MATRIX = Pattern.random((6, 9), 0.5, generator=torch.Generator().manual_seed(0))
