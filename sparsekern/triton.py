@@ -52,7 +52,7 @@ def unusable() -> str | None:
         return None  # built from source, or of another distribution
     if tuple(map(int, found.split(".")[:2])) < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
-        return f"it needs Triton {least} or newer, as comes with PyTorch 2.10, and {found} is installed"
+        return f"it needs Triton {least} or newer, as comes with PyTorch 2.11, and {found} is installed"
     return None
 
 

@@ -175,7 +175,7 @@ def test_the_first_without_an_objection_runs(monkeypatch):
 @pytest.mark.parametrize(
     ("version", "reason"),
     [
-        ("3.5.1", "it needs Triton 3.6 or newer, as comes with PyTorch 2.10, and 3.5.1 is installed"),
+        ("3.5.1", "it needs Triton 3.6 or newer, as comes with PyTorch 2.11, and 3.5.1 is installed"),
         ("3.6.0", None),
         ("3.10.1+git1234", None),
     ],
