@@ -7,7 +7,7 @@ from pathlib import Path
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 # Other variables are set by libraries on their first import or use, for themselves.
-VARIABLES = ("SPARSEKERN_", "OMP_", "MKL_", "TRITON_")
+VARIABLES = ("SPARSEKERN_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_INTERPRET")
 
 
 def process_state() -> dict[str, object]:
