@@ -97,7 +97,7 @@ every_gpu = pytest.mark.parametrize(
 )
 
 
-@every_gpu
+@pytest.mark.parametrize("capability", [pytest.param(90, id="sm_90")], indirect=True)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("arithmetic", ["bf16"], indirect=True)
 @pytest.mark.parametrize("op", OPS)
