@@ -268,7 +268,7 @@ def lean(
         most = 64
     elif not aligned or (not vectors and (old or sums)):
         most = 128
-    if COMPILER < (3, 7) and not (vectors or sums) and problem.element_size == 2:
+    if COMPILER < (3, 7) and not (vectors or sums) and problem.precision != "ieee":
         return _with_few_addresses(configs, problem)
     if problem.capability >= 100 and not sums:
         # There the compiler holds two rows of tiles and few pixels to 128 registers, which do not suffice.
