@@ -173,6 +173,7 @@ def test_runs_are_shared_between_targets(tiny, tmp_path, capsys):
     assert "[" not in text
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_runs_and_the_same_command_carries_on(tmp_path):
     command = [sys.executable, "-m", "sparsekern", "reproduce", "fig10", "--quick", "--workers", "1"]
     command += ["--seeds", "0", "--output", str(tmp_path)]
