@@ -54,7 +54,9 @@ def octets_of(pattern, tile, start, row, octet, valid, TILE: tl.constexpr):
 @triton.jit
 def as_words(values):
     """Their bits, as integers of their size."""
-    if values.dtype.primitive_bitwidth == 16:
+    if values.dtype.primitive_bitwidth == 8:
+        return values.to(tl.int8, bitcast=True)
+    elif values.dtype.primitive_bitwidth == 16:
         return values.to(tl.int16, bitcast=True)
     elif values.dtype.primitive_bitwidth == 32:
         return values.to(tl.int32, bitcast=True)

@@ -59,7 +59,8 @@ def pack_kernel(dense, values, pattern, rows, columns, channels, positions, tile
     row = tile_row_of(pattern, tile, tile_cols, C) * C.TILE + tl.arange(0, C.ROWS)[:, None]
     column = tl.load(pattern.tile_col + tile) * C.TILE + tl.arange(0, C.COLUMNS)[None, :]
     place = dense_places(dense, row, column, columns, channels, positions)
-    block = tl.load(place, mask=active, other=0)
+    # The rest of the block is not stored. It has no default, for not every dtype is made from a number.
+    block = tl.load(place, mask=active)
     tl.store(value_places(values, octets, start, C.ROWS, C.COLUMNS), block, mask=active)
 
 

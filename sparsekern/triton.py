@@ -5,6 +5,7 @@ A public function for each op that has a kernel, under its name. Triton is impor
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -42,6 +43,7 @@ LEAST_VERSION = (3, 6)
 LEAST_CAPABILITY = (8, 0)
 
 
+@functools.cache
 def unusable() -> str | None:
     """Why no kernel can be compiled, None where they can. Triton is not imported, which takes a while."""
     if importlib.util.find_spec("triton") is None:

@@ -1,19 +1,12 @@
 import numpy
 import PIL.Image
 import pytest
-import torch
 
 from sparsekern.experiments.data import load_dataset
 from sparsekern.experiments.recipe import load_recipe
+from tests.processes import one_thread
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread for every test here, and the number that was set before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]  # for all tests of this folder
 
 
 @pytest.fixture(scope="session")

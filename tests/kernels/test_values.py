@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import sparsekern as sk
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 # With tiles of 64 and 32; then small ones, since a program for each tile takes long to interpret.
 SHAPES = [(tile, shape) for tile in (64, 32) for shape in [(1, 1), (65, 127), (65, 20, 3, 2)]]
 SHAPES += [(tile, shape) for tile in (16, 8) for shape in [(1, 1), (20, 3, 3, 3), (30, 40)]]

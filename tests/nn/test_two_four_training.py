@@ -11,6 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsekern.nn import TwoFourConv2d, TwoFourLayer, TwoFourLinear, sparsify_
+from tests.processes import one_thread
+
+__all__ = ["one_thread"]  # for all tests here
 
 NAMES = ("0", "2", "5")
 FORMS = {
@@ -28,15 +31,6 @@ OPTIMIZERS = {
         parameters, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny layers gain nothing by more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network():
